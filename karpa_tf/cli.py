@@ -1,0 +1,423 @@
+"""The command line: verbs and nothing else. What a verb does stands in the room that it calls.
+
+TensorFlow takes seconds to import, so a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from karpa_tf import __version__
+from karpa_tf.configs import (
+    RECIPES,
+    Recipe,
+    TrainingConfig,
+    find_recipe,
+    read_settings,
+    shipped_settings,
+)
+from karpa_tf.errors import UserError, did_you_mean
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `karpa-tf`; those of the process by default.
+
+    Returns:
+        The exit status: 0, 1 (doctor found something), 2 (a sentence on standard error), or 130
+        (Ctrl-C).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except UserError as error:
+        print(f"karpa-tf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# --- The verbs ------------------------------------------------------------------------------------
+
+
+def _list(_: Namespace) -> dict[str, Any]:
+    rows = [
+        {
+            "recipe": recipe.name,
+            "summary": recipe.summary,
+            "default_data": recipe.default_data,
+            "expected": recipe.expected(),
+            "settings": shipped_settings(recipe.name),
+        }
+        for recipe in RECIPES.values()
+    ]
+    for row in rows:
+        print(f"{row['recipe']}  {row['summary']}", file=_text(_))
+        print(f"    data      {row['default_data']}", file=_text(_))
+        print(f"    expected  {row['expected']}", file=_text(_))
+        print(f"    settings  --config {', '.join(row['settings'])}", file=_text(_))
+    return {"recipes": rows}
+
+
+def _doctor(args: Namespace) -> dict[str, Any]:
+    from karpa_tf import doctor
+
+    report = doctor.check(args.logs)
+    for check in report["checks"]:
+        mark = "ok  " if check["ok"] else "FAIL"
+        mend = f"\n      -> {check['mend']}" if check["mend"] else ""
+        print(f"{mark}  {check['name']}{mend}", file=_text(args))
+    return report
+
+
+def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, Any]:
+    from karpa_tf.training import run_folder
+
+    if args.resume:
+        folder = run_folder.open_run(args.resume, args.logs)
+        config = _config_to_resume(recipe, folder, typed, args.config)
+    else:
+        config = _config(recipe, args.config or "default", typed)
+        folder = None
+    module = _load(recipe)
+    if folder is None:
+        folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
+    metrics = module.train(config, folder, resume=bool(args.resume))
+    print(f"run: {folder.path}", file=_text(args))
+    _print_table({recipe.name: metrics}, args)
+    return {"run": str(folder.path), "metrics": _numbers(metrics)}
+
+
+def _runs(args: Namespace) -> dict[str, Any]:
+    from karpa_tf.training import run_folder
+
+    if args.recipe:
+        find_recipe(args.recipe)
+    rows = run_folder.list_runs(args.logs, args.recipe)
+    if not rows:
+        print(f"No runs in {args.logs}.", file=_text(args))
+    for line in run_folder.format_runs(rows):
+        print(line, file=_text(args))
+    return {"runs": rows}
+
+
+def _evaluate(args: Namespace) -> dict[str, Any]:
+    folder, recipe = _open(args)
+    result = _load(recipe).evaluate(folder, data=args.data or None)
+    _print_table({"model": result["metrics"], **result["baselines"]}, args)
+    for name, value in result.get("facts", {}).items():
+        print(f"{name}: {value}", file=_text(args))
+    return {
+        "recipe": recipe.name,
+        "run": str(folder.path),
+        "data": result["data"],
+        "metrics": _numbers(result["metrics"]),
+        "baselines": {name: _numbers(row) for name, row in result["baselines"].items()},
+    }
+
+
+def _predict(args: Namespace) -> dict[str, Any]:
+    from karpa_tf import rows
+
+    path = Path(args.run)
+    if (path / "saved_model.pb").is_file():
+        from karpa_tf.export import loader
+
+        signature = loader.load_signature(path)
+    else:
+        folder, recipe = _open(args)
+        signature = _load(recipe).signature(folder)
+    inputs = rows.read(args.inputs, args.input, signature.inputs)
+    outputs = signature.predict(inputs)
+    if args.output:
+        rows.write(args.output, inputs, outputs)
+        print(f"{args.output}: {len(outputs)} rows", file=_text(args))
+    else:
+        for line in rows.format(inputs, outputs):
+            print(line, file=_text(args))
+    return {"predictions": outputs}
+
+
+def _export(args: Namespace) -> dict[str, Any]:
+    folder, recipe = _open(args)
+    result = _load(recipe).export(folder, to=Path(args.to), top_k=args.top_k, force=args.force)
+    print(f"savedmodel: {result['savedmodel']}", file=_text(args))
+    for name, signature in result["signatures"].items():
+        print(f"  {name}: {signature['inputs']} -> {signature['outputs']}", file=_text(args))
+    return result
+
+
+# --- The parser -----------------------------------------------------------------------------------
+
+_VERBS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
+    "list": ("Print the recipes, their default data, expected result and time.", _list),
+    "doctor": ("Check versions, devices, imports and write access.", _doctor),
+    "train": ("Train a recipe.", _train),
+    "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
+    "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
+    "predict": ("Predict with a run or a SavedModel.", _predict),
+    "export": ("Write a SavedModel for TensorFlow Serving.", _export),
+}
+
+
+def _run(argv: list[str]) -> int:
+    parser, leaves = _parsers()
+    if "--version" in argv[:1]:
+        print(__version__)
+        return 0
+    if not argv:
+        parser.print_help()
+        return 0
+    args = _parse(parser, leaves, argv, defaults=True)
+    verb = args.verb
+    verb_args = args[verb]
+    if verb == "train":
+        recipe = find_recipe(verb_args.recipe)
+        typed = _parse(parser, leaves, argv, defaults=False)["train"].get(recipe.name) or {}
+        fields = {field.name for field in dataclasses.fields(recipe.config)}
+        result = _train(
+            verb_args[recipe.name],
+            recipe,
+            {name: value for name, value in vars(typed).items() if name in fields},
+        )
+        verb_args = verb_args[recipe.name]
+    else:
+        result = _VERBS[verb][1](verb_args)
+    if verb_args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return 0 if result.get("ok", True) else 1
+
+
+def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
+    parser = _parser("karpa-tf", "From data to a served model. `karpa-tf VERB --help` says more.")
+    parser.add_argument("--version", action="store_true", help="Print the version.")
+    verbs = parser.add_subcommands(dest="verb", required=True, metavar="VERB")
+    leaves: dict[tuple[str, ...], ArgumentParser] = {}
+    for verb, (summary, _) in _VERBS.items():
+        leaf = leaves[(verb,)] = _parser(f"karpa-tf {verb}", summary)
+        verbs.add_subcommand(verb, leaf, help=summary)
+        if verb == "train":
+            recipes = leaf.add_subcommands(dest="recipe", required=True, metavar="RECIPE")
+            for recipe in RECIPES.values():
+                leaves[(verb, recipe.name)] = _train_parser(recipe)
+                recipes.add_subcommand(
+                    recipe.name, leaves[(verb, recipe.name)], help=recipe.summary
+                )
+            continue
+        if verb == "runs":
+            leaf.add_argument("recipe", type=str, nargs="?", default="", help="Only this recipe's.")
+        if verb in ("evaluate", "export"):
+            leaf.add_argument("run", type=str, help="A run's folder, or RECIPE/latest.")
+        if verb == "evaluate":
+            leaf.add_argument(
+                "--data", type=str, default="", help="Other data than the run's own test split."
+            )
+        if verb == "predict":
+            leaf.add_argument("run", type=str, help="A run, RECIPE/latest, or a SavedModel folder.")
+            leaf.add_argument(
+                "inputs", type=str, nargs="*", default=[], help="Inputs; else standard input."
+            )
+            leaf.add_argument(
+                "--input", type=str, default="", help="Read inputs from a .csv, .jsonl or .txt."
+            )
+            leaf.add_argument(
+                "--output", type=str, default="", help="Write predictions to a .csv or .jsonl."
+            )
+        if verb == "export":
+            leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
+            leaf.add_argument(
+                "--top_k", type=int, default=5, help="How many candidates a text signature returns."
+            )
+            leaf.add_argument(
+                "--force",
+                action="store_true",
+                help="Export even a model that has not learned its task.",
+            )
+        _common(leaf)
+    return parser, leaves
+
+
+# A flag that may stand alone or take a value, as `--deterministic` and `--deterministic false`.
+_FLAG: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
+
+
+def _train_parser(recipe: Recipe) -> ArgumentParser:
+    parser = _parser(f"karpa-tf train {recipe.name}", f"{recipe.summary}. {recipe.expected()}")
+    parser.add_argument(
+        "--config",
+        type=str,
+        default="",
+        help=f"Settings: {', '.join(shipped_settings(recipe.name))}, or a YAML file of yours.",
+    )
+    parser.add_argument(
+        "--resume", type=str, default="", help="Go on with this run; only --epochs may grow."
+    )
+    defaults = dataclasses.asdict(recipe.config())
+    defaults.update(read_settings(recipe, "default"))
+    hints = _field_types(recipe.config)
+    for field in dataclasses.fields(recipe.config):
+        kind: dict[str, Any] = {"type": hints[field.name]}
+        if hints[field.name] is bool:
+            kind = dict(_FLAG)
+        kind["default"] = defaults[field.name]
+        parser.add_argument(f"--{field.name}", **kind, help=field.metadata["help"])
+    _common(parser)
+    return parser
+
+
+def _parser(prog: str, description: str) -> ArgumentParser:
+    return ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
+
+
+def _common(parser: ArgumentParser) -> None:
+    parser.add_argument("--logs", type=str, default="logs", help="Folder of the runs.")
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON object on standard output."
+    )
+
+
+def _field_types(config: type[TrainingConfig]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(config)
+
+
+def _parse(
+    parser: ArgumentParser,
+    leaves: dict[tuple[str, ...], ArgumentParser],
+    argv: list[str],
+    *,
+    defaults: bool,
+) -> Namespace:
+    try:
+        return parser.parse_args(argv, defaults=defaults)
+    except ArgumentError as error:
+        raise UserError(_one_sentence(str(error), leaves, argv)) from None
+
+
+def _one_sentence(
+    message: str, leaves: dict[tuple[str, ...], ArgumentParser], argv: list[str]
+) -> str:
+    """Turns the parser's report into one sentence that names the nearest right word."""
+    choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+    if choice:
+        known = re.findall(r"[\w-]+", choice[2])
+        what = "recipe" if "recipe" in message.split(":")[0].lower() else "verb"
+        return (
+            f'There is no {what} "{choice[1]}"{did_you_mean(choice[1], known)} '
+            f"Known: {', '.join(known)}."
+        )
+    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+    if unknown:
+        words = tuple(word for word in argv if not word.startswith("-"))
+        leaf = leaves.get(words[:2]) or leaves[words[:1]]
+        flags = [flag for a in leaf._actions for flag in a.option_strings]
+        flag = unknown[1].split("=")[0]
+        command = " ".join(["karpa-tf", *next(k for k, v in leaves.items() if v is leaf)])
+        return f"{command} has no option {flag}{did_you_mean(flag, flags)}"
+    wrong = re.search(r'Parser key "(.*?)":\s*(.*)', message, re.DOTALL)
+    if wrong:
+        reason = " ".join(wrong[2].split())
+        reason = re.sub(r"an? <class '(\w+)'>", r"\1", reason)
+        reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
+        value = re.search(r"Got value: (.*)$", reason)
+        options = re.search(r"one of (.*?)\. Got", reason)
+        hint = ""
+        if value and options:
+            hint = did_you_mean(value[1], re.findall(r"'(.*?)'", options[1]))
+        return f"--{wrong[1]}: {reason}{hint}"
+    return " ".join(message.split())
+
+
+# --- Shared by the verbs --------------------------------------------------------------------------
+
+
+def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> TrainingConfig:
+    """The dataclass's defaults, under the settings file, under the typed flags."""
+    values = read_settings(recipe, name_or_path)
+    # The same parser checks the types of a file and of the flags.
+    try:
+        checked = _train_parser(recipe).parse_object(values, defaults=False)
+    except ArgumentError as error:
+        raise UserError(f"{name_or_path}: {_one_sentence(str(error), {}, [])}") from None
+    return recipe.config(**{**{key: checked[key] for key in values}, **typed})
+
+
+def _config_to_resume(
+    recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str
+) -> TrainingConfig:
+    if folder.recipe != recipe.name:
+        raise UserError(
+            f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}."
+        )
+    if config_option:
+        raise UserError("--config cannot go with --resume: the run's own config.yaml is used.")
+    for name in typed:
+        if name != "epochs":
+            raise UserError(
+                f"--{name} cannot go with --resume: everything comes from the run's config.yaml, "
+                "and only --epochs may grow."
+            )
+    config = _config(recipe, str(folder.path / "config.yaml"), {})
+    if "epochs" in typed:
+        if typed["epochs"] < config.epochs:
+            raise UserError(
+                f"--epochs may only grow with --resume: the run has {config.epochs}. "
+                f"Received: {typed['epochs']}."
+            )
+        config.epochs = typed["epochs"]
+    return config
+
+
+def _open(args: Namespace) -> tuple[Any, Recipe]:
+    from karpa_tf.training import run_folder
+
+    folder = run_folder.open_run(args.run, args.logs)
+    return folder, find_recipe(folder.recipe)
+
+
+def _load(recipe: Recipe) -> Any:
+    # TensorFlow's own log lines would drown the one sentence that the user needs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return recipe.load()
+
+
+def _text(args: Namespace) -> Any:
+    """Where people read: standard output, unless that is kept for one JSON object."""
+    return sys.stderr if args.get("json") else sys.stdout
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def _print_table(table: dict[str, dict[str, Any]], args: Namespace) -> None:
+    names = list(dict.fromkeys(name for row in table.values() for name in _numbers(row)))
+    width = max([len(row) for row in table] + [5])
+    widths = [max(len(name), 8) for name in names]
+    cells = [f"{name:>{size}}" for name, size in zip(names, widths, strict=True)]
+    print(" ".join([" " * width, *cells]), file=_text(args))
+    for row, values in table.items():
+        cells = [
+            f"{values[name]:>{size}.4g}" if name in values else " " * size
+            for name, size in zip(names, widths, strict=True)
+        ]
+        print(" ".join([f"{row:<{width}}", *cells]), file=_text(args))

@@ -1,0 +1,172 @@
+"""The recipes' settings: one dataclass a recipe, one documented line a field, and the table of recipes.
+
+Pure Python and nothing heavy: `karpa-tf --help` and `karpa-tf list` read only this file and the YAML
+files of `karpa_tf/settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import yaml
+
+from karpa_tf.errors import UserError, did_you_mean
+
+SETTINGS = Path(__file__).parent / "settings"
+
+
+def option(default: Any, help: str) -> Any:
+    """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """What every supervised recipe can be told."""
+
+    data: str = option("embedded", "What to train on: a file, a folder, tfds:NAME, or the default.")
+    epochs: int = option(10, "Passes over the training data.")
+    batch_size: int = option(32, "Examples in an update of the weights, over all workers.")
+    learning_rate: float = option(1e-3, "Peak of the learning rate.")
+    seed: int = option(0, "Seed of the weights, masks, dropout and order of the examples.")
+    deterministic: bool = option(
+        False, "Bit-identical results on one machine, even through --resume; may cost speed."
+    )
+    strategy: Literal["none", "mirrored", "multi-worker"] = option(
+        "none", "Where to train: one device, every GPU of this machine, or TF_CONFIG's workers."
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = option(
+        "auto", "Arithmetic; auto takes mixed_bfloat16 where the CPU or GPU has it."
+    )
+    accumulate: int = option(
+        1, "Parts in which a batch is computed to save memory; the update stays the same."
+    )
+    clip_norm: float = option(1.0, "Largest global norm of the gradient; 0 leaves it as it is.")
+    checkpoint_seconds: float = option(20.0, "Seconds between checkpoints to resume from.")
+    keep_checkpoints: int = option(2, "How many of the last checkpoints stay on disk.")
+    profile: str = option("", "START:STOP, the steps that TensorBoard's profiler records.")
+    init: str = option("", "A run whose best weights to start from.")
+
+
+@dataclass(kw_only=True)
+class MlmGruConfig(TrainingConfig):
+    """A masked language model: Embedding -> Bidirectional GRU -> softmax over the vocabulary."""
+
+    data: str = option(
+        "embedded",
+        "Text: embedded (the Python reference), a .txt or .txt.gz file, a folder of them, tfds:NAME.",
+    )
+    vocabulary: str = option("", "Your own WordPiece vocab.txt; empty: learn one from the text.")
+    vocabulary_size: int = option(10_000, "Largest number of pieces to learn.")
+    lowercase: bool = option(True, "Read text in lower case, without accents.")
+    sequence_length: int = option(64, "Pieces in a window.")
+    mask_rate: float = option(0.15, "Share of the pieces of a window that are masked.")
+    whole_word_masking: bool = option(False, "Mask all the pieces of a word together.")
+    objective: Literal["masked", "every"] = option(
+        "every",
+        "Which pieces the loss is taken at: the masked ones, seen with the state that has read the "
+        "mask, or every one, each from the states before and after it.",
+    )
+    embedding_size: int = option(256, "Width of the embedding.")
+    units: int = option(384, "Units of the GRU in each direction.")
+    layers: int = option(1, "GRUs on top of each other in each direction.")
+    tied: bool = option(True, "Project to the vocabulary with the embedding's own weights.")
+    dropout: float = option(0.3, "Share of the activations dropped in training.")
+    weight_decay: float = option(0.01, "AdamW's decay of the matrices.")
+    warmup: float = option(0.05, "Share of the steps in which the learning rate rises.")
+    patience: int = option(5, "Epochs without a better validation loss before training stops.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of `karpa-tf list`."""
+
+    name: str
+    config: type[TrainingConfig]
+    module: str
+    summary: str
+    default_data: str
+    rate_unit: str
+
+    def load(self) -> ModuleType:
+        """Imports the recipe's file, and with it TensorFlow."""
+        return importlib.import_module(self.module)
+
+    def expected(self) -> str:
+        """What the default settings reach and how long they take: the header of their YAML file."""
+        lines = (SETTINGS / self.name / "default.yaml").read_text(encoding="utf-8").splitlines()
+        header = [line.lstrip("# ") for line in lines if line.startswith("# Expected:")]
+        return header[0].removeprefix("Expected:").strip() if header else ""
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in [
+        Recipe(
+            name="mlm-gru",
+            config=MlmGruConfig,
+            module="karpa_tf.recipes.mlm_gru",
+            summary="masked language model: Embedding, bidirectional GRU, softmax",
+            default_data="embedded: the Python reference and docstrings, in English",
+            rate_unit="tokens",
+        ),
+    ]
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Returns the recipe of that name.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    if name not in RECIPES:
+        raise UserError(
+            f'There is no recipe "{name}"{did_you_mean(name, RECIPES)} '
+            f"Known: {', '.join(RECIPES)}."
+        )
+    return RECIPES[name]
+
+
+def shipped_settings(recipe: str) -> list[str]:
+    """Names that `--config` takes for a recipe, e.g. `["default", "essay", "quickstart"]`."""
+    return sorted(path.stem for path in (SETTINGS / recipe).glob("*.yaml"))
+
+
+def read_settings(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
+    """Reads a shipped settings file by name, or a user's YAML file by path.
+
+    Returns:
+        Field names and values as the YAML has them; types are checked by the command line's parser.
+
+    Raises:
+        UserError: no such file, not YAML, or a field that the recipe does not have.
+    """
+    names = shipped_settings(recipe.name)
+    path = SETTINGS / recipe.name / f"{name_or_path}.yaml"
+    if name_or_path not in names:
+        path = Path(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(
+            f'--config: "{name_or_path}" is neither a file nor shipped settings of {recipe.name}'
+            f"{did_you_mean(name_or_path, names)} Shipped: {', '.join(names)}."
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config: {path} cannot be read as YAML: {reason}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path} must hold one `field: value` a line.")
+    known = {field.name for field in dataclasses.fields(recipe.config)}
+    for key in values:
+        if key not in known:
+            raise UserError(
+                f'{path}: {recipe.name} has no field "{key}"{did_you_mean(str(key), known)}'
+            )
+    return values

@@ -1,0 +1,1 @@
+"""Sources and tf.data pipelines; this room knows no model."""

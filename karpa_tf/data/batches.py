@@ -1,0 +1,94 @@
+"""Batches that can be rebuilt from their number: the piece that resume, seeds and workers rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training or validation data as a function of the step.
+
+    A run that is killed goes on with the batch it would have seen, and every worker reads its own part
+    of the same global batch, because nothing but the step decides what is in a batch.
+
+    Attributes:
+        load: `(step, part, parts)` to the `part`-th of `parts` equal slices of global batch `step`, as
+            `(features, labels, sample_weights)`. `step` is an int64 scalar tensor, the others are
+            Python integers; it runs in tf.data's graph.
+        steps_per_epoch: steps in one pass over the data.
+        batch_size: rows of a global batch.
+        rate_unit: what one row counts, for the speed that is shown, e.g. "tokens".
+        units_per_row: how many of these units a row holds.
+    """
+
+    load: Callable[[tf.Tensor, int, int], Any]
+    steps_per_epoch: int
+    batch_size: int
+    rate_unit: str = "examples"
+    units_per_row: int = 1
+
+    def dataset(
+        self, start: int = 0, stop: int | None = None, *, part: int = 0, parts: int = 1
+    ) -> tf.data.Dataset:
+        """Returns batches `start` to `stop` (one epoch by default) as a `tf.data.Dataset`.
+
+        Args:
+            start: first step.
+            stop: step after the last one; `epochs * steps_per_epoch` for several epochs.
+            part: which slice of each global batch, for one worker of several.
+            parts: how many slices.
+
+        Raises:
+            ValueError: the batch cannot be cut into that many equal slices.
+        """
+        if self.batch_size % parts:
+            raise ValueError(
+                f"A batch must divide evenly among the workers. Received: batch_size="
+                f"{self.batch_size}, workers={parts}."
+            )
+        stop = start + self.steps_per_epoch if stop is None else stop
+        steps = tf.data.Dataset.range(start * parts, stop * parts).shard(parts, part)
+        return steps.map(
+            lambda index: self.load(index // parts, part, parts),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        ).prefetch(tf.data.AUTOTUNE)
+
+
+class EpochOrder:
+    """The order of the examples: a new permutation each epoch, made of the seed and the epoch alone.
+
+    The last batch of an epoch is filled up with -1, so that every batch has the same shape.
+    """
+
+    def __init__(self, examples: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-examples // batch_size)
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            rows = np.arange(examples)
+            if shuffle:
+                rows = np.random.default_rng((seed, epoch)).permutation(examples)
+            fill = self.steps_per_epoch * batch_size - examples
+            return np.concatenate([rows, np.full(fill, -1)])
+
+        self._order = order
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 (batch_size,): the examples of global batch `step`; -1 where there is none."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+
+
+def slice_part(rows: Any, part: int, parts: int) -> Any:
+    """Returns the `part`-th of `parts` equal slices of a batch."""
+    size = len(rows) // parts
+    return rows[part * size : (part + 1) * size]

@@ -1,0 +1,234 @@
+"""The run folder `logs/<recipe>/<run>/`: what a run was told, what it reached, and where its files are.
+
+    config.yaml         every field; loads again with `--config`
+    command.txt         the command line that started the run
+    environment.json    versions, commit, seed
+    metrics.json        final figures; written when the run has ended
+    checkpoints/        to resume
+    best.weights.h5     weights of the best validation loss
+    assets/             what evaluate and export need beside the weights: vocabulary, labels
+    train/ validation/  TensorBoard event files
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from karpa_tf.configs import RECIPES, TrainingConfig
+from karpa_tf.errors import UserError, did_you_mean
+
+_PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> str:
+        return self.path.resolve().parent.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.path / "best.weights.h5"
+
+    @property
+    def assets(self) -> Path:
+        return self.path / "assets"
+
+    def write_config(self, config: TrainingConfig) -> None:
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        write_whole(self.path / "config.yaml", text)
+
+    def read_config(self) -> dict[str, Any]:
+        values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: it holds no fields.")
+        return values
+
+    def write_environment(self, seed: int, **facts: Any) -> None:
+        write_json(self.path / "environment.json", {**environment(), "seed": seed, **facts})
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        write_json(self.path / "metrics.json", metrics)
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """Returns the final figures, or None while the run has not ended."""
+        try:
+            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise UserError(
+                f"{self.path / 'metrics.json'} is damaged: train --resume writes it again."
+            ) from None
+
+
+def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFolder:
+    """Makes the next numbered folder; two processes never get the same one.
+
+    Raises:
+        UserError: `logs` cannot be written to.
+    """
+    parent = Path(logs) / recipe
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max([int(p.name) for p in parent.iterdir() if p.name.isdecimal()], default=0) + 1
+        while True:
+            try:
+                (parent / str(number)).mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        folder = RunFolder(parent / str(number))
+        for path in (folder.checkpoints, folder.assets):
+            path.mkdir()
+        write_whole(folder.path / "command.txt", shlex.join(["karpa-tf", *command]) + "\n")
+    return folder
+
+
+def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
+    """Opens a run by its path, or the newest one of a recipe by `RECIPE/latest`.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = Path(run)
+    if path.name == "latest" and not path.exists():
+        parent = path.parent if path.parent.is_dir() else Path(logs) / path.parent
+        numbers = [int(p.name) for p in _runs_in(parent)]
+        if not numbers:
+            recipe = path.parent.name
+            hint = "" if recipe in RECIPES else did_you_mean(recipe, RECIPES)
+            raise UserError(f"There is no run of {recipe} in {logs}{hint or '; train one first.'}")
+        return RunFolder(parent / str(max(numbers)))
+    for candidate in (path, Path(logs) / path):
+        if (candidate / "config.yaml").is_file():
+            return RunFolder(candidate)
+    if not path.exists():
+        raise UserError(f"There is no run {run}; `karpa-tf runs` lists those that there are.")
+    raise UserError(f"{run} is not a run folder: it holds no config.yaml.")
+
+
+def _runs_in(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    runs = [p for p in parent.iterdir() if p.name.isdecimal() and (p / "config.yaml").is_file()]
+    return sorted(runs, key=lambda p: int(p.name))
+
+
+def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
+    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`."""
+    rows = []
+    for name in [recipe] if recipe else list(RECIPES):
+        for path in _runs_in(Path(logs) / name):
+            folder = RunFolder(path)
+            metrics = folder.read_metrics()
+            rows.append(
+                {
+                    "run": str(path),
+                    "recipe": name,
+                    "status": "finished" if metrics else "unfinished",
+                    "config": folder.read_config(),
+                    "metrics": metrics or {},
+                }
+            )
+    return rows
+
+
+def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yields the lines of a table: the settings in which runs of a recipe differ, and their figures."""
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        mine = [row for row in rows if row["recipe"] == recipe]
+        fields = dict.fromkeys(key for row in mine for key in row["config"])
+        differing = [
+            key for key in fields if len({repr(row["config"].get(key)) for row in mine}) > 1
+        ]
+        figures = list(
+            dict.fromkeys(
+                key for row in mine for key, v in row["metrics"].items() if isinstance(v, float)
+            )
+        )
+        table = [["run", "status", *differing, *figures]]
+        for row in mine:
+            config = [str(row["config"].get(key, "")) for key in differing]
+            numbers = [
+                f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "" for key in figures
+            ]
+            table.append([row["run"], row["status"], *config, *numbers])
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        for line in table:
+            cells = [f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True)]
+            yield "  ".join(cells).rstrip()
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, platform and, in a git checkout, the commit."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON that is there whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write below `path` into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be written: {reason}; free some space or choose another folder."
+        ) from error
