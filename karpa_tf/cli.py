@@ -10,8 +10,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,8 @@ def _list(_: Namespace) -> dict[str, Any]:
 def _doctor(args: Namespace) -> dict[str, Any]:
     from karpa_tf import doctor
 
-    report = doctor.check(args.logs)
+    with _quiet_import():
+        report = doctor.check(args.logs)
     for check in report["checks"]:
         mark = "ok  " if check["ok"] else "FAIL"
         mend = f"\n      -> {check['mend']}" if check["mend"] else ""
@@ -137,7 +140,8 @@ def _predict(args: Namespace) -> dict[str, Any]:
 
     path = Path(args.run)
     if (path / "saved_model.pb").is_file():
-        from karpa_tf.export import loader
+        with _quiet_import():
+            from karpa_tf.export import loader
 
         signature = loader.load_signature(path)
     else:
@@ -216,9 +220,7 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
             recipes = leaf.add_subcommands(dest="recipe", required=True, metavar="RECIPE")
             for recipe in RECIPES.values():
                 leaves[(verb, recipe.name)] = _train_parser(recipe)
-                recipes.add_subcommand(
-                    recipe.name, leaves[(verb, recipe.name)], help=recipe.summary
-                )
+                recipes.add_subcommand(recipe.name, leaves[(verb, recipe.name)], help=recipe.summary)
             continue
         if verb == "runs":
             leaf.add_argument("recipe", type=str, nargs="?", default="", help="Only this recipe's.")
@@ -230,15 +232,11 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
             )
         if verb == "predict":
             leaf.add_argument("run", type=str, help="A run, RECIPE/latest, or a SavedModel folder.")
-            leaf.add_argument(
-                "inputs", type=str, nargs="*", default=[], help="Inputs; else standard input."
-            )
+            leaf.add_argument("inputs", type=str, nargs="*", default=[], help="Inputs; else standard input.")
             leaf.add_argument(
                 "--input", type=str, default="", help="Read inputs from a .csv, .jsonl or .txt."
             )
-            leaf.add_argument(
-                "--output", type=str, default="", help="Write predictions to a .csv or .jsonl."
-            )
+            leaf.add_argument("--output", type=str, default="", help="Write predictions to a .csv or .jsonl.")
         if verb == "export":
             leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
             leaf.add_argument(
@@ -265,9 +263,7 @@ def _train_parser(recipe: Recipe) -> ArgumentParser:
         default="",
         help=f"Settings: {', '.join(shipped_settings(recipe.name))}, or a YAML file of yours.",
     )
-    parser.add_argument(
-        "--resume", type=str, default="", help="Go on with this run; only --epochs may grow."
-    )
+    parser.add_argument("--resume", type=str, default="", help="Go on with this run; only --epochs may grow.")
     defaults = dataclasses.asdict(recipe.config())
     defaults.update(read_settings(recipe, "default"))
     hints = _field_types(recipe.config)
@@ -282,16 +278,12 @@ def _train_parser(recipe: Recipe) -> ArgumentParser:
 
 
 def _parser(prog: str, description: str) -> ArgumentParser:
-    return ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
-    )
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
 
 
 def _common(parser: ArgumentParser) -> None:
     parser.add_argument("--logs", type=str, default="logs", help="Folder of the runs.")
-    parser.add_argument(
-        "--json", action="store_true", help="Print one JSON object on standard output."
-    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object on standard output.")
 
 
 def _field_types(config: type[TrainingConfig]) -> dict[str, Any]:
@@ -313,18 +305,13 @@ def _parse(
         raise UserError(_one_sentence(str(error), leaves, argv)) from None
 
 
-def _one_sentence(
-    message: str, leaves: dict[tuple[str, ...], ArgumentParser], argv: list[str]
-) -> str:
+def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], argv: list[str]) -> str:
     """Turns the parser's report into one sentence that names the nearest right word."""
     choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
     if choice:
         known = re.findall(r"[\w-]+", choice[2])
         what = "recipe" if "recipe" in message.split(":")[0].lower() else "verb"
-        return (
-            f'There is no {what} "{choice[1]}"{did_you_mean(choice[1], known)} '
-            f"Known: {', '.join(known)}."
-        )
+        return f'There is no {what} "{choice[1]}"{did_you_mean(choice[1], known)} Known: {", ".join(known)}.'
     unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
     if unknown:
         words = tuple(word for word in argv if not word.startswith("-"))
@@ -365,9 +352,7 @@ def _config_to_resume(
     recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str
 ) -> TrainingConfig:
     if folder.recipe != recipe.name:
-        raise UserError(
-            f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}."
-        )
+        raise UserError(f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}.")
     if config_option:
         raise UserError("--config cannot go with --resume: the run's own config.yaml is used.")
     for name in typed:
@@ -395,9 +380,33 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
 
 
 def _load(recipe: Recipe) -> Any:
-    # TensorFlow's own log lines would drown the one sentence that the user needs.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    return recipe.load()
+    with _quiet_import():
+        return recipe.load()
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps what TensorFlow logs while it is imported off the screen, unless the import fails.
+
+    Some of it comes before any log level is read, so standard error itself is set aside.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as log:
+        saved = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
+        except BaseException:
+            log.seek(0)
+            os.write(saved, log.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _text(args: Namespace) -> Any:

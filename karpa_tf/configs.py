@@ -127,8 +127,7 @@ def find_recipe(name: str) -> Recipe:
     """
     if name not in RECIPES:
         raise UserError(
-            f'There is no recipe "{name}"{did_you_mean(name, RECIPES)} '
-            f"Known: {', '.join(RECIPES)}."
+            f'There is no recipe "{name}"{did_you_mean(name, RECIPES)} Known: {", ".join(RECIPES)}.'
         )
     return RECIPES[name]
 
@@ -166,7 +165,5 @@ def read_settings(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(recipe.config)}
     for key in values:
         if key not in known:
-            raise UserError(
-                f'{path}: {recipe.name} has no field "{key}"{did_you_mean(str(key), known)}'
-            )
+            raise UserError(f'{path}: {recipe.name} has no field "{key}"{did_you_mean(str(key), known)}')
     return values

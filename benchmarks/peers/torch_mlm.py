@@ -38,9 +38,7 @@ def measure(sizes: dict, fused: bool, low_precision: bool) -> float:
     model = MaskedLanguageModel(sizes["vocabulary"], sizes["embedding"], sizes["units"])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     tokens = torch.randint(1, sizes["vocabulary"], (batch, length))
-    positions = torch.stack(
-        [torch.randperm(length)[: sizes["predictions"]] for _ in range(batch)]
-    )
+    positions = torch.stack([torch.randperm(length)[: sizes["predictions"]] for _ in range(batch)])
     labels = tokens.gather(1, positions).flatten()
 
     def step() -> None:

@@ -190,9 +190,7 @@ def _files_corpus(name: str, files: list[Path]) -> Corpus:
 
 
 def _corpus(name: str, fingerprint: str, documents: Callable[[], Iterable[str]]) -> Corpus:
-    return Corpus(
-        name, fingerprint, lambda: split_documents(text for text in documents() if text.strip())
-    )
+    return Corpus(name, fingerprint, lambda: split_documents(text for text in documents() if text.strip()))
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -279,9 +277,7 @@ def _tfds_corpus(source: str) -> Corpus:
     import tensorflow_datasets as tfds
 
     texts = [
-        key
-        for key, feature in dict(builder.info.features).items()
-        if isinstance(feature, tfds.features.Text)
+        key for key, feature in dict(builder.info.features).items() if isinstance(feature, tfds.features.Text)
     ]
     if not texts:
         raise UserError(f"{source} has no text feature; its features: {list(builder.info.features)}.")
@@ -314,8 +310,7 @@ def open_tfds(name: str) -> object:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"tfds:{name} is not available: {reason} Without a network use a local file or --data "
-            "embedded."
+            f"tfds:{name} is not available: {reason} Without a network use a local file or --data embedded."
         ) from None
     try:
         builder.download_and_prepare()

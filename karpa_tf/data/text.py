@@ -299,12 +299,14 @@ class Windows:
         counts = -(-(ends - begins) // length)
         first = np.cumsum(counts) - counts
         starts = np.repeat(begins - first * length, counts) + np.arange(counts.sum()) * length
-        self.starts, self.begins, self.ends = starts, np.repeat(begins, counts), np.repeat(ends, counts)
+        self.starts, self.begins, self.ends = (
+            starts,
+            np.repeat(begins, counts),
+            np.repeat(ends, counts),
+        )
         if most is not None and len(starts) > most:
             kept = np.linspace(0, len(starts) - 1, most).astype(np.int64)
-            self.starts, self.begins, self.ends = (
-                a[kept] for a in (self.starts, self.begins, self.ends)
-            )
+            self.starts, self.begins, self.ends = (a[kept] for a in (self.starts, self.begins, self.ends))
         self.pieces = split.pieces
         self.length = length
         self.views = views
@@ -349,9 +351,7 @@ class Windows:
             seed: training: shuffled, shifted and masked anew at every step. None: fixed masks, and
                 every chosen piece is hidden, since that is what filling a mask asks for.
         """
-        order = EpochOrder(
-            len(self), batch_size, seed=seed or 0, shuffle=seed is not None
-        )
+        order = EpochOrder(len(self), batch_size, seed=seed or 0, shuffle=seed is not None)
         length = self.length
 
         def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -372,9 +372,7 @@ class Windows:
             # Masks are drawn for the whole global batch, so that they do not depend on the workers.
             chosen = masking.choose(ids, counts, draw)
             inputs = masking.hide(ids, chosen, draw, corrupt=seed is not None)
-            ids, counts, chosen, inputs = (
-                slice_part(x, part, parts) for x in (ids, counts, chosen, inputs)
-            )
+            ids, counts, chosen, inputs = (slice_part(x, part, parts) for x in (ids, counts, chosen, inputs))
             if objective == "every":
                 targets = masking.allowed(ids, counts)
                 positions = tf.broadcast_to(tf.range(length), tf.shape(ids))
@@ -481,16 +479,19 @@ class Masking:
             chosen = tf.where(tf.reduce_any(whole & allowed, axis=1, keepdims=True), whole, chosen)
         return chosen & allowed
 
-    def hide(
-        self, ids: tf.Tensor, chosen: tf.Tensor, seed: tf.Tensor, *, corrupt: bool
-    ) -> tf.Tensor:
+    def hide(self, ids: tf.Tensor, chosen: tf.Tensor, seed: tf.Tensor, *, corrupt: bool) -> tf.Tensor:
         """Returns the ids with the chosen ones hidden: 80/10/10, or all by [MASK] if not `corrupt`."""
         masked = tf.where(chosen, self._mask_id, ids)
         if not corrupt:
             return masked
-        kind = tf.random.stateless_uniform(tf.shape(ids), seed + [1, 0], alg="philox")
+        kind = tf.random.stateless_uniform(tf.shape(ids), seed + tf.constant([1, 0], tf.int64), alg="philox")
         other = tf.random.stateless_uniform(
-            tf.shape(ids), seed + [2, 0], 0, len(self._ordinary), tf.int32, alg="philox"
+            tf.shape(ids),
+            seed + tf.constant([2, 0], tf.int64),
+            0,
+            len(self._ordinary),
+            tf.int32,
+            alg="philox",
         )
         masked = tf.where(chosen & (kind > 0.8), tf.gather(self._ordinary, other), masked)
         return tf.where(chosen & (kind > 0.9), ids, masked)

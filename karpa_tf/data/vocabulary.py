@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -92,7 +93,8 @@ class WordPiece:
         return allowed
 
     @cached_property
-    def _tokenizer(self) -> object:
+    def tokenizer(self) -> Any:
+        """The keras-hub layer that does the work."""
         import keras_hub
 
         return keras_hub.tokenizers.WordPieceTokenizer(
@@ -118,10 +120,10 @@ class WordPiece:
 
     @cached_property
     def _tokenize(self) -> tf.types.experimental.PolymorphicFunction:
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         # Outside a graph keras-hub returns lists; in one, a ragged tensor.
         return tf.function(
-            lambda text: tokenizer(text),  # type: ignore[operator]
+            lambda text: tokenizer(text),
             input_signature=[tf.TensorSpec([None], tf.string)],
             autograph=False,
         )
@@ -173,9 +175,7 @@ def learn_wordpiece(
 
     # The trainer numbers characters in the order of a hash map, and breaks ties by number. Given the
     # alphabet beforehand, it has no choice left.
-    alphabet = [
-        piece for counts in (starts, goes_on) for piece in sorted(_most_frequent(counts, _ALPHABET))
-    ]
+    alphabet = [piece for counts in (starts, goes_on) for piece in sorted(_most_frequent(counts, _ALPHABET))]
     first = list(dict.fromkeys([*SPECIAL, *alphabet]))
     if size < len(first):
         raise UserError(

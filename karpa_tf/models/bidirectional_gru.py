@@ -48,9 +48,7 @@ def _scan(
         )
         return i + 1, state, targets
 
-    _, _, targets = tf.while_loop(
-        lambda i, *_: i < length, body, (tf.constant(0), state, targets)
-    )
+    _, _, targets = tf.while_loop(lambda i, *_: i < length, body, (tf.constant(0), state, targets))
     return [target.stack() for target in targets]
 
 
@@ -202,8 +200,9 @@ class BidirectionalGRU(keras.layers.Layer):
     """A GRU over a sequence from the left and another one from the right.
 
     Equal to `keras.layers.Bidirectional(keras.layers.GRU(units, return_sequences=True),
-    merge_mode=None)`, whose `get_weights()` this layer's `set_weights` takes as they are. It is
-    the GRU of Cho et al. (2014, https://arxiv.org/abs/1406.1078) with the reset gate behind the
+    merge_mode=None)`, whose `get_weights()` this layer's `set_weights` takes as they are, except
+    for the outputs at padding: the kept state, which Keras' wrapper overwrites with 0. It is the
+    GRU of Cho et al. (2014, https://arxiv.org/abs/1406.1078) with the reset gate behind the
     recurrent matmul, as in cuDNN. The two directions are two loops without a bond between them,
     so that TensorFlow runs them side by side on its inter-op threads. Under mixed precision the
     matmuls are bfloat16 and the state is float32.

@@ -1,0 +1,1 @@
+"""What every recipe shares: the loop, checkpoints, the run folder, callbacks, TensorBoard."""

@@ -1,13 +1,13 @@
 """The run folder `logs/<recipe>/<run>/`: what a run was told, what it reached, and where its files are.
 
-    config.yaml         every field; loads again with `--config`
-    command.txt         the command line that started the run
-    environment.json    versions, commit, seed
-    metrics.json        final figures; written when the run has ended
-    checkpoints/        to resume
-    best.weights.h5     weights of the best validation loss
-    assets/             what evaluate and export need beside the weights: vocabulary, labels
-    train/ validation/  TensorBoard event files
+config.yaml         every field; loads again with `--config`
+command.txt         the command line that started the run
+environment.json    versions, commit, seed
+metrics.json        final figures; written when the run has ended
+checkpoints/        to resume
+best.weights.h5     weights of the best validation loss
+assets/             what evaluate and export need beside the weights: vocabulary, labels
+train/ validation/  TensorBoard event files
 """
 
 from __future__ import annotations
@@ -160,20 +160,14 @@ def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         mine = [row for row in rows if row["recipe"] == recipe]
         fields = dict.fromkeys(key for row in mine for key in row["config"])
-        differing = [
-            key for key in fields if len({repr(row["config"].get(key)) for row in mine}) > 1
-        ]
+        differing = [key for key in fields if len({repr(row["config"].get(key)) for row in mine}) > 1]
         figures = list(
-            dict.fromkeys(
-                key for row in mine for key, v in row["metrics"].items() if isinstance(v, float)
-            )
+            dict.fromkeys(key for row in mine for key, v in row["metrics"].items() if isinstance(v, float))
         )
         table = [["run", "status", *differing, *figures]]
         for row in mine:
             config = [str(row["config"].get(key, "")) for key in differing]
-            numbers = [
-                f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "" for key in figures
-            ]
+            numbers = [f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "" for key in figures]
             table.append([row["run"], row["status"], *config, *numbers])
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         for line in table:
@@ -200,9 +194,7 @@ def environment() -> dict[str, Any]:
 def _commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

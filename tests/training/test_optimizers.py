@@ -22,9 +22,18 @@ def _gradients(step):
     return [tf.constant(rng.normal(size=v.shape).astype("float32")) for v in _variables()]
 
 
+def _train(optimizer, variables, steps, start=0):
+    @tf.function
+    def apply(gradients):
+        optimizer.apply(gradients, variables)
+
+    for step in range(start, start + steps):
+        apply(_gradients(step))
+
+
 def _schedule():
     return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=6, warmup_steps=3, warmup_target=0.05
+        0.0, decay_steps=6, warmup_steps=3, warmup_target=0.01
     )
 
 
@@ -50,11 +59,11 @@ def test_equals_keras(arguments):
         optimizer, variables = kind(**arguments), _variables()
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         optimizer.build(variables)
-        apply = tf.function(optimizer.apply)
-        for step in range(8):
-            apply(_gradients(step), variables)
+        _train(optimizer, variables, 8)
         results.append((variables, optimizer.variables))
-    for ours, theirs in zip(results[0][0] + results[0][1], results[1][0] + results[1][1]):
+    for ours, theirs in zip(
+        results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True
+    ):
         assert ours.path.split("/")[-1] == theirs.path.split("/")[-1]
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -103,17 +112,13 @@ def test_embedding_with_repeated_tokens():
 
 
 def test_checkpoint_and_config(tmp_path):
-    def train(optimizer, variables, steps):
-        for step in steps:
-            optimizer.apply(_gradients(step), variables)
-
     optimizer, variables = AdamW(_schedule(), weight_decay=0.1), _variables()
     optimizer.build(variables)
-    train(optimizer, variables, range(3))
-    path = tf.train.Checkpoint(
-        optimizer=optimizer, variables=[v.value for v in variables]
-    ).save(str(tmp_path / "checkpoint"))
-    train(optimizer, variables, range(3, 6))
+    _train(optimizer, variables, 3)
+    path = tf.train.Checkpoint(optimizer=optimizer, variables=[v.value for v in variables]).save(
+        str(tmp_path / "checkpoint")
+    )
+    _train(optimizer, variables, 3, start=3)
 
     config = keras.optimizers.serialize(optimizer)
     restored, others = keras.optimizers.deserialize(config), _variables()
@@ -123,9 +128,11 @@ def test_checkpoint_and_config(tmp_path):
         path
     ).assert_existing_objects_matched()
     assert int(restored.iterations) == 3
-    train(restored, others, range(3, 6))
+    _train(restored, others, 3, start=3)
     assert int(restored.iterations) == 6
-    for value, other in zip(variables + optimizer.variables, others + restored.variables):
+    for value, other in zip(
+        variables + optimizer.variables, others + restored.variables, strict=True
+    ):
         np.testing.assert_array_equal(value, other)
 
 

@@ -1,0 +1,67 @@
+# Every target makes .venv first, and again when setup.cfg has changed. PYTHON chooses the interpreter.
+PYTHON ?= $(shell python3 -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && echo python3 || echo python3.11)
+VENV := .venv
+BIN := $(VENV)/bin
+LINT := .venv-lint
+# Lint tools live apart: what they need must not decide what TensorFlow gets.
+LINT_TOOLS := ruff==0.17.6 mypy==1.18.2 types-PyYAML types-tqdm
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all lint type format bench clean
+
+help:  ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing karpa_tf and what it needs into $(VENV) (a minute or two)..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(LINT)/.done: Makefile
+	@test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
+	@$(LINT)/bin/pip install --quiet --disable-pip-version-check $(LINT_TOOLS)
+	@touch $@
+
+quickstart: setup  ## install, then train, evaluate, fill masks and export on the embedded text
+	@$(BIN)/karpa-tf train mlm-gru --config quickstart
+	@echo; echo "Evaluate, beside two baselines of counts:"
+	@$(BIN)/karpa-tf evaluate mlm-gru/latest
+	@echo; echo "Fill masks:"
+	@$(BIN)/karpa-tf predict mlm-gru/latest \
+		"The [MASK] statement is used to define a function." \
+		"Return a [MASK] with the name of the [MASK]."
+	@echo; echo "Export for TensorFlow Serving:"
+	@$(BIN)/karpa-tf export mlm-gru/latest
+	@echo; echo "Next:"
+	@echo "  source $(BIN)/activate"
+	@echo "  tensorboard --logdir logs                        curves, weights, embedding of the run"
+	@echo "  karpa-tf train mlm-gru --data YOUR_TEXT.txt      your own text, default settings"
+	@echo "  karpa-tf runs                                    compare runs"
+	@echo "  karpa-tf --help                                  everything else"
+
+test: setup  ## the tests, within 15 minutes on two cores
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup  ## the slow ones as well; Chromium for TensorBoard's pages
+	@$(BIN)/python -m pytest
+
+lint: $(LINT)/.done  ## ruff
+	@$(LINT)/bin/ruff check .
+	@$(LINT)/bin/ruff format --check .
+
+format: $(LINT)/.done  ## let ruff write the layout
+	@$(LINT)/bin/ruff format .
+	@$(LINT)/bin/ruff check --fix .
+
+type: setup $(LINT)/.done  ## mypy
+	@$(LINT)/bin/mypy --python-executable $(BIN)/python
+
+bench: setup  ## every benchmark, one after the other
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the environments, caches and build files; runs and models stay
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

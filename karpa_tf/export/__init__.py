@@ -1,0 +1,1 @@
+"""SavedModels: signatures, versions, warm-up, verification."""

@@ -1,0 +1,169 @@
+"""Keras callbacks that every recipe uses: best weights with early stopping, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from karpa_tf.training.run_folder import writing
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keeps the weights of the best epoch in a file, and stops when no better one comes.
+
+    The file is written when the checkpoint is (`get_state`), so that both always tell the same story,
+    and at the end.
+
+    Args:
+        path: a `.weights.h5` file; it is there whole or not at all.
+        monitor: the figure to judge by, e.g. `val_loss`.
+        mode: whether it should be small (`min`) or large (`max`).
+        patience: epochs without a better one before training stops; 0 never stops.
+        writes: whether this process writes the file: the chief alone.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        monitor: str = "val_loss",
+        *,
+        mode: str = "min",
+        patience: int = 0,
+        writes: bool = True,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.monitor = monitor
+        self.sign = -1.0 if mode == "max" else 1.0
+        self.patience = patience
+        self.writes = writes
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.wait = 0
+        self._weights: list[np.ndarray] | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        value = (logs or {}).get(self.monitor)
+        if value is None:
+            return
+        if self.best is None or value * self.sign < self.best * self.sign:
+            self.best, self.best_epoch, self.wait = value, epoch + 1, 0
+            self._weights = self.model.get_weights()
+            return
+        self.wait += 1
+        if self.patience and self.wait >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._write()
+
+    def get_state(self) -> dict[str, Any]:
+        self._write()
+        return {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def on_resume(self, step: int | None) -> None:
+        if step is None:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        if not self.writes:
+            self._weights = None
+        if self._weights is None:
+            # Stopped before the first epoch was judged: what there is, is the best there is.
+            if self.best is None and self.writes:
+                self._save()
+            return
+        now = self.model.get_weights()
+        self.model.set_weights(self._weights)
+        try:
+            self._save()
+        finally:
+            self.model.set_weights(now)
+        self._weights = None
+
+    def _save(self) -> None:
+        temporary = self.path.with_name(f".tmp-{self.path.name}")
+        with writing(self.path):
+            try:
+                # The weights alone: a compiled model would bring its optimizer along.
+                keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+class Progress(keras.callbacks.Callback):
+    """A progress bar on standard error: loss, accuracy, speed and the time that is left.
+
+    Where standard error is a file, a line an epoch.
+
+    Args:
+        total: steps of the whole training.
+        start: steps done before a resume.
+        units_per_step: what a step counts for the speed, e.g. tokens.
+        unit: its name.
+        shown: figures beside the loss.
+    """
+
+    def __init__(self, total: int, *, units_per_step: int, unit: str, shown: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.total = total
+        self.units_per_step = units_per_step
+        self.unit = unit
+        self.shown = ("loss", *shown)
+        self._bar: Any = None
+        self._start = 0
+
+    def on_resume(self, step: int | None) -> None:
+        self._start = step or 0
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        from tqdm import tqdm
+
+        self._terminal = sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._done = 0
+        self._bar = tqdm(
+            total=self.total * self.units_per_step,
+            initial=self._start * self.units_per_step,
+            unit=f" {self.unit}",
+            unit_scale=True,
+            disable=not self._terminal,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}, {rate_fmt}]",
+            leave=False,
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._done += 1
+        if self._terminal:
+            figures = {name: f"{(logs or {}).get(name, 0):.3f}" for name in self.shown}
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(self.units_per_step)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = time.monotonic() - self._begin
+        speed = self._done * self.units_per_step / max(seconds, 1e-9)
+        left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        self._bar.write(
+            f"epoch {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
+            file=sys.stderr,
+        )
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

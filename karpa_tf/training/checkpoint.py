@@ -1,0 +1,110 @@
+"""Checkpoints to resume from: one file each, written under a temporary name, checked when read."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from karpa_tf.errors import UserError
+from karpa_tf.training.run_folder import writing
+
+_NAME = re.compile(r"step-(\d+)\.npz$")
+
+
+class Checkpoints:
+    """The last few checkpoints of a run.
+
+    A checkpoint holds the values of variables, in their order, and a small state in JSON. It is a
+    NumPy .npz file, whose parts carry checksums.
+
+    Args:
+        folder: where they are.
+        keep: how many stay.
+        seconds: time between two of them, for `due`.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2, seconds: float = 20.0) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._last >= self.seconds
+
+    def save(self, step: int, variables: Sequence[keras.Variable], state: dict[str, Any]) -> None:
+        """Writes a checkpoint, then deletes those beyond the last `keep`.
+
+        Raises:
+            UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        """
+        values = {f"{index:05d}": np.asarray(v) for index, v in enumerate(variables)}
+        values["state"] = np.frombuffer(
+            json.dumps({**state, "step": step, "paths": _paths(variables)}).encode(), np.uint8
+        )
+        path = self.folder / f"step-{step:010d}.npz"
+        temporary = path.with_suffix(".tmp")
+        with writing(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    np.savez(file, **values)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        for old in self._found()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def restore(self, variables: Sequence[keras.Variable]) -> dict[str, Any] | None:
+        """Puts the newest whole checkpoint into the variables.
+
+        A damaged one is passed over with a warning.
+
+        Returns:
+            The saved state with `step`, or None where there is no whole checkpoint.
+
+        Raises:
+            UserError: the checkpoint belongs to another model.
+        """
+        for path in reversed(self._found()):
+            try:
+                with np.load(path) as file:
+                    values = {name: file[name] for name in file.files}
+                state = json.loads(values.pop("state").tobytes())
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                warnings.warn(
+                    f"The checkpoint {path} is damaged ({error}); the one before it is used.",
+                    stacklevel=2,
+                )
+                continue
+            shapes = [list(value.shape) for _, value in sorted(values.items())]
+            if shapes != [list(v.shape) for v in variables] or state["paths"] != _paths(variables):
+                raise UserError(
+                    f"The checkpoint {path} belongs to another model: its variables differ from those "
+                    "that the run's config.yaml builds."
+                )
+            for variable, (_, value) in zip(variables, sorted(values.items()), strict=True):
+                variable.assign(value)
+            return state
+        return None
+
+    def _found(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _NAME.match(path.name))
+
+
+def _paths(variables: Sequence[keras.Variable]) -> list[str]:
+    # Keras numbers the names of layers made in one process: "dense_3" is "dense" in the next.
+    return [re.sub(r"_\d+(?=/|$)", "", getattr(v, "path", "") or v.name) for v in variables]

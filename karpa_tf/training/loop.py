@@ -1,0 +1,345 @@
+"""The training loop: one worker or several, and resume from any step.
+
+Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras #20585), restarts its counters and
+cannot go on inside an epoch. This one does the same work with the step as its only clock: data, masks,
+learning rate, logs and checkpoints all follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.data.batches import Batches
+from karpa_tf.errors import UserError
+from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.runtime import is_chief
+
+# (labels, outputs) to a value per label, of the shape of the sample weights: what
+# keras.metrics.sparse_categorical_accuracy and its kin are.
+Metric = Callable[[Any, Any], Any]
+
+# A loss this many times above the first ones, for so many steps on end, will not come back.
+_DIVERGED = 2.0
+_DIVERGED_STEPS = 20
+
+
+class Diverged(UserError):
+    """The loss is not a number, or has grown away."""
+
+
+def fit(
+    model: keras.Model,
+    data: Batches,
+    *,
+    validation: Batches | None = None,
+    epochs: int = 1,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    accumulate: int = 1,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Trains a compiled model.
+
+    Losses, metrics and gradients are averages over the sample weights of the whole global batch, for
+    any number of workers or parts: twice the workers is the same training.
+
+    Args:
+        model: compiled with an optimizer and a loss that averages over the sample weights
+            (`reduction="mean_with_sample_weight"`), made under the strategy's scope if there is one.
+        data: the training batches.
+        validation: batches to judge the model by after each epoch; its figures get the prefix `val_`.
+        epochs: passes over `data`, those before a resume included.
+        metrics: functions of (labels, outputs) that give a value per label, by name.
+        callbacks: Keras callbacks. One that has `get_state()` and `set_state(state)` keeps its state
+            through a resume; one that has `on_resume(step)` is told where the run goes on.
+        accumulate: compute each batch in so many parts, one after the other, to save memory.
+        checkpoints: where to save the state of the run.
+        resume: go on from the newest checkpoint, if there is one.
+
+    Returns:
+        The figures of each epoch: `loss`, the metrics, and the same with `val_`.
+
+    Raises:
+        Diverged: the loss is not a number or has grown away from where it started.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and a checkpoint written.
+    """
+    strategy = model.optimizer._distribution_strategy
+    chief = is_chief(strategy)
+    parts = accumulate * strategy.num_replicas_in_sync
+    if data.batch_size % parts:
+        raise UserError(
+            f"batch_size must be a multiple of {parts}, the workers times accumulate. "
+            f"Received: {data.batch_size}."
+        )
+    names = ["loss", *(metrics or {})]
+    step_function = _train_step(model, metrics or {}, accumulate, strategy)
+    judge = _Judge(model, validation, metrics or {}, strategy) if validation else None
+    with strategy.scope():
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+
+    variables = [*model.variables, *model.optimizer.variables]
+    history: list[dict[str, float]] = []
+    totals = np.zeros(len(names) + 1)
+    watch = _Watch()
+    stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
+    step = 0
+    if resume:
+        saved = checkpoints.restore(variables) if checkpoints else None
+        if saved:
+            step, history = saved["step"], saved["history"]
+            totals = np.array(saved["totals"])
+            for part, state in zip(stateful, saved["callbacks"], strict=True):
+                part.set_state(state)
+        for callback in callbacks:
+            if hasattr(callback, "on_resume"):
+                callback.on_resume(step if saved else None)
+
+    def save() -> None:
+        if checkpoints and chief:
+            state = {
+                "history": history,
+                "totals": totals.tolist(),
+                "callbacks": [part.get_state() for part in stateful],
+            }
+            checkpoints.save(step, variables, state)
+
+    per_epoch = data.steps_per_epoch
+    callback_list = keras.callbacks.CallbackList(
+        list(callbacks), model=model, epochs=epochs, steps=per_epoch, verbose=0
+    )
+    model.stop_training = watch.stopped
+    callback_list.on_train_begin()
+    with ExitStack() as stack:
+        stopping = stack.enter_context(_stop_signal())
+        stack.callback(callback_list.on_train_end)  # whatever ends the training, logs are flushed
+        batches = iter(_distribute(data, strategy, step, epochs * per_epoch))
+        while step < epochs * per_epoch and not model.stop_training:
+            epoch, index = divmod(step, per_epoch)
+            if index == 0:
+                totals[:] = 0
+                callback_list.on_epoch_begin(epoch)
+            callback_list.on_train_batch_begin(index)
+            sums = step_function(next(batches)).numpy()
+            totals += sums
+            step += 1
+            logs = _averages(names, sums)
+            watch.check(logs["loss"], step)
+            callback_list.on_train_batch_end(index, logs)
+            if step % per_epoch == 0:
+                logs = _averages(names, totals)
+                if judge:
+                    callback_list.on_test_begin()
+                    figures = judge()
+                    callback_list.on_test_end(figures)
+                    logs |= {f"val_{name}": value for name, value in figures.items()}
+                history.append(logs)
+                callback_list.on_epoch_end(epoch, logs)
+                watch.stopped = bool(model.stop_training)
+            if stopping.is_set():
+                save()
+                raise KeyboardInterrupt
+            if checkpoints and checkpoints.due():
+                save()
+        save()
+    return history
+
+
+def evaluate(
+    model: keras.Model, data: Batches, metrics: Mapping[str, Metric] | None = None
+) -> dict[str, float]:
+    """Returns the loss and the metrics over all of `data`, averaged over the sample weights.
+
+    Args:
+        model: compiled with a loss, as for `fit`.
+        data: what to judge it by.
+        metrics: functions of (labels, outputs) that give a value per label, by name.
+    """
+    return _Judge(model, data, metrics or {}, model.optimizer._distribution_strategy)()
+
+
+# --- One step -------------------------------------------------------------------------------------
+
+
+def _loss_and_sums(
+    model: keras.Model, metrics: Mapping[str, Metric], batch: Any, training: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the loss summed over the weights, and `[loss, *metrics, 1]` summed over the weights."""
+    features, labels, weights = batch
+    outputs = model(features, training=training)
+    loss = model.compute_loss(features, labels, outputs, weights, training=training)
+    weights = tf.cast(weights, tf.float32)
+    weight = tf.reduce_sum(weights)
+    loss = tf.cast(loss, tf.float32) * weight
+    sums = [loss]
+    for metric in metrics.values():
+        sums.append(tf.reduce_sum(tf.cast(metric(labels, outputs), tf.float32) * weights))
+    return loss, tf.stack([*sums, weight])
+
+
+def _train_step(
+    model: keras.Model,
+    metrics: Mapping[str, Metric],
+    accumulate: int,
+    strategy: tf.distribute.Strategy,
+) -> Callable[[Any], tf.Tensor]:
+    variables = model.trainable_variables
+
+    def gradients(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss, sums = _loss_and_sums(model, metrics, batch, training=True)
+        # Dense: repeated rows of an embedding must be summed before anything squares them.
+        grads = [
+            tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")
+        ]
+        return grads, sums
+
+    def accumulated(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+        parts = tf.nest.map_structure(lambda x: tf.reshape(x, [accumulate, -1, *x.shape[1:]]), batch)
+
+        def add(i: tf.Tensor, grads: list[tf.Tensor], sums: tf.Tensor) -> Any:
+            more, partial = gradients(tf.nest.map_structure(lambda x: x[i], parts))
+            return i + 1, [a + b for a, b in zip(grads, more, strict=True)], sums + partial
+
+        start = (0, [tf.zeros_like(v) for v in variables], tf.zeros([len(metrics) + 2]))
+        _, grads, sums = tf.while_loop(lambda i, *_: i < accumulate, add, start)
+        return grads, sums
+
+    def replica(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+        grads, sums = accumulated(batch) if accumulate > 1 else gradients(batch)
+        if strategy.num_replicas_in_sync > 1:
+            context = tf.distribute.get_replica_context()
+            *grads, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*grads, sums])
+        return grads, sums
+
+    @tf.function(autograph=False)
+    def step(batch: Any) -> tf.Tensor:
+        grads, sums = strategy.run(replica, args=(batch,))
+        local = strategy.experimental_local_results
+        grads, sums = [local(g)[0] for g in grads], local(sums)[0]
+        weight = tf.maximum(sums[-1], 1e-9)
+        # Outside the replicas: every one holds the same sums, and the optimizer must not add them up.
+        model.optimizer.apply([g / tf.cast(weight, g.dtype) for g in grads], variables)
+        return tf.cast(sums, tf.float64)
+
+    return step
+
+
+class _Judge:
+    """Evaluates a model over the same batches again and again."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Batches,
+        metrics: Mapping[str, Metric],
+        strategy: tf.distribute.Strategy,
+    ) -> None:
+        self.names = ["loss", *metrics]
+        self._batches = _distribute(data, strategy, 0, data.steps_per_epoch)
+
+        def replica(batch: Any) -> tf.Tensor:
+            _, sums = _loss_and_sums(model, metrics, batch, training=False)
+            if strategy.num_replicas_in_sync > 1:
+                context = tf.distribute.get_replica_context()
+                sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+            return sums
+
+        @tf.function(autograph=False)
+        def step(batch: Any) -> tf.Tensor:
+            sums = strategy.run(replica, args=(batch,))
+            return tf.cast(strategy.experimental_local_results(sums)[0], tf.float64)
+
+        self._step = step
+
+    def __call__(self) -> dict[str, float]:
+        totals = np.zeros(len(self.names) + 1)
+        for batch in self._batches:
+            totals += self._step(batch).numpy()
+        return _averages(self.names, totals)
+
+
+def _averages(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
+    *values, weight = sums.tolist()
+    return {name: value / max(weight, 1e-9) for name, value in zip(names, values, strict=True)}
+
+
+def _distribute(data: Batches, strategy: tf.distribute.Strategy, start: int, stop: int) -> Any:
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return data.dataset(start, stop)
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        parts = context.num_input_pipelines
+        mine = data.dataset(start, stop, part=context.input_pipeline_id, parts=parts)
+        return mine.rebatch(data.batch_size // replicas) if parts < replicas else mine
+
+    return strategy.distribute_datasets_from_function(dataset)
+
+
+# --- Watching -------------------------------------------------------------------------------------
+
+
+class _Watch:
+    """Stops a run whose loss is not a number or has grown away."""
+
+    def __init__(self) -> None:
+        self.start = 0.0
+        self.seen = 0
+        self.high = 0
+        self.stopped = False
+
+    def check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"The loss is {loss} at step {step}: training stopped; try a smaller learning_rate, "
+                "or precision float32."
+            )
+        if self.seen < 5:
+            self.start = max(self.start, abs(loss))
+            self.seen += 1
+        self.high = self.high + 1 if loss > _DIVERGED * self.start + 1e-6 else 0
+        if self.high >= _DIVERGED_STEPS:
+            raise Diverged(
+                f"The loss has diverged: {loss:.4g} at step {step}, from {self.start:.4g} at the "
+                "start; try a smaller learning_rate."
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Sets an event at the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step (Ctrl-C again: at once).", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,236 @@
+"""What TensorBoard shows of a run. docs/tensorboard.md is the table of the tags.
+
+Keras 3's own callback writes no op graph and no projector that TensorBoard can read, and restarts its
+step at each `fit`; here the step is always `optimizer.iterations`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# A scalar every so many steps: a step is long enough that this costs nothing, and short runs still
+# have a curve.
+_EVERY = 10
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes a run's events.
+
+    Args:
+        folder: the run folder; events go to `train/`, `validation/` and, for HParams, the folder itself.
+        hparams: the run's settings.
+        units_per_step: what a step counts for the speed, e.g. tokens.
+        unit: its name.
+        texts: Markdown by tag, made anew after each epoch.
+        example: features of one batch, to draw the op graph with.
+        embedding: the name of an Embedding layer to show in the projector, and a label a row.
+        profile: `START:STOP`, the steps that the profiler records; empty for none.
+        writes: whether this process writes at all: the chief alone.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        hparams: Mapping[str, Any] | None = None,
+        units_per_step: int = 1,
+        unit: str = "examples",
+        texts: Mapping[str, Callable[[], str]] | None = None,
+        example: Any = None,
+        embedding: tuple[str, Sequence[str]] | None = None,
+        profile: str = "",
+        writes: bool = True,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.hparams = dict(hparams or {})
+        self.units_per_step = units_per_step
+        self.unit = unit
+        self.texts = dict(texts or {})
+        self.example = example
+        self.embedding = embedding
+        self.profile = parse_profile(profile)
+        self.writes = writes
+        self._profiling = False
+        self._resumed = False
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+
+    # Each writer makes its file when it first writes.
+    def _write(self, name: str) -> Any:
+        if name not in self._writers:
+            self._writers[name] = tf.summary.create_file_writer(str(self.folder / name))
+        return self._writers[name].as_default()
+
+    def _step(self) -> int:
+        return int(self.model.optimizer.iterations)
+
+    def on_resume(self, step: int | None) -> None:
+        """Takes out what lies beyond the step at which the run goes on."""
+        self._resumed = step is not None
+        if self.writes:
+            for name in (".", "train", "validation"):
+                cut_events(self.folder / name, step)
+
+    def get_state(self) -> dict[str, Any]:
+        # Called when a checkpoint is written: what it covers must be on disk.
+        for writer in self._writers.values():
+            writer.flush()
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._time, self._time_step = time.perf_counter(), self._step()
+        if not self.writes or self._resumed:
+            return
+        if self.hparams:
+            with self._write("."):
+                write_hparams(self.hparams)
+        if self.example is not None:
+            with self._write("train"):
+                forward = tf.function(lambda x: self.model(x, training=False), autograph=False)
+                tf.summary.graph(forward.get_concrete_function(self.example).graph)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self.writes and self.profile and not self._profiling and self._step() == self.profile[0]:
+            tf.profiler.experimental.start(str(self.folder / "train"))
+            self._profiling = True
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if not self.writes:
+            return
+        step = self._step()
+        if self._profiling and step >= self.profile[1]:
+            self._stop_profiler()
+        if step % _EVERY:
+            return
+        now = time.perf_counter()
+        speed = (step - self._time_step) * self.units_per_step / (now - self._time)
+        self._time, self._time_step = now, step
+        with self._write("train"):
+            for name, value in (logs or {}).items():
+                tf.summary.scalar(f"batch/{name}", value, step)
+            tf.summary.scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
+            tf.summary.scalar(f"speed/{self.unit}_per_second", speed, step)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if not self.writes:
+            return
+        step = self._step()
+        with self._write("train"):
+            for variable in self.model.trainable_variables:
+                tf.summary.histogram(f"weights/{variable.path}", variable.value, step)
+            for tag, make in self.texts.items():
+                tf.summary.text(tag, make(), step)
+        for name, value in (logs or {}).items():
+            if name.startswith("val_"):
+                name = name.removeprefix("val_")
+                with self._write("validation"):
+                    # Under both names, so that it lies on the chart of the steps as well.
+                    tf.summary.scalar(f"epoch/{name}", value, step)
+                    tf.summary.scalar(f"batch/{name}", value, step)
+            else:
+                with self._write("train"):
+                    tf.summary.scalar(f"epoch/{name}", value, step)
+        # The next speed leaves the validation out.
+        self._time, self._time_step = time.perf_counter(), step
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        if self._profiling:
+            self._stop_profiler()
+        if self.writes and self.embedding:
+            layer, labels = self.embedding
+            matrix = self.model.get_layer(layer).embeddings
+            write_projector(self.folder / "train", matrix.numpy(), labels)
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _stop_profiler(self) -> None:
+        tf.profiler.experimental.stop()
+        self._profiling = False
+        self.profile = None
+
+
+def parse_profile(text: str) -> tuple[int, int] | None:
+    """Returns the steps of `START:STOP`.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    from karpa_tf.errors import UserError
+
+    if not text:
+        return None
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise UserError(f'--profile takes START:STOP, two steps, as in 10:20. Received: "{text}".')
+    return int(start), int(stop)
+
+
+def write_hparams(hparams: Mapping[str, Any]) -> None:
+    """Writes the settings of a run for the HParams tab, into the default writer."""
+    from tensorboard.plugins.hparams import api as hp
+
+    simple = {k: v for k, v in hparams.items() if isinstance(v, (bool, int, float, str))}
+    hp.hparams(simple)
+
+
+def write_final(folder: str | Path, metrics: Mapping[str, float], step: int) -> None:
+    """Writes the final metrics as `final/*` beside the settings, where the HParams tab finds them."""
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        for name, value in metrics.items():
+            tf.summary.scalar(f"final/{name}", value, step)
+
+
+def write_projector(folder: str | Path, matrix: Any, labels: Sequence[str]) -> None:
+    """Writes an embedding (rows, width) and a label a row in the projector plugin's own form."""
+    from tensorboard.plugins import projector
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.tsv").write_text("".join(f"{_tsv(label)}\n" for label in labels), encoding="utf-8")
+    # TensorBoard reads TensorFlow's checkpoints, not Keras' files.
+    checkpoint = tf.train.Checkpoint(embedding=tf.Variable(matrix))
+    tf.train.CheckpointManager(checkpoint, str(folder), 1, checkpoint_name="embedding").save()
+    config = projector.ProjectorConfig()
+    config.embeddings.add(tensor_name="embedding/.ATTRIBUTES/VARIABLE_VALUE", metadata_path="labels.tsv")
+    projector.visualize_embeddings(str(folder), config)
+
+
+def _tsv(label: str) -> str:
+    return " ".join(label.split()) or "·"
+
+
+def cut_events(folder: str | Path, step: int | None) -> None:
+    """Takes the events beyond `step` out of a folder's event files; all of them if it is None.
+
+    A record that a killed process left unfinished ends its file.
+    """
+    from tensorflow.core.util import event_pb2
+
+    for path in sorted(Path(folder).glob("events.out.tfevents.*")):
+        kept = []
+        if step is not None:
+            try:
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                    event = event_pb2.Event.FromString(record)
+                    if event.step <= step:
+                        kept.append(record)
+            except tf.errors.DataLossError:
+                pass
+        if not kept:
+            path.unlink()
+            continue
+        temporary = path.with_name(f".cut-{path.name.removeprefix('events.out.')}")
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in kept:
+                writer.write(record)
+        temporary.replace(path)
