@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LINT := .venv-lint
 # Lint tools live apart: what they need must not decide what TensorFlow gets.
-LINT_TOOLS := ruff==0.17.6 mypy==1.18.2 types-PyYAML types-tqdm
+LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 types-PyYAML types-tqdm
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-all lint type format bench clean

@@ -101,7 +101,17 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
     module = _load(recipe)
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
-    metrics = module.train(config, folder, resume=bool(args.resume))
+    try:
+        metrics = module.train(config, folder, resume=bool(args.resume))
+    except KeyboardInterrupt:
+        print(
+            f"Stopped; the best weights are kept. Go on with: karpa-tf train {recipe.name} --resume "
+            f"{folder.path}",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
     _print_table({recipe.name: metrics}, args)
     return {"run": str(folder.path), "metrics": _numbers(metrics)}

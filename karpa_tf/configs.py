@@ -11,7 +11,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -52,6 +52,46 @@ class TrainingConfig:
     profile: str = option("", "START:STOP, the steps that TensorBoard's profiler records.")
     init: str = option("", "A run whose best weights to start from.")
 
+    # Smallest value of a number, and the value it must stay below.
+    _least: ClassVar[dict[str, float]] = {
+        "epochs": 1,
+        "batch_size": 1,
+        "seed": 0,
+        "accumulate": 1,
+        "clip_norm": 0,
+        "checkpoint_seconds": 0,
+        "keep_checkpoints": 1,
+    }
+    _below: ClassVar[dict[str, float]] = {}
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a number that makes no sense."""
+        for name, least in self._least.items():
+            value = getattr(self, name)
+            below = self._below.get(name)
+            if value < least or (below is not None and value >= below):
+                bound = f" and below {below}" if below is not None else ""
+                raise UserError(f"{name} must be at least {least}{bound}. Received: {value}.")
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate must be above 0. Received: {self.learning_rate}.")
+        if self.profile:
+            self.profile_steps()
+
+    def profile_steps(self) -> tuple[int, int] | None:
+        """Returns the steps of `profile`, or None.
+
+        Raises:
+            UserError: it is not START:STOP.
+        """
+        if not self.profile:
+            return None
+        start, _, stop = self.profile.partition(":")
+        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise UserError(
+                f'--profile takes START:STOP, two steps, as in 10:20. Received: "{self.profile}".'
+            )
+        return int(start), int(stop)
+
 
 @dataclass(kw_only=True)
 class MlmGruConfig(TrainingConfig):
@@ -72,14 +112,39 @@ class MlmGruConfig(TrainingConfig):
         "Which pieces the loss is taken at: the masked ones, seen with the state that has read the "
         "mask, or every one, each from the states before and after it.",
     )
+    predict_rate: float = option(
+        0.5, "With objective every: share of a window's pieces that the loss is taken at in a step."
+    )
     embedding_size: int = option(256, "Width of the embedding.")
-    units: int = option(384, "Units of the GRU in each direction.")
-    layers: int = option(1, "GRUs on top of each other in each direction.")
-    tied: bool = option(True, "Project to the vocabulary with the embedding's own weights.")
-    dropout: float = option(0.3, "Share of the activations dropped in training.")
+    units: int = option(256, "Units of the GRU in each direction.")
+    dropout: float = option(0.2, "Share of the activations dropped in training.")
     weight_decay: float = option(0.01, "AdamW's decay of the matrices.")
     warmup: float = option(0.05, "Share of the steps in which the learning rate rises.")
-    patience: int = option(5, "Epochs without a better validation loss before training stops.")
+    ema: float = option(
+        0.99, "Momentum of the running average of the weights that is judged and kept; 0: none."
+    )
+    patience: int = option(5, "Epochs without a better validation loss before training stops; 0: never.")
+
+    _least: ClassVar[dict[str, float]] = TrainingConfig._least | {
+        "vocabulary_size": 1,
+        "sequence_length": 2,
+        "mask_rate": 0,
+        "embedding_size": 1,
+        "units": 1,
+        "dropout": 0,
+        "weight_decay": 0,
+        "warmup": 0,
+        "ema": 0,
+        "predict_rate": 0,
+        "patience": 0,
+    }
+    _below: ClassVar[dict[str, float]] = {
+        "mask_rate": 1,
+        "dropout": 1,
+        "warmup": 1,
+        "ema": 1,
+        "predict_rate": 1.01,
+    }
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -193,7 +193,7 @@ def _corpus(name: str, fingerprint: str, documents: Callable[[], Iterable[str]])
     return Corpus(name, fingerprint, lambda: split_documents(text for text in documents() if text.strip()))
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BinaryIO | gzip.GzipFile:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
@@ -297,13 +297,14 @@ def _tfds_corpus(source: str) -> Corpus:
     return corpus
 
 
-def open_tfds(name: str) -> object:
+def open_tfds(name: str) -> Any:
     """Returns the prepared builder of a TFDS data set, downloading it where there is a network.
 
     Raises:
         UserError: the data set is unknown, or cannot be downloaded.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
     try:
         builder = tfds.builder(name)
@@ -312,6 +313,8 @@ def open_tfds(name: str) -> object:
         raise UserError(
             f"tfds:{name} is not available: {reason} Without a network use a local file or --data embedded."
         ) from None
+    # Without a network its ten tries take minutes.
+    downloader.MAX_RETRIES = min(getattr(downloader, "MAX_RETRIES", 2), 2)
     try:
         builder.download_and_prepare()
     except Exception as error:  # the downloader raises whatever its HTTP library does

@@ -23,6 +23,8 @@ from karpa_tf.errors import UserError
 
 # Part of the cache's key: raise it when the tokenized form changes.
 _FORMAT = 1
+# Random numbers of one step that must not be alike: added to its seed.
+_FIRST, _SECOND, _THIRD = ([number, 0] for number in (1, 2, 3))
 # Seed of the masks of validation and test, which are the same for every run.
 _FIXED_SEED = 15
 _READ_AT_ONCE = 1 << 20
@@ -60,6 +62,7 @@ def load_text(
     mask_rate: float = 0.15,
     whole_word_masking: bool = False,
     objective: Literal["masked", "every"] = "every",
+    predict_rate: float = 0.5,
     seed: int = 0,
 ) -> TextData:
     """Turns a text source into batches for a masked language model.
@@ -77,7 +80,9 @@ def load_text(
         batch_size: windows in a batch.
         mask_rate: share of the pieces of a window that are masked.
         whole_word_masking: mask all the pieces of a word together.
-        objective: in training, take the loss at the masked pieces or at every piece.
+        objective: in training, take the loss at the masked pieces or at any of them.
+        predict_rate: with `every`, the share of a window's pieces, drawn anew at each step, that the loss
+            is taken at; half of them cost half as much, and teach almost as much.
         seed: of the masks, the windows' places and their order in training.
 
     Raises:
@@ -100,7 +105,9 @@ def load_text(
         corpus,
         wordpiece,
         splits,
-        train=train.batches(batch_size, masking, objective=objective, seed=seed),
+        train=train.batches(
+            batch_size, masking, predict_rate=predict_rate if objective == "every" else None, seed=seed
+        ),
         validation=fixed_batches(splits["validation"], sequence_length, batch_size, masking),
         test=fixed_batches(splits["test"], sequence_length, batch_size, masking, test=True),
     )
@@ -339,7 +346,7 @@ class Windows:
         batch_size: int,
         masking: Masking,
         *,
-        objective: Literal["masked", "every"] = "masked",
+        predict_rate: float | None = None,
         seed: int | None = None,
     ) -> Batches:
         """Returns batches of masked windows.
@@ -347,7 +354,7 @@ class Windows:
         Args:
             batch_size: windows in a batch.
             masking: how to choose and hide pieces.
-            objective: ask for the masked pieces or for every one.
+            predict_rate: ask for this share of all pieces, and not for the masked ones.
             seed: training: shuffled, shifted and masked anew at every step. None: fixed masks, and
                 every chosen piece is hidden, since that is what filling a mask asks for.
         """
@@ -372,15 +379,18 @@ class Windows:
             # Masks are drawn for the whole global batch, so that they do not depend on the workers.
             chosen = masking.choose(ids, counts, draw)
             inputs = masking.hide(ids, chosen, draw, corrupt=seed is not None)
-            ids, counts, chosen, inputs = (slice_part(x, part, parts) for x in (ids, counts, chosen, inputs))
-            if objective == "every":
-                targets = masking.allowed(ids, counts)
-                positions = tf.broadcast_to(tf.range(length), tf.shape(ids))
+            if predict_rate is None:
+                targets, most = chosen, masking.most(length)
+                score = tf.cast(targets, tf.float32)
             else:
-                targets = chosen
-                most = masking.most(length)
-                positions = tf.argsort(tf.cast(~chosen, tf.int32), axis=1, stable=True)[:, :most]
-                positions = tf.ensure_shape(positions, [batch_size // parts, most])
+                targets, most = masking.allowed(ids, counts), max(1, round(length * predict_rate))
+                score = tf.random.stateless_uniform(tf.shape(ids), draw + _THIRD, alg="philox")
+                score = tf.where(targets, score, -1.0)
+            ids, counts, inputs, targets, score = (
+                slice_part(x, part, parts) for x in (ids, counts, inputs, targets, score)
+            )
+            positions = tf.argsort(score, axis=1, direction="DESCENDING", stable=True)[:, :most]
+            positions = tf.ensure_shape(positions, [batch_size // parts, most])
             features = {
                 "token_ids": inputs,
                 "padding_mask": tf.range(length) < counts[:, None],
@@ -484,10 +494,10 @@ class Masking:
         masked = tf.where(chosen, self._mask_id, ids)
         if not corrupt:
             return masked
-        kind = tf.random.stateless_uniform(tf.shape(ids), seed + tf.constant([1, 0], tf.int64), alg="philox")
+        kind = tf.random.stateless_uniform(tf.shape(ids), seed + _FIRST, alg="philox")
         other = tf.random.stateless_uniform(
             tf.shape(ids),
-            seed + tf.constant([2, 0], tf.int64),
+            seed + _SECOND,
             0,
             len(self._ordinary),
             tf.int32,

@@ -116,7 +116,7 @@ def _verify(
             for key, value in values.items():
                 # NumPy's files hold strings of fixed width, not Python objects.
                 arrays[f"{name}|{kind}|{key}"] = value.astype("S") if value.dtype == object else value
-    np.savez(folder / "cases.npz", **arrays)
+    np.savez(folder / "cases.npz", **arrays)  # type: ignore[arg-type]
     result = subprocess.run(
         [sys.executable, verify.__file__, str(model), str(folder / "cases.npz")],
         capture_output=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,25 @@ def load_data(config: MlmGruConfig, vocabulary: str | Path = "") -> TextData:
         mask_rate=config.mask_rate,
         whole_word_masking=config.whole_word_masking,
         objective=config.objective,
+        predict_rate=config.predict_rate,
         seed=config.seed,
     )
 
 
-def build_model(config: MlmGruConfig, vocabulary_size: int, precision: str | None = None) -> keras.Model:
+def build_model(
+    config: MlmGruConfig,
+    vocabulary_size: int,
+    *,
+    precision: str | None = None,
+    frequencies: np.ndarray | None = None,
+) -> keras.Model:
     return build_mlm_gru(
         vocabulary_size,
         embedding_size=config.embedding_size,
         units=config.units,
         objective=config.objective,
-        tied=config.tied,
         dropout=config.dropout,
+        frequencies=frequencies,
         dtype=precision or config.precision,
     )
 
@@ -105,15 +113,25 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
         data.wordpiece.save(vocabulary)
         write_json(folder.assets / "data.json", {"fingerprint": data.corpus.fingerprint})
 
+    tell = print if chief else lambda *_, **__: None
+    tell(
+        f"{config.data}: {data.splits['train'].size:,} pieces to learn from, "
+        f"{len(data.wordpiece):,} in the vocabulary; {config.precision}, {runtime.usable_cores()} cores; "
+        f"run {folder.path}",
+        file=sys.stderr,
+    )
     steps = config.epochs * data.train.steps_per_epoch
     with strategy.scope():
-        model = build_model(config, len(data.wordpiece))
+        frequencies = np.bincount(data.splits["train"].pieces, minlength=len(data.wordpiece))
+        model = build_model(config, len(data.wordpiece), frequencies=frequencies)
         if config.init:
             start_from(model, config.init, data.wordpiece)
         optimizer = AdamW(
             WarmupThenDecay(config.learning_rate, steps, config.warmup),
             weight_decay=config.weight_decay,
             global_clipnorm=config.clip_norm or None,
+            use_ema=config.ema > 0,
+            ema_momentum=config.ema or None,
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         model.compile(optimizer, masked_loss())
@@ -132,7 +150,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
             texts={"fillings": lambda: fill.markdown(SENTENCES)},
             example=features,
             embedding=("embedding", data.wordpiece.pieces),
-            profile=config.profile,
+            profile=config.profile_steps(),
             writes=chief,
         ),
     ]
@@ -192,7 +210,7 @@ def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruC
     """Returns the settings, the vocabulary and the model of a run, with its best weights."""
     config = MlmGruConfig(**folder.read_config())
     wordpiece = WordPiece.load(folder.assets / "vocab.txt", config.lowercase)
-    model = build_model(config, len(wordpiece), precision)
+    model = build_model(config, len(wordpiece), precision=precision)
     load_weights(model, folder)
     model.compile(AdamW(), masked_loss())
     return config, wordpiece, model

@@ -67,7 +67,7 @@ class BestWeights(keras.callbacks.Callback):
         return {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
 
     def on_resume(self, step: int | None) -> None:
         if step is None:

@@ -58,7 +58,7 @@ class Checkpoints:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with temporary.open("wb") as file:
-                    np.savez(file, **values)
+                    np.savez(file, **values)  # type: ignore[arg-type]
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

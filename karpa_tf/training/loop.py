@@ -59,7 +59,9 @@ def fit(
         model: compiled with an optimizer and a loss that averages over the sample weights
             (`reduction="mean_with_sample_weight"`), made under the strategy's scope if there is one.
         data: the training batches.
-        validation: batches to judge the model by after each epoch; its figures get the prefix `val_`.
+        validation: batches to judge the model by after each epoch; its figures get the prefix `val_`. If
+            the optimizer keeps a running average of the weights (`use_ema`), that is what is judged and
+            what callbacks see at the end of an epoch.
         epochs: passes over `data`, those before a resume included.
         metrics: functions of (labels, outputs) that give a value per label, by name.
         callbacks: Keras callbacks. One that has `get_state()` and `set_state(state)` keeps its state
@@ -140,13 +142,14 @@ def fit(
             callback_list.on_train_batch_end(index, logs)
             if step % per_epoch == 0:
                 logs = _averages(names, totals)
-                if judge:
-                    callback_list.on_test_begin()
-                    figures = judge()
-                    callback_list.on_test_end(figures)
-                    logs |= {f"val_{name}": value for name, value in figures.items()}
-                history.append(logs)
-                callback_list.on_epoch_end(epoch, logs)
+                with _averaged_weights(model):
+                    if judge:
+                        callback_list.on_test_begin()
+                        figures = judge()
+                        callback_list.on_test_end(figures)
+                        logs |= {f"val_{name}": value for name, value in figures.items()}
+                    history.append(logs)
+                    callback_list.on_epoch_end(epoch, logs)
                 watch.stopped = bool(model.stop_training)
             if stopping.is_set():
                 save()
@@ -287,6 +290,21 @@ def _distribute(data: Batches, strategy: tf.distribute.Strategy, start: int, sto
         return mine.rebatch(data.batch_size // replicas) if parts < replicas else mine
 
     return strategy.distribute_datasets_from_function(dataset)
+
+
+@contextmanager
+def _averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Puts the running average of the weights in their place, if the optimizer keeps one."""
+    if not model.optimizer.use_ema:
+        yield
+        return
+    weights = [np.asarray(v) for v in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, weights, strict=True):
+            variable.assign(value)
 
 
 # --- Watching -------------------------------------------------------------------------------------

@@ -34,9 +34,7 @@ class AdamW(keras.optimizers.AdamW):
         grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
         super().apply(grads, trainable_variables)
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
-    ) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Updates one variable, given its gradient of the same shape."""
         if self.amsgrad:
             super().update_step(gradient, variable, learning_rate)
@@ -56,6 +54,11 @@ class AdamW(keras.optimizers.AdamW):
             epsilon=tf.cast(self.epsilon, dtype),
             grad=tf.cast(gradient, dtype),
         )
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        # Keras makes the passes over the memory for a decay of 0 too.
+        if self.weight_decay:
+            super()._apply_weight_decay(variables)
 
     def _clip_gradients(self, grads: Sequence[tf.Tensor | None]) -> Sequence[tf.Tensor | None]:
         if not self.global_clipnorm or self.global_clipnorm <= 0:

@@ -18,9 +18,10 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFold
     return folder
 
 
+def remove_if_unused(folder: RunFolder) -> None:
+    """Removes a run folder that was made for a run which could not even start."""
+    if not (folder.path / "config.yaml").exists():
+        shutil.rmtree(folder.path, ignore_errors=True)
+        for parent in (folder.path.parent, folder.path.parent.parent):
+            with suppress(OSError):
+                parent.rmdir()  # only if nothing else is in it
+
+
 def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     """Opens a run by its path, or the newest one of a recipe by `RECIPE/latest`.
 
@@ -177,7 +187,7 @@ def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def environment() -> dict[str, Any]:
     """Returns versions, platform and, in a git checkout, the commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

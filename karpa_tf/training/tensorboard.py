@@ -30,7 +30,7 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Markdown by tag, made anew after each epoch.
         example: features of one batch, to draw the op graph with.
         embedding: the name of an Embedding layer to show in the projector, and a label a row.
-        profile: `START:STOP`, the steps that the profiler records; empty for none.
+        profile: first and last step that the profiler records, or None.
         writes: whether this process writes at all: the chief alone.
     """
 
@@ -44,7 +44,7 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Mapping[str, Callable[[], str]] | None = None,
         example: Any = None,
         embedding: tuple[str, Sequence[str]] | None = None,
-        profile: str = "",
+        profile: tuple[int, int] | None = None,
         writes: bool = True,
     ) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.texts = dict(texts or {})
         self.example = example
         self.embedding = embedding
-        self.profile = parse_profile(profile)
+        self.profile = profile
         self.writes = writes
         self._profiling = False
         self._resumed = False
@@ -99,7 +99,8 @@ class TensorBoard(keras.callbacks.Callback):
                 tf.summary.graph(forward.get_concrete_function(self.example).graph)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if self.writes and self.profile and not self._profiling and self._step() == self.profile[0]:
+        starts = self.profile[0] if self.profile and not self._profiling else None
+        if self.writes and starts is not None and self._step() == starts:
             tf.profiler.experimental.start(str(self.folder / "train"))
             self._profiling = True
 
@@ -107,7 +108,7 @@ class TensorBoard(keras.callbacks.Callback):
         if not self.writes:
             return
         step = self._step()
-        if self._profiling and step >= self.profile[1]:
+        if self._profiling and self.profile and step >= self.profile[1]:
             self._stop_profiler()
         if step % _EVERY:
             return
@@ -157,22 +158,6 @@ class TensorBoard(keras.callbacks.Callback):
         tf.profiler.experimental.stop()
         self._profiling = False
         self.profile = None
-
-
-def parse_profile(text: str) -> tuple[int, int] | None:
-    """Returns the steps of `START:STOP`.
-
-    Raises:
-        UserError: the text is something else.
-    """
-    from karpa_tf.errors import UserError
-
-    if not text:
-        return None
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-        raise UserError(f'--profile takes START:STOP, two steps, as in 10:20. Received: "{text}".')
-    return int(start), int(stop)
 
 
 def write_hparams(hparams: Mapping[str, Any]) -> None:

@@ -39,9 +39,7 @@ def _value_and_gradients(layer, x, mask, **arguments):
         outputs = layer(x, mask=mask, **arguments)
         # A loss whose gradient differs between positions and directions.
         weights = np.random.default_rng(2).normal(size=(2, BATCH, TIME, UNITS))
-        loss = tf.reduce_sum(
-            [tf.cast(y, "float32") * w for y, w in zip(outputs, weights, strict=True)]
-        )
+        loss = tf.reduce_sum([tf.cast(y, "float32") * w for y, w in zip(outputs, weights, strict=True)])
     return outputs, tape.gradient(loss, [x] + [v.value for v in layer.trainable_variables])
 
 

@@ -12,8 +12,7 @@ def _variables():
     rng = np.random.default_rng(0)
     shapes = {"kernel": (7, 5), "bias": (5,), "table": (11, 3)}
     return [
-        keras.Variable(rng.normal(size=shape).astype("float32"), name=name)
-        for name, shape in shapes.items()
+        keras.Variable(rng.normal(size=shape).astype("float32"), name=name) for name, shape in shapes.items()
     ]
 
 
@@ -32,9 +31,7 @@ def _train(optimizer, variables, steps, start=0):
 
 
 def _schedule():
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=6, warmup_steps=3, warmup_target=0.01
-    )
+    return keras.optimizers.schedules.CosineDecay(0.0, decay_steps=6, warmup_steps=3, warmup_target=0.01)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +58,7 @@ def test_equals_keras(arguments):
         optimizer.build(variables)
         _train(optimizer, variables, 8)
         results.append((variables, optimizer.variables))
-    for ours, theirs in zip(
-        results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True
-    ):
+    for ours, theirs in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
         assert ours.path.split("/")[-1] == theirs.path.split("/")[-1]
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -84,9 +79,7 @@ def test_repeated_rows_equal_the_dense_gradient(clip):
         optimizer.build([table])
         for step in range(4):
             rows = tf.constant([1, 4, 5, 9])
-            dense = tf.scatter_nd(
-                rows[:, None], tf.gather(_gradients(step)[2], rows), tf.constant([11, 3])
-            )
+            dense = tf.scatter_nd(rows[:, None], tf.gather(_gradients(step)[2], rows), tf.constant([11, 3]))
             optimizer.apply([_sparse(rows, dense) if sparse else dense])
         results.append([v.numpy() for v in [table, *optimizer.variables]])
     for sparse, dense, again in zip(*results, strict=True):
@@ -130,9 +123,7 @@ def test_checkpoint_and_config(tmp_path):
     assert int(restored.iterations) == 3
     _train(restored, others, 3, start=3)
     assert int(restored.iterations) == 6
-    for value, other in zip(
-        variables + optimizer.variables, others + restored.variables, strict=True
-    ):
+    for value, other in zip(variables + optimizer.variables, others + restored.variables, strict=True):
         np.testing.assert_array_equal(value, other)
 
 

@@ -1,0 +1,152 @@
+"""What a user relies on at the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from karpa_tf.configs import RECIPES, read_settings, shipped_settings
+from tests.conftest import TINY
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["list"], ["train", "mlm-gru", "--help"], ["runs"], ["--version"]]
+)
+def test_help_and_list_import_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, karpa_tf.cli\n"
+        "try:\n    karpa_tf.cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_field_is_documented_in_help() -> None:
+    for recipe in RECIPES.values():
+        done = subprocess.run(
+            [sys.executable, "-m", "karpa_tf", "train", recipe.name, "--help"],
+            capture_output=True,
+            text=True,
+        )
+        text = " ".join(done.stdout.split())
+        for field in dataclasses.fields(recipe.config):
+            assert f"--{field.name} " in text
+            assert " ".join(field.metadata["help"].split()) in text
+
+
+def test_shipped_settings_load_and_tell_what_to_expect() -> None:
+    for recipe in RECIPES.values():
+        assert recipe.expected()
+        for name in shipped_settings(recipe.name):
+            recipe.config(**read_settings(recipe, name))
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("trian mlm-gru", 'There is no verb "trian"; did you mean "train"?'),
+        ("train mlm-gr", 'There is no recipe "mlm-gr"; did you mean "mlm-gru"?'),
+        ("train mlm-gru --epoch 3", 'no option --epoch; did you mean "--epochs"?'),
+        ("train mlm-gru --epochs many", "--epochs: Expected int. Got value: many"),
+        ("train mlm-gru --epochs 0", "epochs must be at least 1. Received: 0."),
+        ("train mlm-gru --dropout 1.5", "dropout must be at least 0 and below 1. Received: 1.5."),
+        ("train mlm-gru --objective evry", 'did you mean "every"?'),
+        ("train mlm-gru --config defalt", 'did you mean "default"?'),
+        ("train mlm-gru --resume nowhere", "There is no run nowhere"),
+        ("train mlm-gru --profile 3", "--profile takes START:STOP"),
+        ("runs mlm", 'There is no recipe "mlm"'),
+        ("evaluate mlm-gru/latest", "There is no run of mlm-gru in logs"),
+        ("evaluate mlm-gro/latest", 'did you mean "mlm-gru"?'),
+        ("predict nowhere text", "There is no run nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence(command: str, sentence: str, karpa, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = karpa(*command.split())
+    assert result.status == 2
+    assert sentence in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert result.out == ""
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_settings_file_with_a_wrong_key_or_type(karpa, tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rat: 0.1\n")
+    result = karpa("train", "mlm-gru", "--config", path)
+    assert result.status == 2 and 'did you mean "learning_rate"?' in result.err
+    path.write_text("learning_rate: fast\n")
+    result = karpa("train", "mlm-gru", "--config", path)
+    assert result.status == 2 and "--learning_rate: Expected float. Got value: fast" in result.err
+
+
+def test_a_folder_that_is_no_run(karpa, tmp_path) -> None:
+    result = karpa("evaluate", tmp_path)
+    assert result.status == 2 and "is not a run folder: it holds no config.yaml" in result.err
+
+
+def test_train_refuses_fields_beside_resume(karpa, trained) -> None:
+    result = karpa("train", "mlm-gru", "--resume", trained, "--batch_size", 8)
+    assert result.status == 2 and "--batch_size cannot go with --resume" in result.err
+    result = karpa("train", "mlm-gru", "--resume", trained, "--epochs", 1)
+    assert result.status == 2 and "--epochs may only grow" in result.err
+
+
+def test_doctor_is_well(karpa, tmp_path) -> None:
+    result = karpa("doctor", "--json", "--logs", tmp_path / "logs")
+    assert result.status == 0
+    assert result.json["ok"] is True
+    assert all(check["ok"] and not check["mend"] for check in result.json["checks"])
+
+
+def test_runs_shows_what_differs(karpa, trained) -> None:
+    result = karpa("runs", "--logs", trained.parent.parent)
+    assert re.search(r"mlm-gru/1 +finished", result.out)
+    rows = karpa("runs", "mlm-gru", "--logs", trained.parent.parent, "--json").json["runs"]
+    assert rows[0]["config"]["units"] == 24
+    assert rows[0]["metrics"]["top1_accuracy"] > 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_best_weights_and_says_how_to_go_on(text_file, tmp_path) -> None:
+    command = [sys.executable, "-m", "karpa_tf", "train", "mlm-gru", "--data", str(text_file)]
+    process = subprocess.Popen(
+        [*command, *TINY, "--epochs", "1000", "--patience", "0"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("epoch 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    lines += process.stderr.readlines()
+    assert process.wait(timeout=60) == 130
+    assert "karpa-tf train mlm-gru --resume" in "".join(lines)
+    run = tmp_path / "logs" / "mlm-gru" / "1"
+    assert (run / "best.weights.h5").exists()
+    assert list((run / "checkpoints").glob("step-*.npz"))
+    done = subprocess.run(
+        [sys.executable, "-m", "karpa_tf", "predict", str(run), "the [MASK] ate grass.", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert json.loads(done.stdout)["predictions"][0]["filled_text"]
