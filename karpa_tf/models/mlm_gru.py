@@ -136,6 +136,7 @@ def build_mlm_gru(
     x = AtPositions(every, dtype=dtype, name="states")(forward, backward, positions)
     if every:
         # The neighbours themselves: pairs of words are learned at once, and the states are free for more.
+        embedded = embedded * ops.cast(ops.expand_dims(padding_mask, -1), embedded.dtype)
         beside = AtPositions(True, dtype=dtype, name="neighbours")(embedded, embedded, positions)
         x = keras.layers.Concatenate(dtype=dtype, name="context")([x, beside])
         x = keras.layers.Dense(2 * embedding_size, "gelu", dtype=dtype, name="hidden")(x)

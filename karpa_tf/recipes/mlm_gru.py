@@ -33,6 +33,7 @@ from karpa_tf.training.callbacks import BestWeights, Progress
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import evaluate as judge
 from karpa_tf.training.loop import fit
+from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
@@ -84,12 +85,6 @@ def build_model(
     )
 
 
-def masked_loss() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction="mean_with_sample_weight", name="loss"
-    )
-
-
 def top5(labels: Any, logits: Any) -> Any:
     return keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, k=5)
 
@@ -134,7 +129,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
             ema_momentum=config.ema or None,
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        model.compile(optimizer, masked_loss())
+        model.compile(optimizer, SparseCrossEntropy())
 
     tokens = data.train.batch_size * config.sequence_length
     fill = FillMask(model, data.wordpiece, config.sequence_length, top_k=5)
@@ -212,7 +207,7 @@ def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruC
     wordpiece = WordPiece.load(folder.assets / "vocab.txt", config.lowercase)
     model = build_model(config, len(wordpiece), precision=precision)
     load_weights(model, folder)
-    model.compile(AdamW(), masked_loss())
+    model.compile(AdamW(), SparseCrossEntropy())
     return config, wordpiece, model
 
 
@@ -243,6 +238,8 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
         tested = tokenize_corpus(open_corpus(data).as_test(), wordpiece)["test"]
     else:
         tested = splits["test"]
+    if np.isin(tested.pieces, wordpiece.special_ids).all():
+        raise UserError(f"The vocabulary of {folder.path} knows no piece of {data}: nothing can be judged.")
     batches = fixed_batches(
         tested,
         config.sequence_length,
