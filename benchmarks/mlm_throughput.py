@@ -4,8 +4,7 @@ The model: an embedding of 30,000 words in 128 numbers, a bidirectional GRU of 5
 direction, and an untied softmax over the vocabulary; 32 sequences of 64 tokens, of which 10 each
 are predicted (15 %). The sides, each in a process of its own, in turn, best of three:
 
-* float32, mixed_bfloat16: karpa_tf's layers, gathered positions and its optimizer, in one
-  tf.function.
+* float32, mixed_bfloat16: `build_mlm_gru` in the essay's sizes, and the train step of karpa_tf's loop.
 * essay: the loop as published: keras.layers.GRU, one-hot targets and a softmax at every position,
   `train_on_batch`.
 * torch: the same model and gathered positions in PyTorch, in float32 and under bfloat16 autocast,
@@ -14,7 +13,11 @@ are predicted (15 %). The sides, each in a process of its own, in turn, best of 
 The last line of the output is one JSON object; a ratio above 1 means that karpa_tf is faster.
 `bfloat16` sides are left out, and named so, where the CPU has no avx512_bf16.
 
-    python benchmarks/mlm_throughput.py [--rounds 3] [--threads 2]
+* time to loss: the essay's loop trains for 90 seconds on the embedded text; then what karpa_tf ships by
+  default, with 30,000 rows as well, until its validation loss is as low. Median of three.
+* pipeline: the batches of the default settings alone, against the training that consumes them.
+
+    python benchmarks/mlm_throughput.py [--rounds 3] [--threads 2] [--only throughput]
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ SIZES = {
     "warmup": 2,
     "steps": 4,
     "repetitions": 3,
+    "learning_rate": 0.003,
+    # How long the essay's loop may train before the loss it has reached is taken as the aim.
+    "essay_seconds": 90,
 }
 
 
@@ -104,49 +110,43 @@ def configure(threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def run_ours(sizes: dict, policy: str) -> dict[str, float]:
-    """The train step made of karpa_tf's parts."""
+def ours(sizes: dict, objective: str, dtype: str, **size):
+    """karpa_tf's model, compiled, and the train step of its loop."""
     import keras
     import tensorflow as tf
 
-    from karpa_tf.models.bidirectional_gru import BidirectionalGRU
+    from karpa_tf.models import build_mlm_gru
+    from karpa_tf.training.loop import _train_step
+    from karpa_tf.training.losses import SparseCrossEntropy
     from karpa_tf.training.optimizers import AdamW
 
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(policy)
-    units = sizes["units"]
-    embedding = keras.layers.Embedding(sizes["vocabulary"], sizes["embedding"])
-    gru = BidirectionalGRU(units)
-    head = keras.layers.Dense(sizes["vocabulary"])
-    embedding.build()
-    gru.build((None, None, sizes["embedding"]))
-    head.build((None, 2 * units))
-    variables = [v for layer in (embedding, gru, head) for v in layer.trainable_variables]
-    optimizer = AdamW(1e-3, weight_decay=0.0)
-    optimizer.build(variables)
-    tokens, positions = map(tf.constant, random_batch(sizes))
-    labels = tf.gather(tokens, positions, batch_dims=1)
+    model = build_mlm_gru(sizes["vocabulary"], objective=objective, dtype=dtype, **size)
+    model.compile(AdamW(sizes["learning_rate"], weight_decay=0.0), SparseCrossEntropy())
+    model.optimizer.build(model.trainable_variables)
+    return model, _train_step(model, {}, 1, tf.distribute.get_strategy())
 
-    @tf.function
-    def train_step(tokens, positions, labels):
-        with tf.GradientTape() as tape:
-            hidden = tf.concat(gru(embedding(tokens), training=True), axis=-1)
-            hidden = tf.gather(hidden, positions, batch_dims=1)
-            logits = head(tf.reshape(hidden, (-1, 2 * units)))
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    tf.reshape(labels, (-1,)), tf.cast(logits, tf.float32)
-                )
-            )
-        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
-        return loss
 
+def run_ours(sizes: dict, dtype: str) -> dict[str, float]:
+    """The essay's architecture as karpa_tf trains it."""
+    import numpy as np
+    import tensorflow as tf
+
+    _, step = ours(sizes, "masked", dtype, embedding_size=sizes["embedding"], units=sizes["units"])
+    tokens, positions = random_batch(sizes)
+    features = {
+        "token_ids": tokens,
+        "padding_mask": np.ones(tokens.shape, bool),
+        "masked_positions": positions,
+    }
+    labels = np.take_along_axis(tokens, positions, axis=1)
+    batch = tf.nest.map_structure(tf.constant, (features, labels, np.ones(labels.shape, np.float32)))
     start = time.perf_counter()
-    train_step(tokens, positions, labels)
+    step(batch)
     first = time.perf_counter() - start
-    seconds = best_seconds(lambda: train_step(tokens, positions, labels).numpy(), sizes)
+    seconds = best_seconds(lambda: step(batch).numpy(), sizes)
     # The peak right after the step, under the same load of the machine.
-    peak = matmul_peak("bfloat16" if "bfloat16" in policy else "float32", sizes)
+    peak = matmul_peak("bfloat16" if "bfloat16" in dtype else "float32", sizes)
     return {
         "tokens_per_second": sizes["batch"] * sizes["length"] / seconds,
         "matmul_peak_gflops": peak / 1e9,
@@ -155,8 +155,8 @@ def run_ours(sizes: dict, policy: str) -> dict[str, float]:
     }
 
 
-def run_essay(sizes: dict) -> dict[str, float]:
-    """The loop as the essay published it."""
+def essay(sizes: dict):
+    """The essay's model and loop as published, as a function of (inputs, tokens, positions)."""
     import keras
     import numpy as np
 
@@ -167,14 +167,24 @@ def run_essay(sizes: dict) -> dict[str, float]:
     x = keras.layers.Bidirectional(keras.layers.GRU(sizes["units"], return_sequences=True))(x)
     model = keras.Model(inputs, keras.layers.Dense(vocabulary, activation="softmax")(x))
     model.compile("adam", "categorical_crossentropy")
+
+    def train(masked, tokens, positions):
+        # Only the masked positions count, by their sample weight.
+        weights = np.zeros(tokens.shape, "float32")
+        np.put_along_axis(weights, positions, 1.0, axis=1)
+        targets = keras.utils.to_categorical(tokens, vocabulary)
+        model.train_on_batch(masked, targets, sample_weight=weights)
+
+    return model, train
+
+
+def run_essay(sizes: dict) -> dict[str, float]:
+    """The throughput of the essay's loop."""
+    _, train = essay(sizes)
     tokens, positions = random_batch(sizes)
-    # Only the masked positions count, by their sample weight.
-    weights = np.zeros(tokens.shape, "float32")
-    np.put_along_axis(weights, positions, 1.0, axis=1)
 
     def step():
-        targets = keras.utils.to_categorical(tokens, vocabulary)
-        model.train_on_batch(tokens, targets, sample_weight=weights)
+        train(tokens, tokens, positions)
 
     seconds = best_seconds(step, {**sizes, "warmup": 1, "steps": 1})
     return {"tokens_per_second": sizes["batch"] * sizes["length"] / seconds}
@@ -259,33 +269,162 @@ def measure_throughput(rounds: int, sizes: dict) -> tuple[dict, dict, list[str]]
     return ratios, values, left_out
 
 
-# ---- Further measurements: each returns its ratios, its values and the names left out. ----------
-# Add `essay_time_to_loss` and `pipeline` here as functions of (rounds, sizes), and list them below.
+# --- Time to the same loss ------------------------------------------------------------------------
 
-MEASUREMENTS: list[Callable[[int, dict], tuple[dict, dict, list[str]]]] = [measure_throughput]
+
+def text_batches(sizes: dict, objective: str):
+    """The embedded text, and the validation batches that both sides are judged by."""
+    from karpa_tf.data.text import load_text
+
+    return load_text(
+        "embedded",
+        vocabulary_size=sizes["vocabulary"],
+        sequence_length=sizes["length"],
+        batch_size=sizes["batch"],
+        objective=objective,
+    )
+
+
+def run_essay_to_loss(sizes: dict) -> dict[str, float]:
+    """Trains the essay's loop for a while; returns the seconds and the validation loss it reached."""
+    import numpy as np
+
+    data = text_batches(sizes, "masked")
+    model, train = essay(sizes)
+    batches = data.train.dataset(0, 10**6).as_numpy_iterator()
+    seconds = 0.0
+    while seconds < sizes["essay_seconds"]:
+        features, labels, _ = next(batches)
+        tokens = features["token_ids"].copy()
+        positions = features["masked_positions"]
+        np.put_along_axis(tokens, positions, labels, axis=1)
+        start = time.perf_counter()
+        train(features["token_ids"], tokens, positions)
+        seconds += time.perf_counter() - start
+    total = weight = 0.0
+    for features, labels, weights in data.validation.dataset().as_numpy_iterator():
+        probabilities = model.predict_on_batch(features["token_ids"])
+        at = np.take_along_axis(probabilities, features["masked_positions"][..., None], axis=1)
+        p = np.take_along_axis(at, labels[..., None], axis=2)[..., 0]
+        total -= float((np.log(np.maximum(p, 1e-12)) * weights).sum())
+        weight += float(weights.sum())
+    return {"seconds": seconds, "validation_loss": total / weight}
+
+
+def run_ours_to_loss(sizes: dict, target: float) -> dict[str, float]:
+    """Trains what karpa_tf ships by default until the validation loss is as low."""
+    import numpy as np
+
+    from karpa_tf.training.loop import evaluate
+
+    data = text_batches(sizes, "every")
+    frequencies = np.bincount(data.splits["train"].pieces, minlength=sizes["vocabulary"])
+    dtype = "mixed_bfloat16" if sizes["bfloat16"] else "float32"
+    model, step = ours(sizes, "every", dtype, dropout=0.2, frequencies=frequencies)
+    batches = iter(data.train.dataset(0, 10**6))
+    seconds, steps, loss = 0.0, 0, float("inf")
+    while loss > target and seconds < 10 * sizes["essay_seconds"]:
+        for _ in range(5):
+            batch = next(batches)
+            start = time.perf_counter()
+            step(batch).numpy()
+            seconds += time.perf_counter() - start
+            steps += 1
+        loss = evaluate(model, data.validation)["loss"]
+    return {"seconds": seconds, "validation_loss": loss, "steps": steps}
+
+
+def measure_time_to_loss(rounds: int, sizes: dict) -> tuple[dict, dict, list[str]]:
+    """Seconds in training steps, tracing included, until the same validation loss is reached."""
+    script = [sys.executable, str(Path(__file__).resolve()), "--threads", str(sizes["threads"])]
+    runs = []
+    for number in range(rounds):
+        theirs = run_process([*script, "--side", "essay_to_loss"])
+        mine = run_process([*script, "--side", "ours_to_loss", "--target", str(theirs["validation_loss"])])
+        print(f"round {number + 1}, to the same loss: essay {theirs}, ours {mine}", flush=True)
+        runs.append((theirs["seconds"] / mine["seconds"], theirs, mine))
+    ratio, theirs, mine = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+    values = {
+        "essay_seconds": theirs["seconds"],
+        "ours_seconds_to_the_same_loss": mine["seconds"],
+        "loss_of_both": theirs["validation_loss"],
+    }
+    return {"essay_time_to_loss": ratio}, values, []
+
+
+# --- The pipeline alone ---------------------------------------------------------------------------
+
+
+def run_pipeline(sizes: dict) -> dict[str, float]:
+    """Tokens per second of the batches alone, and of the default settings' training on them."""
+    import tensorflow as tf
+
+    from karpa_tf.configs import MlmGruConfig, find_recipe, read_settings
+    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.training import runtime
+
+    config = MlmGruConfig(**read_settings(find_recipe("mlm-gru"), "default"))
+    runtime.prepare(config)
+    data = mlm_gru.load_data(config)
+    tokens = config.batch_size * config.sequence_length
+    batches = iter(data.train.dataset(0, 10**6))
+    alone = best_seconds(lambda: next(batches), {**sizes, "steps": 200})
+    model = mlm_gru.build_model(config, len(data.wordpiece))
+    model.compile(mlm_gru.make_optimizer(config, 1000), mlm_gru.SparseCrossEntropy())
+    model.optimizer.build(model.trainable_variables)
+    from karpa_tf.training.loop import _train_step
+
+    step = _train_step(model, mlm_gru.TRAINING_METRICS, 1, tf.distribute.get_strategy())
+    training = best_seconds(lambda: step(next(batches)).numpy(), sizes)
+    return {"pipeline_tokens_per_second": tokens / alone, "default_tokens_per_second": tokens / training}
+
+
+def measure_pipeline(rounds: int, sizes: dict) -> tuple[dict, dict, list[str]]:
+    """How much faster the pipeline is than what it feeds."""
+    script = [sys.executable, str(Path(__file__).resolve()), "--threads", str(sizes["threads"])]
+    values = max(
+        (run_process([*script, "--side", "pipeline"]) for _ in range(rounds)),
+        key=lambda run: run["default_tokens_per_second"],
+    )
+    ratio = values["pipeline_tokens_per_second"] / values["default_tokens_per_second"]
+    return {"pipeline": ratio}, values, []
+
+
+MEASUREMENTS = {
+    "throughput": measure_throughput,
+    "time_to_loss": measure_time_to_loss,
+    "pipeline": measure_pipeline,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--side", choices=["float32", "mixed_bfloat16", "essay"])
+    parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
+    parser.add_argument("--side", help="Run one side and print its figures (used by this script itself).")
+    parser.add_argument("--target", type=float, default=0.0, help="Loss to reach, for --side ours_to_loss.")
     arguments = parser.parse_args()
     sizes = {**SIZES, "threads": arguments.threads, "bfloat16": has_bfloat16()}
 
     if arguments.side:
         configure(arguments.threads)
-        if arguments.side == "essay":
-            result = run_essay(sizes)
-        else:
-            result = run_ours(sizes, arguments.side)
+        sides = {
+            "essay": lambda: run_essay(sizes),
+            "essay_to_loss": lambda: run_essay_to_loss(sizes),
+            "ours_to_loss": lambda: run_ours_to_loss(sizes, arguments.target),
+            "pipeline": lambda: run_pipeline(sizes),
+        }
+        result = sides.get(arguments.side, lambda: run_ours(sizes, arguments.side))()
         print(json.dumps(result))
         return
 
     ratios: dict[str, float] = {}
     values: dict[str, float] = {}
     left_out: list[str] = []
-    for measurement in MEASUREMENTS:
+    for name, measurement in MEASUREMENTS.items():
+        if arguments.only not in (None, name):
+            continue
         more_ratios, more_values, more_left_out = measurement(arguments.rounds, sizes)
         ratios |= more_ratios
         values |= more_values

@@ -31,10 +31,11 @@ def check(savedmodel: str, cases: str) -> list[str]:
     """Returns what is wrong with a SavedModel; an empty list if nothing is."""
     with np.load(cases, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    problems = []
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], savedmodel)
-        problems += _graph_problems(meta.graph_def)
+        problems = _graph_problems(meta.graph_def)
+        if problems:
+            return problems  # it would not run here either
         for name in sorted({key.split("|")[0] for key in arrays}):
             if name not in meta.signature_def:
                 problems.append(f"the signature {name} is missing")

@@ -85,6 +85,18 @@ def build_model(
     )
 
 
+def make_optimizer(config: MlmGruConfig, steps: int) -> AdamW:
+    optimizer = AdamW(
+        WarmupThenDecay(config.learning_rate, steps, config.warmup),
+        weight_decay=config.weight_decay,
+        global_clipnorm=config.clip_norm or None,
+        use_ema=config.ema > 0,
+        ema_momentum=config.ema or None,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
 def top5(labels: Any, logits: Any) -> Any:
     return keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, k=5)
 
@@ -121,15 +133,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
         model = build_model(config, len(data.wordpiece), frequencies=frequencies)
         if config.init:
             start_from(model, config.init, data.wordpiece)
-        optimizer = AdamW(
-            WarmupThenDecay(config.learning_rate, steps, config.warmup),
-            weight_decay=config.weight_decay,
-            global_clipnorm=config.clip_norm or None,
-            use_ema=config.ema > 0,
-            ema_momentum=config.ema or None,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        model.compile(optimizer, SparseCrossEntropy())
+        model.compile(make_optimizer(config, steps), SparseCrossEntropy())
 
     tokens = data.train.batch_size * config.sequence_length
     fill = FillMask(model, data.wordpiece, config.sequence_length, top_k=5)

@@ -228,7 +228,7 @@ def test_the_savedmodel_is_complete_and_small(exported, trained) -> None:
     card = (exported / "assets.extra" / "model_card.md").read_text()
     figures = json.loads((trained / "metrics.json").read_text())
     assert f"{figures['top1_accuracy']:.4g}" in card and "bigram" in card
-    config, wordpiece, model = mlm_gru.open_model(RunFolder(trained))
+    _, _, model = mlm_gru.open_model(RunFolder(trained))
     weights = sum(w.nbytes for w in model.get_weights())
     assert os.path.getsize(exported / "variables" / "variables.data-00000-of-00001") < weights + 4096
 

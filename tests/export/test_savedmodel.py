@@ -1,0 +1,129 @@
+"""The exporter, on a signature small enough to see through."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from karpa_tf.errors import UserError
+from karpa_tf.export import verify
+from karpa_tf.export.savedmodel import export_savedmodel
+from karpa_tf.export.signature import Signature
+
+ROWS = [{"x": [1.0, 2.0]}, {"x": [3.0, 4.0]}, {"x": [5.0, 6.0]}]
+
+
+@pytest.fixture
+def dense():
+    layer = keras.layers.Dense(3)
+    layer.build((None, 2))
+    return layer
+
+
+def signature(layer, function=None) -> Signature:
+    return Signature(
+        function or (lambda x: {"y": layer(x)}),
+        {"x": tf.TensorSpec([None, 2], tf.float32)},
+        variables=layer.variables,
+    )
+
+
+def export(layer, to, function=None):
+    signatures = {"serving_default": signature(layer, function)}
+    return export_savedmodel(signatures, to, "dense", examples=ROWS, assets={"labels.txt": "a\nb\nc\n"})
+
+
+def test_versions_rise_and_answer_alike(dense, tmp_path) -> None:
+    first, second = export(dense, tmp_path), export(dense, tmp_path)
+    assert [path.name for path in (first, second)] == ["1", "2"]
+    (tmp_path / "dense" / "41").mkdir()
+    assert export(dense, tmp_path).name == "42"
+    loaded = tf.saved_model.load(str(first)).signatures["serving_default"]
+    x = np.array([[1, 2]], np.float32)
+    np.testing.assert_allclose(loaded(x=tf.constant(x))["y"], dense(x), atol=1e-6)
+    assert (first / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    assert sorted(p.name for p in (tmp_path / "dense").iterdir()) == ["1", "2", "41", "42"]
+
+
+def test_the_check_calls_nothing_of_karpa_tf_or_keras(dense, tmp_path) -> None:
+    path = export(dense, tmp_path)
+    np.savez(tmp_path / "cases.npz", **{"serving_default|in|x": np.array([[1, 2]], np.float32)})
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['verify', {str(path)!r}, {str(tmp_path / 'cases.npz')!r}]\n"
+        f"runpy.run_path({verify.__file__!r}, run_name='__main__')\n"
+        "assert not [m for m in sys.modules if m.startswith(('karpa_tf', 'keras_hub'))]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    assert report["problems"] == ["serving_default returns ['y'], not []"]
+
+
+def python_call(layer):
+    def function(x):
+        y = tf.py_function(lambda x: x * 2, [x], tf.float32)
+        return {"y": tf.ensure_shape(y, [None, 2])}
+
+    return function
+
+
+def compiled(layer):
+    return lambda x: {"y": tf.function(layer.__call__, jit_compile=True)(x)}
+
+
+def loses_batch(layer):
+    return lambda x: {"y": layer(x)[0]}
+
+
+def random(layer):
+    return lambda x: {"y": layer(x) + tf.random.uniform([])}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (python_call, "calls back into Python"),
+        (compiled, "compiled by XLA"),
+        (loses_batch, "loses the batch"),
+        (random, "differs from the Python model's"),
+    ],
+)
+def test_a_model_that_would_fail_on_the_server_is_not_exported(dense, tmp_path, wrong, sentence) -> None:
+    with pytest.raises(UserError) as caught:
+        export(dense, tmp_path, wrong(dense))
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_full_disk_leaves_nothing(dense, tmp_path, monkeypatch) -> None:
+    export(dense, tmp_path)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(UserError, match="No space left on device; nothing was exported"):
+        export(dense, tmp_path)
+    assert [p.name for p in (tmp_path / "dense").iterdir()] == ["1"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_no_write_access(dense, tmp_path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(UserError, match="cannot be written: Permission denied"):
+        export(dense, tmp_path)
+
+
+def test_a_file_in_the_way(dense, tmp_path) -> None:
+    (tmp_path / "models").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        export(dense, tmp_path / "models")

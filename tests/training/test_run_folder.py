@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from karpa_tf.configs import MlmGruConfig
+from karpa_tf.errors import UserError
+from karpa_tf.training.run_folder import create_run, list_runs, open_run, remove_if_unused
+
+
+def test_runs_are_numbered_and_never_shared(tmp_path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: create_run(tmp_path, "mlm-gru", ["train"]), range(32)))
+    assert sorted(int(f.path.name) for f in folders) == list(range(1, 33))
+    assert (folders[0].path / "command.txt").read_text() == "karpa-tf train\n"
+
+
+def test_latest_is_the_newest_run_that_has_begun(tmp_path) -> None:
+    for _ in range(11):
+        create_run(tmp_path, "mlm-gru", []).write_config(MlmGruConfig())
+    create_run(tmp_path, "mlm-gru", [])
+    assert open_run("mlm-gru/latest", tmp_path).path.name == "11"
+    assert open_run("mlm-gru/3", tmp_path).path.name == "3"
+    assert open_run(tmp_path / "mlm-gru" / "latest").path.name == "11"
+
+
+def test_config_survives_a_round_trip(tmp_path) -> None:
+    folder = create_run(tmp_path, "mlm-gru", [])
+    config = MlmGruConfig(data="ein Pfad/日本.txt", learning_rate=1e-7, deterministic=True)
+    folder.write_config(config)
+    assert MlmGruConfig(**folder.read_config()) == config
+
+
+def test_damaged_files_are_named(tmp_path) -> None:
+    folder = create_run(tmp_path, "mlm-gru", [])
+    folder.write_config(MlmGruConfig())
+    assert folder.read_metrics() is None
+    (folder.path / "metrics.json").write_text('{"loss": 1')
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        folder.read_metrics()
+    (folder.path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        folder.read_config()
+
+
+def test_an_unused_folder_goes_and_a_used_one_stays(tmp_path) -> None:
+    used = create_run(tmp_path / "logs", "mlm-gru", [])
+    used.write_config(MlmGruConfig())
+    remove_if_unused(used)
+    remove_if_unused(create_run(tmp_path / "logs", "mlm-gru", []))
+    assert [row["run"] for row in list_runs(tmp_path / "logs")] == [str(used.path)]
+    assert [p.name for p in used.path.parent.iterdir()] == ["1"]
+
+
+def test_logs_that_cannot_be_written(tmp_path) -> None:
+    (tmp_path / "logs").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        create_run(tmp_path / "logs", "mlm-gru", [])

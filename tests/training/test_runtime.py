@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from karpa_tf.configs import MlmGruConfig
+from karpa_tf.errors import UserError
+from karpa_tf.training import runtime
+
+
+def test_threads_follow_affinity_and_quota(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(runtime, "_cgroup_limits", lambda: [])
+    assert runtime.usable_cores() == 16
+    monkeypatch.setattr(runtime, "_cgroup_limits", lambda: [(250_000, 100_000)])
+    assert runtime.usable_cores() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert runtime.usable_cores() == 1
+
+
+def test_precision_becomes_definite(monkeypatch) -> None:
+    for fast, name in ((True, "mixed_bfloat16"), (False, "float32")):
+        monkeypatch.setattr(runtime, "fast_bfloat16", lambda fast=fast: fast)
+        config = MlmGruConfig()
+        runtime.prepare(config)
+        assert config.precision == name
+
+
+def test_multi_worker_without_tf_config(monkeypatch) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError, match="needs TF_CONFIG"):
+        runtime.make_strategy("multi-worker")
