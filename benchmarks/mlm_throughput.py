@@ -313,12 +313,10 @@ def run_essay_to_loss(sizes: dict) -> dict[str, float]:
 
 def run_ours_to_loss(sizes: dict, target: float) -> dict[str, float]:
     """Trains what karpa_tf ships by default until the validation loss is as low."""
-    import numpy as np
-
     from karpa_tf.training.loop import evaluate
 
     data = text_batches(sizes, "every")
-    frequencies = np.bincount(data.splits["train"].pieces, minlength=sizes["vocabulary"])
+    frequencies = data.splits["train"].counts(sizes["vocabulary"])
     dtype = "mixed_bfloat16" if sizes["bfloat16"] else "float32"
     model, step = ours(sizes, "every", dtype, dropout=0.2, frequencies=frequencies)
     batches = iter(data.train.dataset(0, 10**6))

@@ -23,7 +23,7 @@ class NgramCounts:
 
     def __init__(self, split: TokenizedSplit, vocabulary_size: int, candidates: np.ndarray) -> None:
         self.size = vocabulary_size
-        self.unigrams = np.zeros(vocabulary_size, np.int64)
+        self.unigrams = split.counts(vocabulary_size)
         pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         total = split.size
         crosses = np.zeros(total + 1, bool)
@@ -31,7 +31,6 @@ class NgramCounts:
         for begin in range(0, total, _CHUNK):
             end = min(begin + _CHUNK, total)
             pieces = np.asarray(split.pieces[begin : min(end + 1, total)], np.int64)
-            self.unigrams += np.bincount(pieces[: end - begin], minlength=vocabulary_size)
             inside = ~crosses[begin + 1 : begin + len(pieces)]
             found, number = np.unique(
                 (pieces[:-1] * vocabulary_size + pieces[1:])[inside], return_counts=True

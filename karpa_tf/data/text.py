@@ -28,6 +28,7 @@ _FIRST, _SECOND, _THIRD = ([number, 0] for number in (1, 2, 3))
 # Seed of the masks of validation and test, which are the same for every run.
 _FIXED_SEED = 15
 _READ_AT_ONCE = 1 << 20
+_COUNT_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,14 @@ class TokenizedSplit:
     @property
     def size(self) -> int:
         return int(self.borders[-1])
+
+    def counts(self, vocabulary_size: int) -> np.ndarray:
+        """int64 (vocabulary_size,): how often each piece occurs; read in parts to spare memory."""
+        total = np.zeros(vocabulary_size, np.int64)
+        for begin in range(0, self.size, _COUNT_AT_ONCE):
+            part = self.pieces[begin : begin + _COUNT_AT_ONCE]
+            total += np.bincount(part, minlength=vocabulary_size)
+        return total
 
 
 def cache_folder() -> Path:

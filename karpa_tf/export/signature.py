@@ -48,6 +48,11 @@ class Signature:
         return {name: value.numpy() for name, value in self.function(**tensors).items()}
 
 
+def text_input() -> dict[str, tf.TensorSpec]:
+    """Returns the inputs of a signature that takes texts: `text` string (n,)."""
+    return {"text": tf.TensorSpec([None], tf.string)}
+
+
 def stack(rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
     """Returns an array an input, with a row each."""
     arrays = {}

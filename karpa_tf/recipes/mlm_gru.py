@@ -26,7 +26,7 @@ from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, toke
 from karpa_tf.data.vocabulary import MASK, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
-from karpa_tf.export.signature import Signature
+from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress
@@ -129,7 +129,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
     )
     steps = config.epochs * data.train.steps_per_epoch
     with strategy.scope():
-        frequencies = np.bincount(data.splits["train"].pieces, minlength=len(data.wordpiece))
+        frequencies = data.splits["train"].counts(len(data.wordpiece))
         model = build_model(config, len(data.wordpiece), frequencies=frequencies)
         if config.init:
             start_from(model, config.init, data.wordpiece)
@@ -377,10 +377,9 @@ def signature(folder: RunFolder, top_k: int = 5) -> Signature:
                 raise UserError(f'Text {number} has no {MASK} to fill. Received: "{row["text"][:80]}".')
 
     return Signature(
-        lambda text: fill(text),
-        {"text": tf.TensorSpec([None], tf.string)},
+        fill,
+        text_input(),
         variables=model.variables,
-        resources=[wordpiece.tokenizer],
         check=check,
     )
 

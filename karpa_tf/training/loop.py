@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -79,7 +80,8 @@ def fit(
     """
     strategy = model.optimizer._distribution_strategy
     chief = is_chief(strategy)
-    parts = accumulate * strategy.num_replicas_in_sync
+    workers = strategy.num_replicas_in_sync
+    parts = accumulate * workers
     if data.batch_size % parts:
         raise UserError(
             f"batch_size must be a multiple of {parts}, the workers times accumulate. "
@@ -108,6 +110,11 @@ def fit(
         for callback in callbacks:
             if hasattr(callback, "on_resume"):
                 callback.on_resume(step if saved else None)
+    if workers > 1 and _sum_over(strategy, step) != workers * step:
+        raise UserError(
+            f"The workers do not go on from the same step, this one from {step}: they must all see the "
+            "same run folder, and all be started with --resume or all without."
+        )
 
     def save() -> None:
         if checkpoints and chief:
@@ -134,7 +141,8 @@ def fit(
                 totals[:] = 0
                 callback_list.on_epoch_begin(epoch)
             callback_list.on_train_batch_begin(index)
-            sums = step_function(next(batches)).numpy()
+            sums, stops = step_function(next(batches), tf.constant(float(stopping.is_set())))
+            sums = sums.numpy()
             totals += sums
             step += 1
             logs = _averages(names, sums)
@@ -151,7 +159,8 @@ def fit(
                     history.append(logs)
                     callback_list.on_epoch_end(epoch, logs)
                 watch.stopped = bool(model.stop_training)
-            if stopping.is_set():
+            # Workers stop together: one that is told to ends the step after, and with it all the others.
+            if stops.numpy() if workers > 1 else stopping.is_set():
                 save()
                 raise KeyboardInterrupt
             if checkpoints and checkpoints.due():
@@ -197,8 +206,10 @@ def _train_step(
     metrics: Mapping[str, Metric],
     accumulate: int,
     strategy: tf.distribute.Strategy,
-) -> Callable[[Any], tf.Tensor]:
+) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     variables = model.trainable_variables
+    # The gradients are summed below, before they are clipped; Keras would add up the sums once more.
+    model.optimizer._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
 
     def gradients(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -220,24 +231,39 @@ def _train_step(
         _, grads, sums = tf.while_loop(lambda i, *_: i < accumulate, add, start)
         return grads, sums
 
-    def replica(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         grads, sums = accumulated(batch) if accumulate > 1 else gradients(batch)
-        if strategy.num_replicas_in_sync > 1:
-            context = tf.distribute.get_replica_context()
-            *grads, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*grads, sums])
-        return grads, sums
+        *grads, sums, stops = _all_reduce(strategy, [*grads, sums, stop])
+        weight = tf.maximum(sums[-1], 1e-9)
+        # Every replica makes the same update of its own copy of the weights.
+        model.optimizer.apply([g / tf.cast(weight, g.dtype) for g in grads], variables)
+        return tf.cast(sums, tf.float64), stops
 
     @tf.function(autograph=False)
-    def step(batch: Any) -> tf.Tensor:
-        grads, sums = strategy.run(replica, args=(batch,))
-        local = strategy.experimental_local_results
-        grads, sums = [local(g)[0] for g in grads], local(sums)[0]
-        weight = tf.maximum(sums[-1], 1e-9)
-        # Outside the replicas: every one holds the same sums, and the optimizer must not add them up.
-        model.optimizer.apply([g / tf.cast(weight, g.dtype) for g in grads], variables)
-        return tf.cast(sums, tf.float64)
+    def step(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return _any_replica(strategy, strategy.run(replica, args=(batch, stop)))
 
     return step
+
+
+def _all_reduce(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """Sums tensors over the replicas; to be called in one."""
+    if strategy.num_replicas_in_sync == 1:
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _any_replica(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """Returns what one replica of this process holds, where all hold the same."""
+    return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
+
+
+def _sum_over(strategy: tf.distribute.Strategy, number: int) -> int:
+    @tf.function(autograph=False)
+    def total() -> tf.Tensor:
+        return _any_replica(strategy, strategy.run(lambda: _all_reduce(strategy, tf.constant(number))))
+
+    return int(total())
 
 
 class _Judge:
@@ -252,24 +278,21 @@ class _Judge:
     ) -> None:
         self.names = ["loss", *metrics]
         self._batches = _distribute(data, strategy, 0, data.steps_per_epoch)
+        self._steps = data.steps_per_epoch
 
         def replica(batch: Any) -> tf.Tensor:
             _, sums = _loss_and_sums(model, metrics, batch, training=False)
-            if strategy.num_replicas_in_sync > 1:
-                context = tf.distribute.get_replica_context()
-                sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
-            return sums
+            return tf.cast(_all_reduce(strategy, sums), tf.float64)
 
         @tf.function(autograph=False)
         def step(batch: Any) -> tf.Tensor:
-            sums = strategy.run(replica, args=(batch,))
-            return tf.cast(strategy.experimental_local_results(sums)[0], tf.float64)
+            return _any_replica(strategy, strategy.run(replica, args=(batch,)))
 
         self._step = step
 
     def __call__(self) -> dict[str, float]:
         totals = np.zeros(len(self.names) + 1)
-        for batch in self._batches:
+        for batch in islice(self._batches, self._steps):
             totals += self._step(batch).numpy()
         return _averages(self.names, totals)
 
@@ -287,7 +310,10 @@ def _distribute(data: Batches, strategy: tf.distribute.Strategy, start: int, sto
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         parts = context.num_input_pipelines
         mine = data.dataset(start, stop, part=context.input_pipeline_id, parts=parts)
-        return mine.rebatch(data.batch_size // replicas) if parts < replicas else mine
+        if parts < replicas:
+            mine = mine.rebatch(data.batch_size // replicas, drop_remainder=True)
+        # Where data can end, all workers agree on that by network before each step.
+        return mine.repeat()
 
     return strategy.distribute_datasets_from_function(dataset)
 
