@@ -124,7 +124,9 @@ def ours(sizes: dict, objective: str, dtype: str, **size):
     model = build_mlm_gru(sizes["vocabulary"], objective=objective, dtype=dtype, **size)
     model.compile(AdamW(sizes["learning_rate"], weight_decay=0.0), SparseCrossEntropy())
     model.optimizer.build(model.trainable_variables)
-    return model, _train_step(model, {}, 1, tf.distribute.get_strategy())
+    step = _train_step(model, {}, 1, tf.distribute.get_strategy())
+    going = tf.constant(0.0)
+    return model, lambda batch: step(batch, going)[0].numpy()
 
 
 def run_ours(sizes: dict, dtype: str) -> dict[str, float]:
@@ -144,7 +146,7 @@ def run_ours(sizes: dict, dtype: str) -> dict[str, float]:
     start = time.perf_counter()
     step(batch)
     first = time.perf_counter() - start
-    seconds = best_seconds(lambda: step(batch).numpy(), sizes)
+    seconds = best_seconds(lambda: step(batch), sizes)
     # The peak right after the step, under the same load of the machine.
     peak = matmul_peak("bfloat16" if "bfloat16" in dtype else "float32", sizes)
     return {
@@ -325,7 +327,7 @@ def run_ours_to_loss(sizes: dict, target: float) -> dict[str, float]:
         for _ in range(5):
             batch = next(batches)
             start = time.perf_counter()
-            step(batch).numpy()
+            step(batch)
             seconds += time.perf_counter() - start
             steps += 1
         loss = evaluate(model, data.validation)["loss"]
@@ -373,7 +375,8 @@ def run_pipeline(sizes: dict) -> dict[str, float]:
     from karpa_tf.training.loop import _train_step
 
     step = _train_step(model, mlm_gru.TRAINING_METRICS, 1, tf.distribute.get_strategy())
-    training = best_seconds(lambda: step(next(batches)).numpy(), sizes)
+    going = tf.constant(0.0)
+    training = best_seconds(lambda: step(next(batches), going)[0].numpy(), sizes)
     return {"pipeline_tokens_per_second": tokens / alone, "default_tokens_per_second": tokens / training}
 
 

@@ -99,6 +99,12 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
         config = _config(recipe, args.config or "default", typed)
         folder = None
     module = _load(recipe)
+    from karpa_tf.training import runtime
+
+    if not runtime.will_be_chief(config):
+        # One worker makes the folder, writes and speaks; the others only read from it, to resume.
+        module.train(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
+        return {"run": None, "metrics": {}}
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
     try:

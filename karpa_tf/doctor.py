@@ -104,6 +104,8 @@ def _multiply() -> bool:
 def _writable(folder: Path) -> bool:
     """Whether the folder, or the nearest one above it that exists, takes a file."""
     folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        return False
     while not folder.exists():
         folder = folder.parent
     try:

@@ -117,7 +117,8 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
     if chief:
         folder.write_config(config)
         folder.write_environment(config.seed, strategy=config.strategy)
-        data.wordpiece.save(vocabulary)
+        if not vocabulary.exists():  # other workers may be reading it, to resume
+            data.wordpiece.save(vocabulary)
         write_json(folder.assets / "data.json", {"fingerprint": data.corpus.fingerprint})
 
     tell = print if chief else lambda *_, **__: None
@@ -170,6 +171,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
         resume=resume,
     )
     if not chief:
+        runtime.wait_for_all(strategy)
         return {}
     result = evaluate(folder)
     metrics = {
@@ -187,6 +189,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
         }
     )
     write_final(folder.path, metrics, step)
+    runtime.wait_for_all(strategy)
     return metrics
 
 

@@ -138,15 +138,15 @@ class Progress(keras.callbacks.Callback):
             unit_scale=True,
             disable=not self._terminal,
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}, {rate_fmt}]",
+            bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}, {rate_fmt}]",
             leave=False,
         )
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
         if self._terminal:
-            figures = {name: f"{(logs or {}).get(name, 0):.3f}" for name in self.shown}
-            self._bar.set_postfix(figures, refresh=False)
+            figures = "  ".join(f"{name} {(logs or {}).get(name, 0):.3f}" for name in self.shown)
+            self._bar.set_description_str(figures, refresh=False)
             self._bar.update(self.units_per_step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

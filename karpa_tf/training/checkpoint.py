@@ -62,7 +62,8 @@ class Checkpoints:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-        for old in self._found()[: -self.keep]:
+        # Beyond the last few; and what a process that was killed here left half-written.
+        for old in [*self._found()[: -self.keep], *self.folder.glob("step-*.tmp")]:
             old.unlink(missing_ok=True)
         self._last = time.monotonic()
 

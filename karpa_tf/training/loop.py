@@ -24,7 +24,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.runtime import is_chief
+from karpa_tf.training.runtime import is_chief, needing_all_workers, sum_over_replicas
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
 # keras.metrics.sparse_categorical_accuracy and its kin are.
@@ -76,7 +76,9 @@ def fit(
 
     Raises:
         Diverged: the loss is not a number or has grown away from where it started.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and a checkpoint written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and a checkpoint written; at all
+            workers if one was told.
+        UserError: another worker is gone.
     """
     strategy = model.optimizer._distribution_strategy
     chief = is_chief(strategy)
@@ -110,11 +112,12 @@ def fit(
         for callback in callbacks:
             if hasattr(callback, "on_resume"):
                 callback.on_resume(step if saved else None)
-    if workers > 1 and _sum_over(strategy, step) != workers * step:
+    if sum_over_replicas(strategy, step) != workers * step:
         raise UserError(
             f"The workers do not go on from the same step, this one from {step}: they must all see the "
             "same run folder, and all be started with --resume or all without."
         )
+    _spread_seeds(model, strategy)
 
     def save() -> None:
         if checkpoints and chief:
@@ -134,6 +137,7 @@ def fit(
     with ExitStack() as stack:
         stopping = stack.enter_context(_stop_signal())
         stack.callback(callback_list.on_train_end)  # whatever ends the training, logs are flushed
+        stack.enter_context(needing_all_workers())
         batches = iter(_distribute(data, strategy, step, epochs * per_epoch))
         while step < epochs * per_epoch and not model.stop_training:
             epoch, index = divmod(step, per_epoch)
@@ -194,7 +198,8 @@ def _loss_and_sums(
     loss = model.compute_loss(features, labels, outputs, weights, training=training)
     weights = tf.cast(weights, tf.float32)
     weight = tf.reduce_sum(weights)
-    loss = tf.cast(loss, tf.float32) * weight
+    # Keras has divided by the number of replicas, for sums of their averages; ours are true averages.
+    loss = tf.cast(loss, tf.float32) * weight * tf.distribute.get_strategy().num_replicas_in_sync
     sums = [loss]
     for metric in metrics.values():
         sums.append(tf.reduce_sum(tf.cast(metric(labels, outputs), tf.float32) * weights))
@@ -233,7 +238,8 @@ def _train_step(
 
     def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         grads, sums = accumulated(batch) if accumulate > 1 else gradients(batch)
-        *grads, sums, stops = _all_reduce(strategy, [*grads, sums, stop])
+        # An argument has no device, and what is reduced must have one: tf.identity.
+        *grads, sums, stops = _all_reduce(strategy, [*grads, sums, tf.identity(stop)])
         weight = tf.maximum(sums[-1], 1e-9)
         # Every replica makes the same update of its own copy of the weights.
         model.optimizer.apply([g / tf.cast(weight, g.dtype) for g in grads], variables)
@@ -258,12 +264,20 @@ def _any_replica(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
-def _sum_over(strategy: tf.distribute.Strategy, number: int) -> int:
-    @tf.function(autograph=False)
-    def total() -> tf.Tensor:
-        return _any_replica(strategy, strategy.run(lambda: _all_reduce(strategy, tf.constant(number))))
+def _spread_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Gives each replica random numbers of its own; else all would drop the same activations.
 
-    return int(total())
+    The first one keeps those that it has, and with them what a checkpoint holds.
+    """
+    seeds = [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
+
+    def replica() -> None:
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        for seed in seeds:
+            seed.value.assign(seed.value + tf.cast(tf.stack([number, 0]), seed.dtype))
+
+    if strategy.num_replicas_in_sync > 1 and seeds:
+        tf.function(lambda: strategy.run(replica), autograph=False)()
 
 
 class _Judge:

@@ -107,6 +107,11 @@ def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFold
     return folder
 
 
+def no_run(logs: str | Path, recipe: str) -> RunFolder:
+    """Returns a run folder that is never made, for a process that writes nothing."""
+    return RunFolder(Path(logs) / recipe / "none")
+
+
 def remove_if_unused(folder: RunFolder) -> None:
     """Removes a run folder that was made for a run which could not even start."""
     if not (folder.path / "config.yaml").exists():

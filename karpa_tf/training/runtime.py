@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -91,11 +94,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
     if name == "multi-worker":
-        if not os.environ.get("TF_CONFIG"):
-            raise UserError(
-                "--strategy multi-worker needs TF_CONFIG in the environment: the addresses of all "
-                "workers and the index of this one."
-            )
+        _tf_config()
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()
 
@@ -105,8 +104,87 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type is None:
         return True
-    return resolver.task_type == "chief" or (
-        resolver.task_type == "worker"
-        and resolver.task_id == 0
-        and "chief" not in resolver.cluster_spec().jobs
-    )
+    return _leads(resolver.task_type, resolver.task_id, resolver.cluster_spec().jobs)
+
+
+def will_be_chief(config: TrainingConfig) -> bool:
+    """Says what `is_chief` will, before there is a strategy.
+
+    Raises:
+        UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`.
+    """
+    if config.strategy != "multi-worker":
+        return True
+    cluster, kind, index = _tf_config()
+    return _leads(kind, index, cluster)
+
+
+def _leads(kind: str, index: int, jobs: Collection[str]) -> bool:
+    return kind == "chief" or (kind == "worker" and index == 0 and "chief" not in jobs)
+
+
+def _tf_config() -> tuple[dict[str, list[str]], str, int]:
+    """Returns the addresses of the cluster by job, and the job and the index of this process."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise UserError(
+            "--strategy multi-worker needs TF_CONFIG in the environment: the addresses of all workers "
+            "and the index of this one."
+        )
+    try:
+        value = json.loads(text)
+        cluster, kind, index = value["cluster"], value["task"]["type"], int(value["task"]["index"])
+        cluster[kind][index]
+        if index < 0 or not set(cluster) <= {"chief", "worker"}:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(
+            'TF_CONFIG must look like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
+            f'"worker", "index": 0}}}}. Received: {text}'
+        ) from None
+    return cluster, kind, index
+
+
+@contextmanager
+def needing_all_workers() -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker is gone into a sentence.
+
+    Workers send each other heartbeats; one that is silent for ten seconds counts as gone, and the sums
+    that the others wait for are given up.
+    """
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+    ) as error:
+        raise UserError(
+            "Another worker is gone; start all of them again, with --resume and the run. TensorFlow "
+            f"says: {' '.join(error.message.split())[-300:]}"
+        ) from error
+
+
+def sum_over_replicas(strategy: tf.distribute.Strategy, number: int) -> int:
+    """Returns the sum of what every replica gives; returns only when all have given theirs."""
+
+    def replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(number))
+
+    def total() -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(replica))[0]
+
+    if strategy.num_replicas_in_sync == 1:
+        return number
+    with needing_all_workers():
+        return int(tf.function(total, autograph=False)())
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Waits until all workers have come here: a job's work is done when that of each of them is.
+
+    Without it a worker would have ended well that is needed once more should the chief die.
+    """
+    sum_over_replicas(strategy, 0)

@@ -23,7 +23,7 @@ class TensorBoard(keras.callbacks.Callback):
     """Writes a run's events.
 
     Args:
-        folder: the run folder; events go to `train/`, `validation/` and, for HParams, the folder itself.
+        folder: the run folder; events go to `train/`, `validation/` and, for HParams, `hparams/`.
         hparams: the run's settings.
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
@@ -68,14 +68,16 @@ class TensorBoard(keras.callbacks.Callback):
         return self._writers[name].as_default()
 
     def _step(self) -> int:
-        return int(self.model.optimizer.iterations)
+        return int(self.model.optimizer.iterations.numpy())
 
     def on_resume(self, step: int | None) -> None:
         """Takes out what lies beyond the step at which the run goes on."""
         self._resumed = step is not None
         if self.writes:
-            for name in (".", "train", "validation"):
+            for name in ("train", "validation"):
                 cut_events(self.folder / name, step)
+            # Written anew: the run may have got more epochs, and ends another time.
+            cut_events(self.folder / "hparams", None)
 
     def get_state(self) -> dict[str, Any]:
         # Called when a checkpoint is written: what it covers must be on disk.
@@ -88,12 +90,12 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._time, self._time_step = time.perf_counter(), self._step()
-        if not self.writes or self._resumed:
+        if not self.writes:
             return
         if self.hparams:
-            with self._write("."):
-                write_hparams(self.hparams)
-        if self.example is not None:
+            with self._write("hparams"):
+                write_hparams(self.hparams, f"{self.folder.parent.name}/{self.folder.name}")
+        if self.example is not None and not self._resumed:
             with self._write("train"):
                 forward = tf.function(lambda x: self.model(x, training=False), autograph=False)
                 tf.summary.graph(forward.get_concrete_function(self.example).graph)
@@ -160,17 +162,24 @@ class TensorBoard(keras.callbacks.Callback):
         self.profile = None
 
 
-def write_hparams(hparams: Mapping[str, Any]) -> None:
-    """Writes the settings of a run for the HParams tab, into the default writer."""
+def write_hparams(hparams: Mapping[str, Any], run: str) -> None:
+    """Writes the settings of a run for the HParams tab, into the default writer.
+
+    `run` names it there: by default TensorBoard shows a hash, and takes runs of equal settings for one.
+    """
     from tensorboard.plugins.hparams import api as hp
 
     simple = {k: v for k, v in hparams.items() if isinstance(v, (bool, int, float, str))}
-    hp.hparams(simple)
+    hp.hparams(simple, trial_id=run)
 
 
 def write_final(folder: str | Path, metrics: Mapping[str, float], step: int) -> None:
-    """Writes the final metrics as `final/*` beside the settings, where the HParams tab finds them."""
-    with tf.summary.create_file_writer(str(folder)).as_default():
+    """Writes the final metrics as `final/*` beside the settings of a run folder.
+
+    In a folder of their own, because the HParams tab takes every scalar in and below the folder of the
+    settings for a metric, and the curves' last points would come before these.
+    """
+    with tf.summary.create_file_writer(str(Path(folder) / "hparams")).as_default():
         for name, value in metrics.items():
             tf.summary.scalar(f"final/{name}", value, step)
 
@@ -214,7 +223,8 @@ def cut_events(folder: str | Path, step: int | None) -> None:
         if not kept:
             path.unlink()
             continue
-        temporary = path.with_name(f".cut-{path.name.removeprefix('events.out.')}")
+        # TensorBoard reads whatever has "tfevents" in its name.
+        temporary = path.with_name(f".cut-{path.name.removeprefix('events.out.tfevents.')}")
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             for record in kept:
                 writer.write(record)

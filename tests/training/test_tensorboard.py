@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
+
+from karpa_tf.training.tensorboard import TensorBoard, cut_events, write_final, write_hparams, write_projector
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tensorboard.md"
+
+
+def read_events(folder: Path) -> list[event_pb2.Event]:
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    records = tf.data.TFRecordDataset([str(path) for path in paths]).as_numpy_iterator() if paths else []
+    return [event_pb2.Event.FromString(record) for record in records]
+
+
+def tags_of(events: Iterable[event_pb2.Event]) -> set[str]:
+    return {value.tag for event in events for value in event.summary.value}
+
+
+def write_steps(folder: Path, steps: Iterable[int]) -> None:
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        for step in steps:
+            tf.summary.scalar("loss", 1.0 / (step + 1), step)
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [event.step for event in read_events(folder) if event.summary.value]
+
+
+# --- The tags -------------------------------------------------------------------------------------
+
+
+def test_document_lists_every_tag_and_no_other(trained: Path) -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(set(rows)) == len(rows)
+    written = {
+        (tag, folder.name)
+        for folder in (trained, *trained.iterdir())
+        if folder.is_dir()
+        for tag in tags_of(read_events(folder))
+    }
+    undocumented = [w for w in written if not any(matches(w, row) for row in rows)]
+    unwritten = [row for row in rows if not any(matches(w, row) for w in written)]
+    assert (undocumented, unwritten) == ([], [])
+
+
+def matches(written: tuple[str, str], row: tuple[str, str]) -> bool:
+    return fnmatchcase(written[0], row[0]) and written[1] == row[1]
+
+
+def test_graph_is_written_once(trained: Path) -> None:
+    graphs = [event.graph_def for event in read_events(trained / "train") if event.graph_def]
+    assert len(graphs) == 1
+    names = {node.name for node in tf.compat.v1.GraphDef.FromString(graphs[0]).node}
+    assert any("gru" in name for name in names) and any("logits" in name for name in names)
+
+
+def test_two_runs_of_equal_settings_stay_two(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams import metadata
+
+    names = set()
+    for run in ("mlm-gru/1", "mlm-gru/2"):
+        folder = tmp_path / run / "hparams"
+        with tf.summary.create_file_writer(str(folder)).as_default():
+            write_hparams({"units": 8, "data": "embedded", "mixed": True, "none": None}, run)
+        write_final(tmp_path / run, {"loss": 2.0}, 7)
+        events = read_events(folder)
+        assert tags_of(events) == {metadata.SESSION_START_INFO_TAG, "final/loss"}
+        for event in events:
+            for value in event.summary.value:
+                if value.tag == metadata.SESSION_START_INFO_TAG:
+                    content = value.metadata.plugin_data.content
+                    start = metadata.parse_session_start_info_plugin_data(content)
+                    assert set(start.hparams) == {"units", "data", "mixed"}
+                    names.add(start.group_name)
+    assert names == {"mlm-gru/1", "mlm-gru/2"}
+
+
+# --- Resume ---------------------------------------------------------------------------------------
+
+
+def test_cut_takes_out_what_lies_beyond_the_step(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(0, 50, 10))
+    write_steps(tmp_path, range(50, 80, 10))
+    cut_events(tmp_path, 30)
+    assert steps_of(tmp_path) == [0, 10, 20, 30]
+    assert read_events(tmp_path)[0].file_version
+    # Nothing is left over that TensorBoard would read.
+    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"events"}
+
+
+def test_cut_at_the_last_step_takes_nothing(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(5))
+    before = read_events(tmp_path)
+    cut_events(tmp_path, 4)
+    assert read_events(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", [1, 7, 20])
+def test_cut_tolerates_a_record_that_was_not_finished(tmp_path: Path, lost: int) -> None:
+    write_steps(tmp_path, range(5))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(tf.errors.DataLossError):
+        read_events(tmp_path)
+    cut_events(tmp_path, 100)
+    assert steps_of(tmp_path) == [0, 1, 2, 3]
+
+
+def test_cut_tolerates_an_empty_file_and_a_missing_folder(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.1.host").touch()
+    cut_events(tmp_path, 100)
+    assert not list(tmp_path.iterdir())
+    cut_events(tmp_path / "missing", 100)
+
+
+def test_cut_at_none_takes_everything_and_leaves_other_files(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(5))
+    (tmp_path / "labels.tsv").write_text("a\n")
+    cut_events(tmp_path, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.tsv"]
+
+
+def test_a_run_that_goes_on_writes_its_settings_and_final_metrics_anew(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for epochs, step in ((1, None), (2, 10)):
+        callback = TensorBoard(tmp_path, hparams={"epochs": epochs})
+        callback.set_model(model)
+        callback.on_resume(step)
+        assert not tags_of(read_events(tmp_path / "hparams"))
+        callback.on_train_begin()
+        callback.on_train_end()
+        write_final(tmp_path, {"loss": 2.0}, 10)
+        values = [value for event in read_events(tmp_path / "hparams") for value in event.summary.value]
+        assert [value.tag for value in values] == ["_hparams_/session_start_info", "final/loss"]
+
+
+# --- Projector ------------------------------------------------------------------------------------
+
+
+def test_projector_files_hold_the_matrix_and_a_label_a_row(tmp_path: Path) -> None:
+    labels = ["cat", "##s", "a\tb", "\n", "", "日本"]
+    matrix = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
+    for _ in range(2):  # a resumed run writes it again
+        write_projector(tmp_path, matrix, labels)
+    read, lines = read_projector(tmp_path)
+    np.testing.assert_array_equal(read, matrix)
+    assert lines == ["cat", "##s", "a b", "·", "·", "日本"]
+
+
+def test_projector_of_a_run_has_the_vocabulary(trained: Path) -> None:
+    matrix, labels = read_projector(trained / "train")
+    assert labels == (trained / "assets" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert matrix.shape == (len(labels), 16)
+
+
+def read_projector(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """Reads what the projector plugin reads."""
+    from google.protobuf import text_format
+    from tensorboard.plugins import projector
+
+    config = projector.ProjectorConfig()
+    text_format.Parse((folder / "projector_config.pbtxt").read_text(), config)
+    (embedding,) = config.embeddings
+    labels = (folder / embedding.metadata_path).read_text(encoding="utf-8").split("\n")
+    assert labels.pop() == ""
+    checkpoint = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(folder)))
+    return checkpoint.get_tensor(embedding.tensor_name), labels
