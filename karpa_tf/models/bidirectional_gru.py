@@ -38,7 +38,7 @@ def _scan(
     sources = [tf.TensorArray(x.dtype, length, element_shape=x.shape[1:]).unstack(x) for x in inputs]
     targets = tuple(tf.TensorArray(dtype, length) for dtype in dtypes)
 
-    def body(i, state, targets):
+    def body(i: tf.Tensor, state: Any, targets: Any) -> Any:
         t = length - 1 - i if reverse else i
         state, outputs = step(state, *[source.read(t) for source in sources])
         targets = tuple(target.write(t, output) for target, output in zip(targets, outputs, strict=True))
@@ -101,7 +101,7 @@ def _unroll(
     recurrent_candidate = recurrent[:, 2 * units :]
     candidate_bias = state_bias[2 * units :]
 
-    def step(state, gate, candidate):
+    def step(state: Any, gate: tf.Tensor, candidate: tf.Tensor) -> Any:
         h, h_low = state  # The same state, in float32 and in the dtype of the matmuls.
         gate = tf.cast(tf.matmul(h_low, recurrent_gates) + gate, state_dtype)
         update, reset = tf.split(tf.sigmoid(gate), 2, axis=1)
@@ -136,12 +136,12 @@ def _train_direction(
     """
 
     @tf.custom_gradient
-    def run(x, kernel, recurrent, bias):
+    def run(x: tf.Tensor, kernel: tf.Tensor, recurrent: tf.Tensor, bias: tf.Tensor) -> Any:
         states, update, reset, inner, candidate, change = _unroll(
             x, padding, kernel, recurrent, bias, reverse, residuals=True
         )
 
-        def gradient(d_states):
+        def gradient(d_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dtype, state_dtype = x.dtype, update.dtype
             units = recurrent.shape[0]
             batch = x.shape[1] or tf.shape(x)[1]
@@ -153,7 +153,7 @@ def _train_direction(
             keep = 1.0 - update
             recurrent_t = tf.transpose(recurrent)
 
-            def step(state, d_state, factor, keep):
+            def step(state: Any, d_state: tf.Tensor, factor: tf.Tensor, keep: tf.Tensor) -> Any:
                 d_state += state[0]
                 d_gates = tf.reshape(d_state[:, tf.newaxis] * factor, (batch, 3 * units))
                 d_gates = tf.cast(d_gates, dtype)
@@ -269,15 +269,15 @@ class BidirectionalGRU(keras.layers.Layer):
             padding = tf.cast(tf.transpose(padding), x.dtype)[:, :, tf.newaxis]
         outputs = []
         for direction in _DIRECTIONS:
-            weights = [
+            kernel, recurrent, bias = (
                 tf.cast(getattr(self, f"{direction}_{name}"), self.compute_dtype)
                 for name in ("kernel", "recurrent_kernel", "bias")
-            ]
+            )
             reverse = direction == "backward"
             if training:
-                states = _train_direction(x, padding, *weights, reverse)
+                states = _train_direction(x, padding, kernel, recurrent, bias, reverse)
             else:
-                (states,) = _unroll(x, padding, *weights, reverse, residuals=False)
+                (states,) = _unroll(x, padding, kernel, recurrent, bias, reverse, residuals=False)
             states = tf.transpose(states, (1, 0, 2))
             states.set_shape((*inputs.shape[:2], self.units))
             outputs.append(states)

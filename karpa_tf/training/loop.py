@@ -30,8 +30,10 @@ from karpa_tf.training.runtime import is_chief, needing_all_workers, sum_over_re
 # keras.metrics.sparse_categorical_accuracy and its kin are.
 Metric = Callable[[Any, Any], Any]
 
-# A loss this many times above the first ones, for so many steps on end, will not come back.
+# A loss this many times above the least of the first ones, and by this much at least, for so many steps
+# on end, will not come back.
 _DIVERGED = 2.0
+_DIVERGED_BY = 1.0
 _DIVERGED_STEPS = 20
 
 
@@ -354,7 +356,7 @@ class _Watch:
     """Stops a run whose loss is not a number or has grown away."""
 
     def __init__(self) -> None:
-        self.start = 0.0
+        self.start = float("inf")
         self.seen = 0
         self.high = 0
         self.stopped = False
@@ -366,9 +368,9 @@ class _Watch:
                 "or precision float32."
             )
         if self.seen < 5:
-            self.start = max(self.start, abs(loss))
+            self.start = min(self.start, abs(loss))
             self.seen += 1
-        self.high = self.high + 1 if loss > _DIVERGED * self.start + 1e-6 else 0
+        self.high = self.high + 1 if loss > _DIVERGED * self.start + _DIVERGED_BY else 0
         if self.high >= _DIVERGED_STEPS:
             raise Diverged(
                 f"The loss has diverged: {loss:.4g} at step {step}, from {self.start:.4g} at the "
