@@ -120,7 +120,10 @@ class WordPiece:
 
     @cached_property
     def _tokenize(self) -> tf.types.experimental.PolymorphicFunction:
-        tokenizer = self.tokenizer
+        with tf.init_scope():
+            # keras-hub makes its tables at the first call, and they must not belong to somebody's graph.
+            tokenizer = self.tokenizer
+            tokenizer(tf.constant([""]))
         # Outside a graph keras-hub returns lists; in one, a ragged tensor.
         return tf.function(
             lambda text: tokenizer(text),

@@ -160,9 +160,10 @@ def needing_all_workers() -> Iterator[None]:
         tf.errors.AbortedError,
         tf.errors.CancelledError,
     ) as error:
+        reason = " ".join(error.message.split()).split("Collective ops is aborted by: ")[-1]
         raise UserError(
             "Another worker is gone; start all of them again, with --resume and the run. TensorFlow "
-            f"says: {' '.join(error.message.split())[-300:]}"
+            f"says: {reason[:200]}"
         ) from error
 
 

@@ -90,4 +90,6 @@ def test_the_container_resumes_what_there_is(objects, tmp_path) -> None:
     run.mkdir(parents=True)
     assert "--resume" not in start(objects, tmp_path, 1)[0]
     (run / "config.yaml").touch()
-    assert start(objects, tmp_path, 1)[0] == f"train mlm-gru --resume mlm-gru/latest --logs {tmp_path / 'logs'}"
+    assert (
+        start(objects, tmp_path, 1)[0] == f"train mlm-gru --resume mlm-gru/latest --logs {tmp_path / 'logs'}"
+    )
