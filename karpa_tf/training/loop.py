@@ -218,20 +218,21 @@ def _train_step(
     # The gradients are summed below, before they are clipped; Keras would add up the sums once more.
     model.optimizer._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
 
-    def gradients(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def gradients(batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
+            loss /= weight
         # Dense: repeated rows of an embedding must be summed before anything squares them.
         grads = [
             tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")
         ]
         return grads, sums
 
-    def accumulated(batch: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def accumulated(batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         parts = tf.nest.map_structure(lambda x: tf.reshape(x, [accumulate, -1, *x.shape[1:]]), batch)
 
         def add(i: tf.Tensor, grads: list[tf.Tensor], sums: tf.Tensor) -> Any:
-            more, partial = gradients(tf.nest.map_structure(lambda x: x[i], parts))
+            more, partial = gradients(tf.nest.map_structure(lambda x: x[i], parts), weight)
             return i + 1, [a + b for a, b in zip(grads, more, strict=True)], sums + partial
 
         start = (0, [tf.zeros_like(v) for v in variables], tf.zeros([len(metrics) + 2]))
@@ -239,12 +240,14 @@ def _train_step(
         return grads, sums
 
     def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        grads, sums = accumulated(batch) if accumulate > 1 else gradients(batch)
+        # The weight of the whole global batch, known beforehand, spares a pass over all gradients.
+        weight = _all_reduce(strategy, tf.reduce_sum(tf.cast(batch[2], tf.float32)))
+        weight = tf.maximum(weight, 1e-9)
+        grads, sums = (accumulated if accumulate > 1 else gradients)(batch, weight)
         # An argument has no device, and what is reduced must have one: tf.identity.
         *grads, sums, stops = _all_reduce(strategy, [*grads, sums, tf.identity(stop)])
-        weight = tf.maximum(sums[-1], 1e-9)
         # Every replica makes the same update of its own copy of the weights.
-        model.optimizer.apply([g / tf.cast(weight, g.dtype) for g in grads], variables)
+        model.optimizer.apply(grads, variables)
         return tf.cast(sums, tf.float64), stops
 
     @tf.function(autograph=False)
