@@ -59,7 +59,10 @@ class WordPiece:
         return cls(pieces, lowercase)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+        """Writes a vocab.txt that is there whole or not at all."""
+        temporary = Path(path).with_suffix(".tmp")
+        temporary.write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     def __len__(self) -> int:
         return len(self.pieces)
