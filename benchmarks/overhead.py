@@ -1,11 +1,11 @@
 """What the loop costs beside the step: callbacks, checkpoints and TensorBoard at default settings.
 
-Trains `mlm-gru` at its default settings for some steps twice in one process, in turn: a bare `tf.function`
-step over the same batches, and `karpa_tf.training.loop.fit` with everything that a run has. The epochs'
-ends (validation, histograms) are part of training and not counted; checkpoints are, at the rate of one every
+Trains `mlm-gru` at its default settings in one process in blocks of ten steps, in turn: a bare `tf.function`
+step over the same batches, and `karpa_tf.training.fit` with everything that a run has. The ends of epochs
+(validation, histograms) are part of training and not counted; checkpoints are, at the rate of one every
 `checkpoint_seconds`.
 
-    python benchmarks/overhead.py [--rounds 3] [--steps 60]
+    python benchmarks/overhead.py [--rounds 12]
 
 The last line is one JSON object. `overhead` is the bare step's time over the loop's: 0.97 and above means
 under 3 %. `deterministic` is the speed with `--deterministic` over that without.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,12 +24,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BLOCK = 10
 
 
-def measure(steps: int, rounds: int, deterministic: bool) -> dict[str, float]:
-    """Seconds of a step, bare and in the loop, the best of the rounds; and of one checkpoint."""
+def measure(rounds: int, deterministic: bool) -> dict[str, float]:
+    """Seconds of a step, bare and in the loop, the medians of blocks in turn; and of one checkpoint."""
     import dataclasses
 
+    import keras
     import tensorflow as tf
 
     from karpa_tf.configs import MlmGruConfig, find_recipe, read_settings
@@ -60,54 +63,57 @@ def measure(steps: int, rounds: int, deterministic: bool) -> dict[str, float]:
     going = tf.constant(0.0)
     step(next(batches), going)
 
-    class Clock(BestWeights):
-        """Stops the run after so many steps, and keeps the time of those after the first."""
+    class Clock(keras.callbacks.Callback):
+        """The last callback: after each block of the loop's steps it makes as many bare ones."""
 
-        seconds = 0.0
+        def __init__(self) -> None:
+            super().__init__()
+            self.loop: list[float] = []
+            self.bare: list[float] = []
 
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 0:
-                self.start = time.perf_counter()
-            if batch == steps:
-                self.seconds = time.perf_counter() - self.start
-                self.model.stop_training = True
+            now = time.perf_counter()
+            if batch % BLOCK:
+                return
+            if batch:  # the first step traces
+                self.loop.append((now - self.start) / BLOCK)
+                now = time.perf_counter()
+                for _ in range(BLOCK):
+                    step(next(batches), going)[0].numpy()
+                self.bare.append((time.perf_counter() - now) / BLOCK)
+                self.model.stop_training = len(self.loop) == rounds
+            self.start = time.perf_counter()
 
-    best = {"bare": float("inf"), "loop": float("inf"), "checkpoint": float("inf")}
-    for _ in range(rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock()
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", seconds=10**9)
+        model = compiled()
+        loop.fit(
+            model,
+            Batches(endless.load, endless.steps_per_epoch, endless.batch_size),
+            metrics=mlm_gru.TRAINING_METRICS,
+            callbacks=[
+                BestWeights(Path(folder) / "best.weights.h5"),
+                TensorBoard(folder, units_per_step=tokens, unit="tokens"),
+                Progress(10_000, units_per_step=tokens, unit="tokens", shown=("top1_accuracy",)),
+                clock,
+            ],
+            checkpoints=checkpoints,
+        )
         start = time.perf_counter()
-        for _ in range(steps):
-            step(next(batches), going)[0].numpy()
-        best["bare"] = min(best["bare"], (time.perf_counter() - start) / steps)
-        with tempfile.TemporaryDirectory() as folder:
-            clock = Clock(Path(folder) / "best.weights.h5")
-            checkpoints = Checkpoints(Path(folder) / "checkpoints", seconds=10**9)
-            model = compiled()
-            loop.fit(
-                model,
-                Batches(endless.load, endless.steps_per_epoch, endless.batch_size),
-                metrics=mlm_gru.TRAINING_METRICS,
-                callbacks=[
-                    clock,
-                    TensorBoard(folder, units_per_step=tokens, unit="tokens"),
-                    Progress(steps, units_per_step=tokens, unit="tokens", shown=("top1_accuracy",)),
-                ],
-                checkpoints=checkpoints,
-            )
-            best["loop"] = min(best["loop"], clock.seconds / steps)
-            start = time.perf_counter()
-            checkpoints.save(1, [*model.variables, *model.optimizer.variables], {})
-            best["checkpoint"] = min(best["checkpoint"], time.perf_counter() - start)
-    share = best["checkpoint"] / config.checkpoint_seconds
+        checkpoints.save(1, [*model.variables, *model.optimizer.variables], {})
+        checkpoint = time.perf_counter() - start
+    bare, with_loop = statistics.median(clock.bare), statistics.median(clock.loop)
     return {
-        "bare_step_seconds": best["bare"],
-        "loop_step_seconds": best["loop"] * (1 + share),
-        "checkpoint_seconds": best["checkpoint"],
-        "tokens_per_second": tokens / best["loop"],
+        "bare_step_seconds": bare,
+        "loop_step_seconds": with_loop * (1 + checkpoint / config.checkpoint_seconds),
+        "checkpoint_write_seconds": checkpoint,
+        "tokens_per_second": tokens / min(clock.loop),
     }
 
 
-def side(steps: int, rounds: int, deterministic: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--steps", str(steps), "--rounds", str(rounds), "--side"]
+def side(rounds: int, deterministic: bool) -> dict[str, float]:
+    command = [sys.executable, __file__, "--rounds", str(rounds), "--side"]
     command.append("deterministic" if deterministic else "plain")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -116,15 +122,14 @@ def side(steps: int, rounds: int, deterministic: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=12, help="Blocks of ten steps of each kind.")
     parser.add_argument("--side", choices=["plain", "deterministic"])
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(measure(arguments.steps, arguments.rounds, arguments.side == "deterministic")))
+        print(json.dumps(measure(arguments.rounds, arguments.side == "deterministic")))
         return
-    plain = side(arguments.steps, arguments.rounds, False)
-    deterministic = side(arguments.steps, arguments.rounds, True)
+    plain = side(arguments.rounds, False)
+    deterministic = side(arguments.rounds, True)
     for name, value in plain.items():
         print(f"{name:<24}{value:>12.4f}   deterministic {deterministic[name]:>12.4f}")
     ratios = {
