@@ -143,7 +143,9 @@ def read_events(folder: Path) -> dict[tuple[str, str, int], list[bytes]]:
     return events
 
 
-def run(folder: Path, *, resume: bool = False, kill: int | None = None, patience: int = 0, rate=0.05):
+def run(
+    folder: Path, *, resume: bool = False, kill: int | None = None, patience: int = 0, rate=0.05, accumulate=1
+):
     model = make_model(dropout=0.2, learning_rate=rate, steps=48)
     best = BestWeights(folder / "best.weights.h5", patience=patience)
     callbacks = [best, TensorBoard(folder, hparams={"a": 1})]
@@ -156,6 +158,7 @@ def run(folder: Path, *, resume: bool = False, kill: int | None = None, patience
         epochs=8,
         metrics=METRICS,
         callbacks=callbacks,
+        accumulate=accumulate,
         checkpoints=Checkpoints(folder / "checkpoints", seconds=0),
         resume=resume,
     )
@@ -186,6 +189,15 @@ def test_early_stopping_survives_a_kill(tmp_path) -> None:
     assert run(tmp_path / "cut", patience=1, rate=0.8, resume=True)[1] == history
     # Resumed once more it is still over.
     assert run(tmp_path / "cut", patience=1, rate=0.8, resume=True)[1] == history
+
+
+def test_accumulation_is_exact_under_resume(tmp_path) -> None:
+    whole, history, _ = run(tmp_path / "whole", accumulate=2)
+    with pytest.raises(_Killed):
+        run(tmp_path / "cut", accumulate=2, kill=9)
+    resumed, again, _ = run(tmp_path / "cut", accumulate=2, resume=True)
+    assert_same_weights(whole, resumed)
+    assert again == history
 
 
 def test_without_a_checkpoint_a_resumed_run_starts_again(tmp_path) -> None:
