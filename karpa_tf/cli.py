@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- The verbs ------------------------------------------------------------------------------------
 
 
-def _list(_: Namespace) -> dict[str, Any]:
+def _list(args: Namespace) -> dict[str, Any]:
     rows = [
         {
             "recipe": recipe.name,
@@ -70,10 +70,10 @@ def _list(_: Namespace) -> dict[str, Any]:
         for recipe in RECIPES.values()
     ]
     for row in rows:
-        print(f"{row['recipe']}  {row['summary']}", file=_text(_))
-        print(f"    data      {row['default_data']}", file=_text(_))
-        print(f"    expected  {row['expected']}", file=_text(_))
-        print(f"    settings  --config {', '.join(row['settings'])}", file=_text(_))
+        print(f"{row['recipe']}  {row['summary']}", file=_text(args))
+        print(f"    data      {row['default_data']}", file=_text(args))
+        print(f"    expected  {row['expected']}", file=_text(args))
+        print(f"    settings  --config {', '.join(row['settings'])}", file=_text(args))
     return {"recipes": rows}
 
 

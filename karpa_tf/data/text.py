@@ -253,9 +253,9 @@ def _write_split(folder: Path, split: str, texts: Iterable[str], wordpiece: Word
     with (folder / f"{split}.pieces").open("wb") as file:
         for batch in _in_batches(texts):
             # A long document goes through the tokenizer in parts.
-            parts = [part for text in batch for part in _parts(text)]
-            owner = [index for index, text in enumerate(batch) for _ in _parts(text)]
-            tokens = wordpiece.tokenize(tf.constant(parts))
+            owned = [(index, part) for index, text in enumerate(batch) for part in _parts(text)]
+            owner = [index for index, _ in owned]
+            tokens = wordpiece.tokenize(tf.constant([part for _, part in owned]))
             file.write(tokens.flat_values.numpy().astype(_dtype(wordpiece)).tobytes())
             lengths = np.bincount(owner, tokens.row_lengths().numpy(), len(batch)).astype(np.int64)
             borders.extend((borders[-1] + np.cumsum(lengths)).tolist())

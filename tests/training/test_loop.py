@@ -23,7 +23,7 @@ from karpa_tf.training.tensorboard import TensorBoard
 METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 
 
-def make_batches(seed: int | None = 0, batch_size: int = 8, label_noise: bool = False) -> Batches:
+def make_batches(seed: int | None = 0, batch_size: int = 8) -> Batches:
     """Rows of 6 ids; the label of a place is the id before it; random weights of 0 and 1."""
     rng = np.random.default_rng(7)
     rows = rng.integers(0, 10, (45, 6)).astype(np.int32)
