@@ -17,7 +17,8 @@ setup: $(VENV)/.done
 $(VENV)/.done: setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing karpa_tf and what it needs into $(VENV) (a minute or two)..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# --use-pep517: seqeval has no wheel, and pip's old way of building it fails beside an installed wheel package.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]'
 	@touch $@
 
 $(LINT)/.done: Makefile

@@ -6,6 +6,7 @@ TensorFlow takes seconds to import, so a verb imports what it needs when it runs
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -142,6 +143,8 @@ def _evaluate(args: Namespace) -> dict[str, Any]:
     _print_table({"model": result["metrics"], **result["baselines"]}, args)
     for name, value in result.get("facts", {}).items():
         print(f"{name}: {value}", file=_text(args))
+    for lines in result.get("tables", []):
+        print("", *lines, sep="\n", file=_text(args))
     return {
         "recipe": recipe.name,
         "run": str(folder.path),
@@ -176,7 +179,13 @@ def _predict(args: Namespace) -> dict[str, Any]:
 
 def _export(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
-    result = _load(recipe).export(folder, to=Path(args.to), top_k=args.top_k, force=args.force)
+    module = _load(recipe)
+    takes = inspect.signature(module.export).parameters
+    options = {name: args[name] for name in ("top_k", "quantize") if args[name] is not None}
+    for name in options:
+        if name not in takes:
+            raise UserError(f"--{name} does not go with {recipe.name}.")
+    result = module.export(folder, to=Path(args.to), force=args.force, **options)
     print(f"savedmodel: {result['savedmodel']}", file=_text(args))
     for name, signature in result["signatures"].items():
         print(f"  {name}: {signature['inputs']} -> {signature['outputs']}", file=_text(args))
@@ -256,7 +265,13 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
         if verb == "export":
             leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
             leaf.add_argument(
-                "--top_k", type=int, default=5, help="How many candidates a text signature returns."
+                "--top_k", type=Optional[int], default=None, help="mlm-gru: how many fillings of a mask (5)."
+            )
+            leaf.add_argument(
+                "--quantize",
+                type=Optional[Literal["none", "int8"]],
+                default=None,
+                help="bert-*: store and multiply matrices as int8, a quarter of the size.",
             )
             leaf.add_argument(
                 "--force",

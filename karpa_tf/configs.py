@@ -72,7 +72,7 @@ class TrainingConfig:
             if value < least or (below is not None and value >= below):
                 bound = f" and below {below}" if below is not None else ""
                 raise UserError(f"{name} must be at least {least}{bound}. Received: {value}.")
-        if self.learning_rate <= 0:
+        if self.learning_rate <= 0 and "learning_rate" not in self._least:
             raise UserError(f"learning_rate must be above 0. Received: {self.learning_rate}.")
         if self.profile:
             self.profile_steps()
@@ -147,6 +147,130 @@ class MlmGruConfig(TrainingConfig):
     }
 
 
+@dataclass(kw_only=True)
+class BertConfig(TrainingConfig):
+    """What fine-tuning a BERT can be told, whatever for."""
+
+    epochs: int = option(6, "Most passes over the training data.")
+    learning_rate: float = option(
+        0.0, "Peak of the learning rate; 0: what suits the preset and the method (see the docs)."
+    )
+    preset: str = option(
+        "scratch",
+        "Where to start: scratch, a keras-hub preset, hf://USER/MODEL, or a folder in keras-hub's or "
+        "Hugging Face's form.",
+    )
+    method: Literal["full", "lora", "head"] = option(
+        "full", "What is trained: every weight, low-rank adapters, or the head alone."
+    )
+    lora_rank: int = option(8, "Rank of the adapters.")
+    lora_targets: str = option(
+        "query,key,value,attention_output,intermediate,output", "Dense layers of a block that get adapters."
+    )
+    sequence_length: int = option(128, "Most pieces of a row; longer texts are cut.")
+    buckets: int = option(6, "Most widths of training batches; the step is traced once for each.")
+    dropout: float = option(0.1, "Share of the activations dropped in training.")
+    weight_decay: float = option(0.01, "AdamW's decay of the matrices.")
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
+    layer_decay: float = option(
+        1.0, "Factor of the learning rate from each block to the one below it; 1: the same for all."
+    )
+    patience: int = option(3, "Epochs without a better validation figure before training stops; 0: never.")
+    adversarial: float = option(0.0, "Length of the fast gradient method's move of the embedding; 0: none.")
+    token_dropout: float = option(0.0, "Share of the pieces replaced by [MASK] in training.")
+    validation_share: float = option(0.05, "Share of the data for validation where it brings none.")
+    test_share: float = option(0.05, "Share of the data for the test split where it brings none.")
+    layers: int = option(4, "scratch: transformer blocks.")
+    heads: int = option(4, "scratch: attention heads.")
+    width: int = option(256, "scratch: width of the blocks.")
+    vocabulary_size: int = option(8_000, "scratch: most pieces to learn from the data.")
+    lowercase: bool = option(True, "scratch: read text in lower case, without accents.")
+    pretrain_data: str = option(
+        "", "scratch: text to learn by masked words first: same (the training texts), or as for mlm-gru."
+    )
+    pretrain_epochs: int = option(10, "scratch: passes over pretrain_data.")
+
+    _least: ClassVar[dict[str, float]] = TrainingConfig._least | {
+        "learning_rate": 0,
+        "lora_rank": 1,
+        "sequence_length": 8,
+        "buckets": 1,
+        "dropout": 0,
+        "weight_decay": 0,
+        "warmup": 0,
+        "layer_decay": 0,
+        "patience": 0,
+        "adversarial": 0,
+        "token_dropout": 0,
+        "validation_share": 0.001,
+        "test_share": 0,
+        "layers": 1,
+        "heads": 1,
+        "width": 1,
+        "vocabulary_size": 1,
+        "pretrain_epochs": 1,
+    }
+    _below: ClassVar[dict[str, float]] = {
+        "dropout": 1,
+        "warmup": 1,
+        "layer_decay": 1.01,
+        "token_dropout": 1,
+        "validation_share": 0.5,
+        "test_share": 0.5,
+    }
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for settings that make no sense."""
+        super().__post_init__()
+        known = ("query", "key", "value", "attention_output", "intermediate", "output")
+        for target in self.targets():
+            if target not in known:
+                raise UserError(
+                    f'lora_targets: there is no layer "{target}"{did_you_mean(target, known)} Known: '
+                    f"{', '.join(known)}."
+                )
+        if self.pretrain_data and self.preset != "scratch":
+            raise UserError(f"pretrain_data goes with preset scratch alone. Received: preset {self.preset}.")
+        if self.preset == "scratch" and self.method != "full":
+            raise UserError(f"method {self.method} needs a preset: from scratch every weight must learn.")
+        if self.width % self.heads:
+            raise UserError(f"width must be a multiple of heads. Received: {self.width} and {self.heads}.")
+
+    def targets(self) -> list[str]:
+        """Returns the names in `lora_targets`."""
+        return [name.strip() for name in self.lora_targets.split(",") if name.strip()]
+
+
+@dataclass(kw_only=True)
+class BertClassifierConfig(BertConfig):
+    """A BERT that says which label a text has."""
+
+    data: str = option(
+        "embedded",
+        "Texts with labels: embedded (intents), a .csv or .tsv file, a folder with train.csv and perhaps "
+        "validation.csv and test.csv, tfds:NAME.",
+    )
+    text: str = option("text", "Column of the text.")
+    label: str = option("label", "Column of the label.")
+    text_b: str = option("", "Column of the second text, for pairs.")
+    pooling: Literal["mean", "cls"] = option("mean", "What stands for the text: the mean vector, or [CLS].")
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "balanced: every label counts as much as the others, however rare it is."
+    )
+    metric: Literal["accuracy", "macro_f1"] = option("accuracy", "What decides which epoch is the best.")
+
+
+@dataclass(kw_only=True)
+class BertTaggerConfig(BertConfig):
+    """A BERT that tags words: named entities, slots."""
+
+    data: str = option(
+        "embedded",
+        "Tagged words: embedded (slots), a file in CoNLL columns, a folder with train.conll and perhaps "
+        "validation and test, tfds:NAME.",
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A row of `karpa-tf list`."""
@@ -179,6 +303,22 @@ RECIPES: dict[str, Recipe] = {
             summary="masked language model: Embedding, bidirectional GRU, softmax",
             default_data="embedded: the Python reference and docstrings, in English",
             rate_unit="tokens",
+        ),
+        Recipe(
+            name="bert-classifier",
+            config=BertClassifierConfig,
+            module="karpa_tf.recipes.bert_classifier",
+            summary="BERT fine-tuned on a table of texts and labels",
+            default_data="embedded: intents of home-assistant-intents, split by template",
+            rate_unit="examples",
+        ),
+        Recipe(
+            name="bert-tagger",
+            config=BertTaggerConfig,
+            module="karpa_tf.recipes.bert_tagger",
+            summary="BERT fine-tuned on tagged words: named entities, slots",
+            default_data="embedded: slots of home-assistant-intents, split by template",
+            rate_unit="examples",
         ),
     ]
 }

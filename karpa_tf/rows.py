@@ -109,14 +109,21 @@ def write(path: str, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapp
 
 
 def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields lines for people: the one-value outputs of a row, then its candidates with their scores."""
+    """Yields lines for people: a row's inputs, its one-value outputs, then lists with their scores."""
     for row, result in zip(inputs, outputs, strict=True):
         yield "  ".join(str(value) for value in row.values())
+        if "label" in result and "probabilities" in result:
+            yield f"  {result['label']}  {max(result['probabilities']):.3f}"
+            continue
         for name, value in result.items():
             if name == "top_tokens":
                 for tokens, scores in zip(value, result["top_scores"], strict=True):
                     pairs = [f"{t} {s:.3f}" for t, s in zip(tokens, scores, strict=True) if t]
                     if pairs:
                         yield "    " + "  ".join(pairs)
-            elif name != "top_scores":
+            elif name == "tokens":
+                for token, tag, score in zip(value, result["tags"], result["scores"], strict=True):
+                    if token:
+                        yield f"  {token}\t{tag}\t{score:.3f}"
+            elif name not in ("top_scores", "tags", "scores"):
                 yield f"  {value}"

@@ -92,3 +92,88 @@ def slice_part(rows: Any, part: int, parts: int) -> Any:
     """Returns the `part`-th of `parts` equal slices of a batch."""
     size = len(rows) // parts
     return rows[part * size : (part + 1) * size]
+
+
+def bucket_widths(lengths: np.ndarray, buckets: int) -> list[int]:
+    """Returns at most `buckets` widths, rising, that pad rows of these lengths the least in all.
+
+    Args:
+        lengths: int (rows,).
+        buckets: how many widths; a training step is traced once for each.
+    """
+    values, counts = np.unique(lengths, return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    # cost[i]: least padded size of the first i lengths with the buckets so far; cut[b][i]: where the last
+    # bucket begins.
+    cost = np.concatenate([[0.0], np.full(len(values), np.inf)])
+    cuts = []
+    for _ in range(min(buckets, len(values))):
+        total = cost[:, None] + np.where(
+            np.arange(len(rows))[:, None] < np.arange(len(rows))[None, :],
+            (rows[None, :] - rows[:, None]) * np.concatenate([[0], values])[None, :],
+            np.inf,
+        )
+        total[0, 0] = 0.0
+        cuts.append(total.argmin(axis=0))
+        cost = total.min(axis=0)
+    widths = []
+    end = len(values)
+    for cut in reversed(cuts):
+        if end == 0:
+            break
+        widths.append(int(values[end - 1]))
+        end = int(cut[end])
+    return widths[::-1]
+
+
+class LengthOrder:
+    """The order of rows of many lengths: batches of like lengths, so that little is padding.
+
+    Training shuffles anew each epoch, made of the seed and the epoch alone: within a bucket of lengths, and
+    the batches among each other. What is left of a bucket goes into the next wider one; one batch of an
+    epoch is filled up with -1. Without a seed, the rows are sorted by length.
+
+    Args:
+        lengths: int (rows,).
+        batch_size: rows in a batch.
+        widths: of the buckets, rising; the last holds the longest row.
+        seed: of the shuffling; None: sorted, and a batch is as wide as its longest row.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, widths: list[int], seed: int | None = None
+    ) -> None:
+        self.steps_per_epoch = -(-len(lengths) // batch_size)
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((seed or 0, 2, epoch))
+            bucket = np.searchsorted(widths, lengths)
+            batches: list[np.ndarray] = []
+            batch_widths: list[int] = []
+            left = np.zeros(0, np.int64)
+            for number, width in enumerate(widths):
+                rows = np.concatenate([left, rng.permutation(np.flatnonzero(bucket == number))])
+                full = len(rows) // batch_size
+                if number == len(widths) - 1:
+                    full = -(-len(rows) // batch_size)
+                    rows = np.concatenate([rows, np.full(full * batch_size - len(rows), -1)])
+                batches += list(rows[: full * batch_size].reshape(full, batch_size))
+                batch_widths += [width] * full
+                left = rows[full * batch_size :]
+            shuffled = rng.permutation(len(batches))
+            return np.stack(batches)[shuffled], np.array(batch_widths)[shuffled]
+
+        def sorted_by_length(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = np.argsort(lengths, kind="stable")
+            rows = np.concatenate([rows, np.full(self.steps_per_epoch * batch_size - len(rows), -1)])
+            rows = rows.reshape(-1, batch_size)
+            return rows, np.where(rows < 0, 0, lengths[rows]).max(axis=1)
+
+        self._order = order if seed is not None else lru_cache(maxsize=1)(sorted_by_length)
+
+    def batch(self, step: int) -> tuple[np.ndarray, int]:
+        """Returns the rows int64 (batch_size,) of global batch `step`, -1 where there is none, and its width."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        rows, widths = self._order(epoch)
+        return rows[index], int(widths[index])

@@ -53,7 +53,7 @@ class TextData:
 
 
 def load_text(
-    source: str = "embedded",
+    source: str | Corpus = "embedded",
     *,
     vocabulary: str | Path = "",
     vocabulary_size: int = 10_000,
@@ -73,7 +73,7 @@ def load_text(
     and weights float32, both (rows, positions), where a weight of 0 marks a position that fills up.
 
     Args:
-        source: `embedded`, a .txt or .txt.gz file, a folder of them, or `tfds:NAME`.
+        source: `embedded`, a .txt or .txt.gz file, a folder of them, `tfds:NAME`, or an open corpus.
         vocabulary: a vocab.txt; empty: learn one from the training split.
         vocabulary_size: largest number of pieces to learn.
         lowercase: read text in lower case and without accents.
@@ -89,7 +89,7 @@ def load_text(
     Raises:
         UserError: the source or the vocabulary cannot be used.
     """
-    corpus = open_corpus(source)
+    corpus = source if isinstance(source, Corpus) else open_corpus(source)
     if vocabulary:
         wordpiece = WordPiece.load(vocabulary, lowercase)
     else:
@@ -99,7 +99,7 @@ def load_text(
     train = Windows(splits["train"], sequence_length)
     if len(train) == 0:
         raise UserError(
-            f"{source} is too short: its training split has {splits['train'].size} pieces, and a "
+            f"{corpus.name} is too short: its training split has {splits['train'].size} pieces, and a "
             f"window takes {sequence_length}; give more text or a smaller sequence_length."
         )
     return TextData(

@@ -24,6 +24,7 @@ class BestWeights(keras.callbacks.Callback):
         monitor: the figure to judge by, e.g. `val_loss`.
         mode: whether it should be small (`min`) or large (`max`).
         patience: epochs without a better one before training stops; 0 never stops.
+        trained_only: write the trained weights alone, not the frozen ones; `load_trained` reads them.
         writes: whether this process writes the file: the chief alone.
     """
 
@@ -34,15 +35,18 @@ class BestWeights(keras.callbacks.Callback):
         *,
         mode: str = "min",
         patience: int = 0,
+        trained_only: bool = False,
         writes: bool = True,
     ) -> None:
         super().__init__()
         self.path = Path(path)
+        self.trained_only = trained_only
         self.monitor = monitor
         self.sign = -1.0 if mode == "max" else 1.0
         self.patience = patience
         self.writes = writes
         self.best: float | None = None
+        self.best_loss = float("inf")
         self.best_epoch = 0
         self.wait = 0
         self._weights: list[np.ndarray] | None = None
@@ -51,8 +55,11 @@ class BestWeights(keras.callbacks.Callback):
         value = (logs or {}).get(self.monitor)
         if value is None:
             return
-        if self.best is None or value * self.sign < self.best * self.sign:
-            self.best, self.best_epoch, self.wait = value, epoch + 1, 0
+        loss = (logs or {}).get("val_loss", float("inf"))
+        # Of equal figures, as accuracies often are, the one of the smaller loss is the better.
+        rank = (value * self.sign, loss)
+        if self.best is None or rank < (self.best * self.sign, self.best_loss):
+            self.best, self.best_loss, self.best_epoch, self.wait = value, loss, epoch + 1, 0
             self._weights = self.model.get_weights()
             return
         self.wait += 1
@@ -64,10 +71,16 @@ class BestWeights(keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, Any]:
         self._write()
-        return {"best": self.best, "best_epoch": self.best_epoch, "wait": self.wait}
+        return {
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "wait": self.wait,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
+        self.best_loss = state.get("best_loss", float("inf"))
 
     def on_resume(self, step: int | None) -> None:
         if step is None:
@@ -93,11 +106,45 @@ class BestWeights(keras.callbacks.Callback):
         temporary = self.path.with_name(f".tmp-{self.path.name}")
         with writing(self.path):
             try:
-                # The weights alone: a compiled model would bring its optimizer along.
-                keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
+                if self.trained_only:
+                    save_trained(self.model, temporary)
+                else:
+                    # The weights alone: a compiled model would bring its optimizer along.
+                    keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def save_trained(model: keras.Model, path: str | Path) -> None:
+    """Writes the trainable variables of a model, by path, to an HDF5 file."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for variable in model.trainable_variables:
+            file[variable.path] = np.asarray(variable)
+
+
+def load_trained(model: keras.Model, path: str | Path) -> None:
+    """Puts what `save_trained` wrote into a model whose trainable variables are the same.
+
+    Raises:
+        ValueError: they are not the same.
+        OSError: the file cannot be read.
+    """
+    import h5py
+
+    with h5py.File(path) as file:
+        found: dict[str, Any] = {}
+        file.visititems(
+            lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+        )
+    variables = {variable.path: variable for variable in model.trainable_variables}
+    if set(found) != set(variables):
+        odd = sorted(set(found) ^ set(variables))
+        raise ValueError(f"it holds other variables than the model trains, e.g. {odd[0]}")
+    for name, variable in variables.items():
+        variable.assign(found[name])
 
 
 class Progress(keras.callbacks.Callback):

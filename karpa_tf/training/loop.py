@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.optimizers import rows_with_gradient
 from karpa_tf.training.runtime import is_chief, needing_all_workers, sum_over_replicas
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
@@ -45,14 +47,15 @@ def fit(
     model: keras.Model,
     data: Batches,
     *,
-    validation: Batches | None = None,
+    validation: Batches | Callable[[], dict[str, float]] | None = None,
     epochs: int = 1,
     metrics: Mapping[str, Metric] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     accumulate: int = 1,
+    adversary: Adversary | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
-) -> list[dict[str, float]]:
+) -> History:
     """Trains a compiled model.
 
     Losses, metrics and gradients are averages over the sample weights of the whole global batch, for
@@ -62,19 +65,21 @@ def fit(
         model: compiled with an optimizer and a loss that averages over the sample weights
             (`reduction="mean_with_sample_weight"`), made under the strategy's scope if there is one.
         data: the training batches.
-        validation: batches to judge the model by after each epoch; its figures get the prefix `val_`. If
-            the optimizer keeps a running average of the weights (`use_ema`), that is what is judged and
+        validation: batches to judge the model by after each epoch, or a function that judges it and
+            returns figures; they get the prefix `val_`. If the optimizer keeps a running average of the weights (`use_ema`), that is what is judged and
             what callbacks see at the end of an epoch.
         epochs: passes over `data`, those before a resume included.
         metrics: functions of (labels, outputs) that give a value per label, by name.
         callbacks: Keras callbacks. One that has `get_state()` and `set_state(state)` keeps its state
             through a resume; one that has `on_resume(step)` is told where the run goes on.
         accumulate: compute each batch in so many parts, one after the other, to save memory.
+        adversary: train on each batch a second time, with an embedding moved to where the loss rises.
         checkpoints: where to save the state of the run.
         resume: go on from the newest checkpoint, if there is one.
 
     Returns:
-        The figures of each epoch: `loss`, the metrics, and the same with `val_`.
+        The figures of each epoch: `loss`, the metrics, and the same with `val_`. Its `graph_traces` says
+        how often the step was traced: once for each shape that batches have.
 
     Raises:
         Diverged: the loss is not a number or has grown away from where it started.
@@ -92,14 +97,18 @@ def fit(
             f"Received: {data.batch_size}."
         )
     names = ["loss", *(metrics or {})]
-    step_function = _train_step(model, metrics or {}, accumulate, strategy)
-    judge = _Judge(model, validation, metrics or {}, strategy) if validation else None
+    if adversary and workers > 1:
+        raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
+    step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy)
+    judge = validation
+    if isinstance(validation, Batches):
+        judge = _Judge(model, validation, metrics or {}, strategy)
     with strategy.scope():
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
     variables = [*model.variables, *model.optimizer.variables]
-    history: list[dict[str, float]] = []
+    history = History()
     totals = np.zeros(len(names) + 1)
     watch = _Watch()
     stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
@@ -107,7 +116,7 @@ def fit(
     if resume:
         saved = checkpoints.restore(variables) if checkpoints else None
         if saved:
-            step, history = saved["step"], saved["history"]
+            step, history = saved["step"], History(saved["history"])
             totals = np.array(saved["totals"])
             for part, state in zip(stateful, saved["callbacks"], strict=True):
                 part.set_state(state)
@@ -172,7 +181,50 @@ def fit(
             if checkpoints and checkpoints.due():
                 save()
         save()
+    history.graph_traces = step_function.experimental_get_tracing_count()
     return history
+
+
+class History(list[dict[str, float]]):
+    """The figures of each epoch."""
+
+    graph_traces = 0
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The fast gradient method (Miyato et al. 2017, https://arxiv.org/abs/1605.07725) on an embedding.
+
+    Attributes:
+        embedding: the table (rows, width); a batch's gradient moves the rows that the batch uses.
+        epsilon: length of the move.
+    """
+
+    embedding: keras.Variable
+    epsilon: float
+
+
+class Outputs:
+    """What a model gives for one pass over data, again and again; traced once, whatever widths batches have.
+
+    Args:
+        model: the model.
+        data: the batches.
+    """
+
+    def __init__(self, model: keras.Model, data: Batches) -> None:
+        self._dataset = data.dataset()
+        self._forward = tf.function(
+            lambda features: model(features, training=False),
+            input_signature=[self._dataset.element_spec[0]],
+            autograph=False,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """Yields (outputs, labels, sample weights) of each batch, as arrays."""
+        for features, labels, weights in self._dataset:
+            outputs = self._forward(features)
+            yield tf.nest.map_structure(np.asarray, outputs), labels.numpy(), weights.numpy()
 
 
 def evaluate(
@@ -212,20 +264,43 @@ def _train_step(
     model: keras.Model,
     metrics: Mapping[str, Metric],
     accumulate: int,
+    adversary: Adversary | None,
     strategy: tf.distribute.Strategy,
-) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+) -> Any:
     variables = model.trainable_variables
+    lazy = getattr(model.optimizer, "lazy", False)
+    whole = accumulate == 1 and strategy.num_replicas_in_sync == 1
+    sparse: set[int] = set()
     # The gradients are summed below, before they are clipped; Keras would add up the sums once more.
     model.optimizer._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
 
     def gradients(batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        grads, sums = plain_gradients(batch, weight)
+        if adversary is None:
+            return grads, sums
+        table = adversary.embedding.value
+        before = tf.identity(table)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(table)
+            loss, _ = _loss_and_sums(model, metrics, batch, training=True)
+        slope = tf.convert_to_tensor(tape.gradient(loss, table))
+        with tf.control_dependencies([before]):
+            table.assign_add(adversary.epsilon * slope / tf.maximum(tf.norm(slope), 1e-12))
+        more, _ = plain_gradients(batch, weight)
+        with tf.control_dependencies([_values(g) for g in more]):
+            table.assign(before)
+        return [_add(a, b) for a, b in zip(grads, more, strict=True)], sums
+
+    def plain_gradients(batch: Any, weight: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
         with tf.GradientTape() as tape:
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
             loss /= weight
-        # Dense: repeated rows of an embedding must be summed before anything squares them.
-        grads = [
-            tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")
-        ]
+        grads = tape.gradient(loss, variables, unconnected_gradients="zero")
+        if lazy:
+            sparse.update(i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices))
+        if not (lazy and whole):
+            # Dense: repeated rows of an embedding must be summed before anything squares them.
+            grads = [tf.convert_to_tensor(g) for g in grads]
         return grads, sums
 
     def accumulated(batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -246,6 +321,8 @@ def _train_step(
         grads, sums = (accumulated if accumulate > 1 else gradients)(batch, weight)
         # An argument has no device, and what is reduced must have one: tf.identity.
         *grads, sums, stops = _all_reduce(strategy, [*grads, sums, tf.identity(stop)])
+        if not whole:
+            grads = [rows_with_gradient(g) if i in sparse else g for i, g in enumerate(grads)]
         # Every replica makes the same update of its own copy of the weights.
         model.optimizer.apply(grads, variables)
         return tf.cast(sums, tf.float64), stops
@@ -255,6 +332,17 @@ def _train_step(
         return _any_replica(strategy, strategy.run(replica, args=(batch, stop)))
 
     return step
+
+
+def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _add(a: Any, b: Any) -> Any:
+    if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.IndexedSlices):
+        values, indices = tf.concat([a.values, b.values], 0), tf.concat([a.indices, b.indices], 0)
+        return tf.IndexedSlices(values, indices, a.dense_shape)
+    return a + b
 
 
 def _all_reduce(strategy: tf.distribute.Strategy, values: Any) -> Any:

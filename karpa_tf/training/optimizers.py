@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,49 +22,123 @@ class AdamW(keras.optimizers.AdamW):
     an embedding looked up by `tf.gather`): Keras 3 squares the slices of one row before it adds
     them up. Here they are added up first, so that a sparse gradient has the effect of the equal
     dense one.
+
+    Args:
+        lazy: for sparse gradients, update only the rows that have one: the others keep their values
+            and moments until they are seen again, as in TensorFlow Addons' LazyAdam. On a vocabulary of
+            30,000 rows, of which a batch has a few hundred, the dense update is a third of a step.
+        rates: factors of the learning rate by the path of a variable; 1 where none is given.
+        **kwargs: those of `keras.optimizers.AdamW`.
     """
+
+    def __init__(
+        self, *args: Any, lazy: bool = False, rates: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+        self.rates = dict(rates or {})
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "lazy": self.lazy, "rates": self.rates}
 
     def apply(
         self,
         grads: Sequence[tf.Tensor | tf.IndexedSlices | None],
         trainable_variables: Sequence[Any] | None = None,
     ) -> None:
-        """Updates the variables, with sparse gradients made dense (deterministically on a CPU)."""
-        # Before everything else: clipping by norm too needs the sums over repeated rows.
-        grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        """Updates the variables; a sparse gradient's repeated rows are added up first."""
+        # Before everything else: clipping by norm too needs the sums.
+        summed = _sum_rows if self.lazy else tf.convert_to_tensor
+        grads = [summed(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        # Once for all variables: made for each of them, these scalars are a third of a step's graph.
+        step = tf.cast(self.iterations + 1, tf.float32)
+        rate = tf.cast(self.learning_rate, tf.float32)
+        self._scalars = {
+            "beta1_power": tf.pow(self.beta_1, step),
+            "beta2_power": tf.pow(self.beta_2, step),
+            "beta1": tf.constant(self.beta_1),
+            "beta2": tf.constant(self.beta_2),
+            "epsilon": tf.constant(self.epsilon),
+        }
+        self._decay = rate * self.weight_decay if self.weight_decay else None
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Updates one variable, given its gradient of the same shape."""
+        index = self._get_variable_index(variable)
+        factor = self._rates[index]
+        if factor != 1.0:
+            learning_rate = learning_rate * factor
+        moments = [self._momentums[index].value, self._velocities[index].value]
+        kept = 1.0
+        if self._decay is not None and self._use_weight_decay(variable):
+            kept = 1.0 - self._decay * factor
+        if isinstance(gradient, tf.IndexedSlices):
+            self._update_rows(gradient, variable, moments, tf.cast(learning_rate, tf.float32), kept)
+            return
+        if tf.is_tensor(kept):
+            variable.assign(variable * tf.cast(kept, variable.dtype))
         if self.amsgrad:
             super().update_step(gradient, variable, learning_rate)
             return
         dtype = variable.dtype
-        step = tf.cast(self.iterations + 1, dtype)
-        index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=tf.pow(tf.cast(self.beta_1, dtype), step),
-            beta2_power=tf.pow(tf.cast(self.beta_2, dtype), step),
+            m=moments[0].handle,
+            v=moments[1].handle,
             lr=tf.cast(learning_rate, dtype),
-            beta1=tf.cast(self.beta_1, dtype),
-            beta2=tf.cast(self.beta_2, dtype),
-            epsilon=tf.cast(self.epsilon, dtype),
             grad=tf.cast(gradient, dtype),
+            **{name: tf.cast(value, dtype) for name, value in self._scalars.items()},
         )
 
+    def _update_rows(
+        self, gradient: tf.IndexedSlices, variable: Any, moments: list[Any], rate: tf.Tensor, kept: Any
+    ) -> None:
+        rows, values, now = gradient.indices, gradient.values, self._scalars
+        m = self.beta_1 * tf.gather(moments[0], rows) + (1.0 - self.beta_1) * values
+        v = self.beta_2 * tf.gather(moments[1], rows) + (1.0 - self.beta_2) * tf.square(values)
+        rate *= tf.sqrt(1.0 - now["beta2_power"]) / (1.0 - now["beta1_power"])
+        new = tf.gather(variable, rows) * kept - rate * m / (tf.sqrt(v) + self.epsilon)
+        for target, value in zip((variable, *moments), (new, m, v), strict=True):
+            tf.raw_ops.ResourceScatterUpdate(resource=target.handle, indices=rows, updates=value)
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Makes the moments of the variables."""
+        super().build(variables)
+        self._rates = [self.rates.get(getattr(v, "path", ""), 1.0) for v in variables]
+
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        # Keras makes the passes over the memory for a decay of 0 too.
-        if self.weight_decay:
-            super()._apply_weight_decay(variables)
+        pass  # `update_step` does it, in one pass
 
     def _clip_gradients(self, grads: Sequence[tf.Tensor | None]) -> Sequence[tf.Tensor | None]:
         if not self.global_clipnorm or self.global_clipnorm <= 0:
             return super()._clip_gradients(grads)
         # l2_loss sums the squares in one pass, without a tensor of them.
-        squares = [tf.nn.l2_loss(tf.cast(g, tf.float32)) for g in grads if g is not None]
+        squares = [tf.nn.l2_loss(tf.cast(_values(g), tf.float32)) for g in grads if g is not None]
         norm = tf.sqrt(2.0 * tf.add_n(squares))
         scale = self.global_clipnorm / tf.maximum(norm, self.global_clipnorm)
-        return [None if g is None else g * tf.cast(scale, g.dtype) for g in grads]
+        return [None if g is None else _scaled(g, tf.cast(scale, g.dtype)) for g in grads]
+
+
+def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _scaled(gradient: tf.Tensor | tf.IndexedSlices, scale: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * scale, gradient.indices, gradient.dense_shape)
+    return gradient * scale
+
+
+def _sum_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Adds up repeated rows; rows whose sum is zero are left out."""
+    rows, place = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    some = tf.reduce_any(values != 0, axis=1)
+    return tf.IndexedSlices(tf.boolean_mask(values, some), tf.boolean_mask(rows, some), gradient.dense_shape)
+
+
+def rows_with_gradient(gradient: tf.Tensor) -> tf.IndexedSlices:
+    """Returns the rows of a dense gradient (rows, width) that are not zero."""
+    rows = tf.where(tf.reduce_any(gradient != 0, axis=1))[:, 0]
+    return tf.IndexedSlices(tf.gather(gradient, rows), rows, tf.shape(gradient, tf.int64))

@@ -30,6 +30,7 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Markdown by tag, made anew after each epoch.
         example: features of one batch, to draw the op graph with.
         embedding: the name of an Embedding layer to show in the projector, and a label a row.
+        projector: makes, at the end, another matrix (rows, width) to show there, and a label a row.
         profile: first and last step that the profiler records, or None.
         writes: whether this process writes at all: the chief alone.
     """
@@ -44,6 +45,7 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Mapping[str, Callable[[], str]] | None = None,
         example: Any = None,
         embedding: tuple[str, Sequence[str]] | None = None,
+        projector: Callable[[], tuple[Any, Sequence[str]]] | None = None,
         profile: tuple[int, int] | None = None,
         writes: bool = True,
     ) -> None:
@@ -55,6 +57,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.texts = dict(texts or {})
         self.example = example
         self.embedding = embedding
+        self.projector = projector
         self.profile = profile
         self.writes = writes
         self._profiling = False
@@ -152,6 +155,8 @@ class TensorBoard(keras.callbacks.Callback):
             layer, labels = self.embedding
             matrix = self.model.get_layer(layer).embeddings
             write_projector(self.folder / "train", matrix.numpy(), labels)
+        if self.writes and self.projector:
+            write_projector(self.folder / "train", *self.projector())
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

@@ -1,0 +1,62 @@
+"""Masked words from a BERT: the encoder, BERT's own transform, and the embedding's weights once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from karpa_tf.models.bert import BertEmbeddings, LayerNorm, gelu
+
+
+def build_bert_masked_lm(bert: keras.Model) -> keras.Model:
+    """Builds a masked language model on an encoder (Devlin et al. 2019, section 3.1), to pretrain it.
+
+    Inputs, by name: `token_ids` int32 and `padding_mask` bool (batch, time), `masked_positions` int32
+    (batch, positions). Output: float32 logits (batch, positions, vocabulary).
+    """
+    # === Layers ===
+    embeddings = bert.get_layer("embeddings")
+    dtype = embeddings.dtype_policy
+    head = MaskedHead(embeddings, dtype=dtype, name="masked_head")
+
+    # === Functional Model ===
+    token_ids = keras.Input([None], dtype="int32", name="token_ids")
+    padding_mask = keras.Input([None], dtype="bool", name="padding_mask")
+    positions = keras.Input([None], dtype="int32", name="masked_positions")
+    inputs = {"token_ids": token_ids, "padding_mask": padding_mask, "masked_positions": positions}
+    x = embeddings(token_ids, keras.ops.zeros_like(token_ids))
+    for layer in bert.layers:
+        if layer.name.startswith("block_"):
+            x = layer(x, padding_mask)
+    return keras.Model(inputs, head(x, positions), name="bert_masked_lm")
+
+
+@keras.saving.register_keras_serializable(package="karpa_tf")
+class MaskedHead(keras.layers.Layer):
+    """(batch, time, width) and positions (batch, n) to float32 logits (batch, n, vocabulary)."""
+
+    def __init__(self, embeddings: BertEmbeddings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Not tracked as a part: the table belongs to the encoder.
+        object.__setattr__(self, "_embeddings", embeddings)
+
+    def build(self, x_shape: Any, positions_shape: Any) -> None:
+        width = x_shape[-1]
+        self.transform = keras.layers.Dense(width, dtype=self.dtype_policy, name="transform")
+        self.transform.build(x_shape)
+        self.norm = LayerNorm(dtype=self.dtype_policy, name="norm")
+        self.norm.build(x_shape)
+        words = self._embeddings.config["vocabulary_size"]
+        self.bias = self.add_weight(shape=(words,), initializer="zeros", name="bias", autocast=False)
+
+    def call(self, x: Any, positions: Any) -> Any:
+        x = self.norm(gelu(self.transform(tf.gather(x, positions, batch_dims=1))))
+        table = tf.cast(self._embeddings.tokens.embeddings, x.dtype)
+        logits = tf.matmul(x, table, transpose_b=True)
+        return tf.cast(logits, tf.float32) + self.bias
+
+    def compute_output_spec(self, x: Any, positions: Any) -> Any:
+        words = self._embeddings.config["vocabulary_size"]
+        return keras.KerasTensor((*positions.shape, words), "float32")

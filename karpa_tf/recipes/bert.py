@@ -1,0 +1,425 @@
+"""What fine-tuning a BERT takes, whatever for: where it starts, what is trained, how, and what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from karpa_tf.configs import BertConfig
+from karpa_tf.data.batches import Batches
+from karpa_tf.data.sources import Corpus, split_documents
+from karpa_tf.data.text import cache_folder, load_text
+from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
+from karpa_tf.errors import UserError
+from karpa_tf.models.bert import build_bert
+from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
+from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
+from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.loop import Adversary, History, fit
+from karpa_tf.training.losses import SparseCrossEntropy
+from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.tensorboard import TensorBoard
+
+# Peaks of the learning rate that did well on held-out rows of several data sets; docs/bert.md has the table.
+LEARNING_RATES = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
+_PRETRAINING_RATE = 1e-3
+
+
+# --- Where it starts ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder to start from: how it is built, its vocabulary, and its weights if it is pretrained."""
+
+    architecture: dict[str, Any]
+    wordpiece: WordPiece
+    preset: Preset | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.preset.fingerprint if self.preset else ""
+
+
+def make_start(
+    config: BertConfig, folder: RunFolder, texts: Sequence[str], tell: Callable[..., Any]
+) -> Start:
+    """Reads the preset, or learns a vocabulary for a small BERT of its own.
+
+    Args:
+        config: of the run.
+        folder: a vocabulary that lies there already is used.
+        texts: of the training split.
+        tell: prints a line.
+    """
+    if config.preset != "scratch":
+        preset = load_preset(config.preset)
+        if config.sequence_length > preset.architecture["positions"]:
+            raise UserError(
+                f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
+                f"Received: {config.sequence_length}."
+            )
+        return Start(preset.architecture, WordPiece(preset.vocabulary, preset.lowercase), preset)
+    path = folder.assets / "vocab.txt"
+    if path.exists():
+        wordpiece = WordPiece.load(path, config.lowercase)
+    else:
+        wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)
+    architecture = {
+        "vocabulary_size": len(wordpiece),
+        "layers": config.layers,
+        "heads": config.heads,
+        "width": config.width,
+        "intermediate": 4 * config.width,
+        "positions": max(128, config.sequence_length),
+        "segments": 2,
+        "activation": "gelu",
+        "epsilon": 1e-12,
+    }
+    return Start(architecture, wordpiece)
+
+
+def save_start(start: Start, folder: RunFolder) -> None:
+    """Writes what evaluate and export rebuild the model from."""
+    if not (folder.assets / "vocab.txt").exists():
+        start.wordpiece.save(folder.assets / "vocab.txt")
+    write_json(
+        folder.assets / "encoder.json",
+        {
+            "architecture": start.architecture,
+            "lowercase": start.wordpiece.lowercase,
+            "preset": start.fingerprint,
+        },
+    )
+
+
+def read_start(folder: RunFolder) -> Start:
+    """Reads what `save_start` wrote."""
+    path = folder.assets / "encoder.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"])
+        return Start(saved["architecture"], wordpiece)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:150]}); train again."
+        ) from None
+
+
+def pretrain(
+    config: BertConfig,
+    folder: RunFolder,
+    start: Start,
+    texts: Sequence[str],
+    tell: Callable[..., Any],
+    resume: bool,
+) -> Mapping[str, np.ndarray] | None:
+    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing asked for.
+
+    The text goes through the pipeline of `mlm-gru`. What is learned is kept in the run folder, so that a
+    resumed run does not learn it again.
+    """
+    if not config.pretrain_data:
+        return None
+    path = folder.assets / "pretrained.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    vocabulary = cache_folder() / f"pretraining-{folder.path.parent.name}-{folder.path.name}.txt"
+    vocabulary.parent.mkdir(parents=True, exist_ok=True)
+    start.wordpiece.save(vocabulary)
+    source: str | Corpus = config.pretrain_data
+    if source == "same":
+        source = texts_corpus(texts)
+    try:
+        data = load_text(
+            source,
+            vocabulary=vocabulary,
+            lowercase=config.lowercase,
+            sequence_length=min(64, config.sequence_length),
+            batch_size=config.batch_size,
+            objective="masked",
+            seed=config.seed,
+        )
+    finally:
+        vocabulary.unlink(missing_ok=True)
+    steps = config.pretrain_epochs * data.train.steps_per_epoch
+    bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+    model = build_bert_masked_lm(bert)
+    model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+    tell(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
+    fit(
+        model,
+        data.train,
+        validation=data.validation,
+        epochs=config.pretrain_epochs,
+        metrics={"top1_accuracy": keras.metrics.sparse_categorical_accuracy},
+        callbacks=[
+            Progress(steps, units_per_step=config.batch_size, unit="windows", shown=("top1_accuracy",))
+        ],
+        checkpoints=Checkpoints(folder.checkpoints / "pretraining", seconds=config.checkpoint_seconds),
+        resume=resume,
+    )
+    weights = {name: np.asarray(v) for name, v in encoder_variables(model).items()}
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, **weights)  # type: ignore[arg-type]
+    temporary.replace(path)
+    return weights
+
+
+def texts_corpus(texts: Sequence[str]) -> Corpus:
+    """Texts of a table as a corpus of documents, for `load_text`."""
+    import hashlib
+
+    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+    # A paragraph each: windows do not end at their borders, documents of several texts fill them.
+    documents = ["\n\n".join(texts[i : i + 20]) for i in range(0, len(texts), 20)]
+    return Corpus("same", digest, lambda: split_documents(documents))
+
+
+# --- What is trained, and how ---------------------------------------------------------------------
+
+
+def apply_method(model: keras.Model, config: BertConfig) -> None:
+    """Freezes what the method does not train, and puts adapters in."""
+    if config.method == "head":
+        freeze_encoder(model)
+    elif config.method == "lora":
+        enable_lora(model, config.lora_rank, config.targets())
+
+
+def default_learning_rate(config: BertConfig) -> float:
+    return LEARNING_RATES["scratch" if config.preset == "scratch" else config.method]
+
+
+def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: float) -> AdamW:
+    optimizer = AdamW(
+        WarmupThenDecay(peak, steps, config.warmup),
+        weight_decay=config.weight_decay,
+        global_clipnorm=config.clip_norm or None,
+        lazy=True,
+        rates=layer_rates(model, config.layer_decay),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def layer_rates(model: keras.Model, decay: float) -> dict[str, float]:
+    """Returns factors of the learning rate by variable: 1 for the head, `decay` for the block below it, ..."""
+    if decay == 1.0:
+        return {}
+    stack = [model.get_layer("embeddings"), *blocks(model)]
+    return {
+        variable.path: decay ** (len(stack) - depth)
+        for depth, layer in enumerate(stack)
+        for variable in layer.trainable_variables
+    }
+
+
+def fine_tune(
+    config: BertConfig,
+    folder: RunFolder,
+    model: keras.Model,
+    train: Batches,
+    judge: Callable[[], dict[str, float]],
+    *,
+    monitor: str,
+    metrics: Mapping[str, Any],
+    projector: Callable[[], tuple[np.ndarray, Sequence[str]]],
+    resume: bool,
+    chief: bool,
+) -> tuple[History, BestWeights]:
+    """Compiles and trains a task's model into the run folder."""
+    steps = config.epochs * train.steps_per_epoch
+    model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
+    best = BestWeights(
+        folder.best_weights,
+        f"val_{monitor}",
+        mode="max",
+        patience=config.patience,
+        trained_only=config.method != "full",
+        writes=chief,
+    )
+    features, _, _ = next(iter(train.dataset(0, 1)))
+    callbacks: list[keras.callbacks.Callback] = [
+        best,
+        TensorBoard(
+            folder.path,
+            hparams=dataclasses.asdict(config),
+            units_per_step=train.batch_size,
+            unit="examples",
+            example=features,
+            projector=projector,
+            profile=config.profile_steps(),
+            writes=chief,
+        ),
+    ]
+    if chief:
+        callbacks.append(
+            Progress(steps, units_per_step=train.batch_size, unit="examples", shown=tuple(metrics))
+        )
+    adversary = None
+    if config.adversarial:
+        adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
+    history = fit(
+        model,
+        train,
+        validation=judge,
+        epochs=config.epochs,
+        metrics=metrics,
+        callbacks=callbacks,
+        accumulate=config.accumulate,
+        adversary=adversary,
+        checkpoints=Checkpoints(
+            folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
+        ),
+        resume=resume,
+    )
+    return history, best
+
+
+def describe_training(config: BertConfig, model: keras.Model, train: Batches, start: Start) -> str:
+    """Returns a line on what is about to be trained."""
+    every = sum(int(np.prod(v.shape)) for v in model.weights)
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    return (
+        f"{config.preset}, method {config.method}: {trained:,} of {every:,} parameters are trained "
+        f"({trained / every:.1%}); {train.steps_per_epoch} steps an epoch; {config.precision}, "
+        f"{runtime.usable_cores()} cores"
+    )
+
+
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def open_trained(
+    config: BertConfig, folder: RunFolder, build: Callable[[keras.Model], keras.Model]
+) -> tuple[Start, keras.Model]:
+    """Returns the start and the model of a run with its best weights, adapters merged, in float32.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        build: makes the task's model of an encoder.
+
+    Raises:
+        UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
+    """
+    start = read_start(folder)
+    plain = build(build_bert(**start.architecture, dropout=config.dropout))
+    try:
+        if config.method == "full":
+            plain.load_weights(folder.best_weights)
+            return start, plain
+        preset = load_preset(config.preset)
+        saved = json.loads((folder.assets / "encoder.json").read_text(encoding="utf-8"))
+        if preset.fingerprint != saved["preset"]:
+            raise UserError(
+                f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
+                f"{folder.best_weights.name} belongs to other weights; bring those back."
+            )
+        model = build(build_bert(**start.architecture, dropout=config.dropout))
+        preset.assign(model)
+        apply_method(model, config)
+        load_trained(model, folder.best_weights)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train "
+            f"{folder.recipe} --resume {folder.path}`, or train again."
+        ) from None
+    merge(model, plain)
+    return start, plain
+
+
+def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool) -> dict[str, Any]:
+    """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task."""
+    metrics = folder.read_metrics()
+    if metrics is None:
+        raise UserError(
+            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume {folder.path}`."
+        )
+    if metrics[figure] <= chance and not force:
+        raise UserError(
+            f"{folder.path} has not learned its task: {figure} {metrics[figure]:.3f}, and guessing gives "
+            f"{chance:.3f}; train longer or with another learning_rate, or --force."
+        )
+    return metrics
+
+
+def printer(chief: bool) -> Callable[..., Any]:
+    """Returns a function that prints a line on standard error; at one worker of several."""
+    return (lambda line: print(line, file=sys.stderr, flush=True)) if chief else (lambda line: None)
+
+
+def put_weights(
+    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
+) -> None:
+    """Puts the weights that a run starts from into its model: the preset's, pretrained ones, another run's."""
+    if start.preset:
+        start.preset.assign(model)
+    if pretrained:
+        for name, variable in encoder_variables(model).items():
+            if name in pretrained:  # all but a pooler, which masked words do not train
+                variable.assign(pretrained[name])
+    if init:
+        from karpa_tf.training.run_folder import open_run
+
+        other = open_run(init)
+        if WordPiece.load(other.assets / "vocab.txt").pieces != start.wordpiece.pieces:
+            raise UserError(f"--init: {init} has another vocabulary; start from the same preset.")
+        try:
+            model.load_weights(other.best_weights)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(
+                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same recipe "
+                "with method full and the same labels."
+            ) from None
+
+
+def check_fingerprint(folder: RunFolder, data: str, fingerprint: str) -> None:
+    """Raises a UserError if the data is not what the run was trained on."""
+    if fingerprint not in (folder.assets / "data.json").read_text(encoding="utf-8"):
+        raise UserError(
+            f"{data} is not the data that {folder.path} was trained on; bring that data back, so that the "
+            "test split and the baselines are the run's own."
+        )
+
+
+# --- The model card -------------------------------------------------------------------------------
+
+
+def quantization_note(figure: str, before: float, after: float, rows: int) -> str:
+    """Returns what the model card says of an int8 export."""
+    return (
+        f"\nThe matrices are int8 (Keras' `quantize`): {figure} {after:.4f}, and {before:.4f} in float32, on "
+        f"the same {rows} rows: {after - before:+.4f}.\n"
+    )
+
+
+def metrics_table(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Returns a Markdown table of a model's figures and its baselines'."""
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for name, row in {"this model": metrics, **metrics["baselines"]}.items():
+        cells = [f"{row[key]:.4g}" if key in row else "" for key in names]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def settings_list(config: BertConfig) -> str:
+    """Returns the settings of a run as a Markdown code block."""
+    lines = "\n".join(f"    {key}: {value}" for key, value in dataclasses.asdict(config).items())
+    return f"Settings of the run:\n\n{lines}"

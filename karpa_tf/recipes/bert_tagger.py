@@ -1,0 +1,447 @@
+"""`bert-tagger`: a BERT that tags words (named entities, slots), from CoNLL columns to a served model.
+
+    karpa-tf train bert-tagger                                       slots, a small BERT from scratch
+    karpa-tf train bert-tagger --data train.conll --preset FOLDER    your sentences, a pretrained BERT
+
+What it reaches stands in the header of each file in `karpa_tf/settings/bert-tagger`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.configs import BertTaggerConfig
+from karpa_tf.data.batches import Batches
+from karpa_tf.data.sequences import (
+    dense_features,
+    encode_words,
+    pack_words,
+    rows_of,
+    sequence_batches,
+    split_words,
+)
+from karpa_tf.data.sources import Split
+from karpa_tf.data.tags import (
+    OUTSIDE,
+    Sentence,
+    Tagged,
+    open_tagged,
+    open_test_sentences,
+    shared_sentences,
+    tag_names,
+)
+from karpa_tf.data.vocabulary import WordPiece
+from karpa_tf.errors import UserError
+from karpa_tf.export.savedmodel import describe, export_savedmodel
+from karpa_tf.export.signature import Signature, text_input
+from karpa_tf.models.bert import build_bert
+from karpa_tf.models.bert_tagger import build_bert_tagger
+from karpa_tf.recipes import bert
+from karpa_tf.training import runtime
+from karpa_tf.training.loop import Outputs
+from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.tagging import (
+    format_type_table,
+    gazetteer_baseline,
+    tag_metrics,
+    type_table,
+    write_tagging,
+)
+from karpa_tf.training.tensorboard import write_final
+
+TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
+_JUDGED_AT_ONCE = 32
+_PROJECTED = 2000
+
+
+# --- Data and model -------------------------------------------------------------------------------
+
+
+def open_data(config: BertTaggerConfig) -> Tagged:
+    return open_tagged(config.data, validation_share=config.validation_share, test_share=config.test_share)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Sentences in batches, and how to find their words in what a model says of them.
+
+    Attributes:
+        batches: labels and weights (batch, time) at the first pieces of the words.
+        lengths: words of each sentence.
+        row: the row of each word, all sentences' words one after the other.
+        place: where in that row its first piece is.
+        order: the rows in the order of the batches, -1 where one fills up.
+    """
+
+    batches: Batches
+    lengths: list[int]
+    row: np.ndarray
+    place: np.ndarray
+    order: np.ndarray
+
+
+def make_batches(
+    config: BertTaggerConfig,
+    sentences: Sequence[Sentence],
+    names: Sequence[str],
+    wordpiece: WordPiece,
+    *,
+    training: bool,
+) -> Coded:
+    sequences, places = encode_words(wordpiece, [s.words for s in sentences], config.sequence_length)
+    ids = {name: index for index, name in enumerate(names)}
+    # A type that training never saw cannot be predicted; it still counts as missed.
+    tags = np.array([ids.get(tag, 0) for sentence in sentences for tag in sentence.tags], np.int32)
+    labels = np.zeros(len(sequences.token_ids), np.int32)
+    weights = np.zeros(len(labels), np.float32)
+    labels[places], weights[places] = tags, 1.0
+    size = config.batch_size if training else _JUDGED_AT_ONCE
+    batches = sequence_batches(
+        sequences,
+        labels,
+        weights,
+        wordpiece,
+        batch_size=size,
+        seed=config.seed if training else None,
+        buckets=config.buckets,
+        token_dropout=config.token_dropout,
+    )
+    row = np.searchsorted(sequences.offsets, places, side="right") - 1
+    order = np.zeros(0, int) if training else rows_of(sequences, size)
+    return Coded(batches, [len(s.words) for s in sentences], row, places - sequences.offsets[row], order)
+
+
+def at_words(outputs: Outputs, coded: Coded) -> np.ndarray:
+    """Returns what a model gives at the first piece of each word, float32 (words, ...)."""
+    rows: dict[int, np.ndarray] = {}
+    index = iter(coded.order.tolist())
+    for batch, _, _ in outputs:
+        rows.update(zip([next(index) for _ in batch], batch, strict=True))
+    return np.stack([rows[row][place] for row, place in zip(coded.row, coded.place, strict=True)])
+
+
+def sentences_of(words: Any, lengths: Sequence[int]) -> list[Any]:
+    """Cuts what belongs to all words, one after the other, into sentences."""
+    ends = np.cumsum(lengths)
+    return [words[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def predict_tags(outputs: Outputs, coded: Coded, names: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
+    """Returns tags in IOB2, a list a sentence, and the tags' probabilities float32 (words, tags)."""
+    probabilities = tf.nn.softmax(at_words(outputs, coded)).numpy()
+    best = mend_tags(
+        tf.constant(probabilities.argmax(1)),
+        tf.constant(np.repeat(np.arange(len(coded.lengths)), coded.lengths)),
+        names,
+    ).numpy()
+    return sentences_of([names[tag] for tag in best], coded.lengths), probabilities
+
+
+def mend_tags(tag: tf.Tensor, text: tf.Tensor, names: Sequence[str]) -> tf.Tensor:
+    """Makes tags valid IOB2: an `I-` that goes on with nothing of its type becomes a `B-`.
+
+    Args:
+        tag: int64 (words,), places in `names`.
+        text: int64 (words,), the text that each word belongs to.
+        names: the tags.
+
+    Returns:
+        int64 (words,).
+    """
+    kind = tf.constant([name[2:] for name in names])
+    inside = tf.gather(tf.constant([name.startswith("I-") for name in names]), tag)
+    kinds = tf.gather(kind, tag)
+    goes_on = tf.concat([[False], (kinds[1:] == kinds[:-1]) & (text[1:] == text[:-1])], axis=0)[
+        : tf.size(tag)
+    ]
+    begin = [names.index(f"B-{name[2:]}") if name[1:2] == "-" else 0 for name in names]
+    return tf.where(inside & ~goes_on, tf.gather(tf.constant(begin, tf.int64), tag), tag)
+
+
+def build_on(config: BertTaggerConfig, names: Sequence[str]) -> Callable[[keras.Model], keras.Model]:
+    """Returns what makes the tagger of an encoder."""
+    return lambda encoder: build_bert_tagger(encoder, len(names), dropout=config.dropout)
+
+
+# --- Train ----------------------------------------------------------------------------------------
+
+
+def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+    """Trains into a run folder and returns the final figures, those of the test split."""
+    strategy = runtime.prepare(config)
+    chief = runtime.is_chief(strategy)
+    tell = bert.printer(chief)
+    config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
+    tagged = open_data(config)
+    splits = tagged.splits
+    names = tag_names(splits["train"])
+    texts = [" ".join(sentence.words) for sentence in splits["train"]]
+    start = bert.make_start(config, folder, texts, tell)
+    tell(
+        f"{config.data}: {len(splits['train']):,} sentences to learn from, {len(splits['validation']):,} for "
+        f"validation, {len(splits['test']):,} to test; {len(names) // 2} types; run {folder.path}"
+    )
+    data = make_batches(config, splits["train"], names, start.wordpiece, training=True).batches
+    held_out = make_batches(config, splits["validation"], names, start.wordpiece, training=False)
+    if chief:
+        folder.write_config(config)
+        folder.write_environment(config.seed, strategy=config.strategy)
+        bert.save_start(start, folder)
+        write_json(folder.assets / "tags.json", names)
+        write_json(folder.assets / "data.json", {"fingerprint": tagged.fingerprint})
+
+    weights = bert.pretrain(config, folder, start, texts, tell, resume)
+    with strategy.scope():
+        encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+        model = build_on(config, names)(encoder)
+        bert.put_weights(model, start, weights, config.init)
+        bert.apply_method(model, config)
+    tell(bert.describe_training(config, model, data, start))
+
+    outputs = Outputs(model, held_out.batches)
+    true = [list(sentence.tags) for sentence in splits["validation"]]
+
+    def judge() -> dict[str, float]:
+        predicted, probabilities = predict_tags(outputs, held_out, names)
+        return tag_metrics(true, predicted) | {"loss": _loss(probabilities, true, names)}
+
+    encoded = keras.Model(model.inputs, encoder.output)
+
+    def projector() -> tuple[np.ndarray, list[str]]:
+        vectors = at_words(Outputs(encoded, held_out.batches), held_out)[:_PROJECTED].astype(np.float32)
+        words = [
+            f"{tag}: {word}"
+            for sentence in splits["validation"]
+            for word, tag in zip(sentence.words, sentence.tags, strict=True)
+        ]
+        return vectors, words[:_PROJECTED]
+
+    history, best = bert.fine_tune(
+        config,
+        folder,
+        model,
+        data,
+        judge,
+        monitor="f1_strict",
+        metrics=TRAINING_METRICS,
+        projector=projector,
+        resume=resume,
+        chief=chief,
+    )
+    if not chief:
+        runtime.wait_for_all(strategy)
+        return {}
+    step = len(history) * data.steps_per_epoch
+    result = evaluate(folder, step=step)
+    metrics = {
+        **result["metrics"],
+        **{f"validation_{k[4:]}": v for k, v in history[best.best_epoch - 1].items() if k[:4] == "val_"},
+    }
+    folder.write_metrics(
+        {
+            **metrics,
+            "best_epoch": best.best_epoch,
+            "steps": step,
+            "graph_traces": history.graph_traces,
+            "baselines": result["baselines"],
+            "facts": result["facts"],
+        }
+    )
+    write_final(folder.path, metrics, step)
+    runtime.wait_for_all(strategy)
+    return metrics
+
+
+def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Sequence[str]) -> float:
+    """Mean negative log likelihood a word; of tags that the model has."""
+    ids = {name: index for index, name in enumerate(names)}
+    flat = [ids.get(tag, -1) for tag in chain.from_iterable(true)]
+    known = [(row, tag) for row, tag in enumerate(flat) if tag >= 0]
+    rows, tags = np.array(known).T
+    return float(-np.log(np.maximum(probabilities[rows, tags], 1e-30)).mean())
+
+
+# --- Evaluate -------------------------------------------------------------------------------------
+
+
+def open_model(folder: RunFolder) -> tuple[BertTaggerConfig, list[str], bert.Start, keras.Model]:
+    """Returns the settings, tags, start and model of a run, with its best weights, in float32."""
+    config = BertTaggerConfig(**folder.read_config())
+    names = json.loads((folder.assets / "tags.json").read_text(encoding="utf-8"))
+    start, model = bert.open_trained(config, folder, build_on(config, names))
+    return config, names, start, model
+
+
+def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None) -> dict[str, Any]:
+    """Judges a run's best weights on its test split, or on other data, beside a gazetteer.
+
+    Args:
+        folder: of the run.
+        data: tagged sentences; None: the run's own test split, or validation where it has none.
+        step: write what TensorBoard shows of the judgement under this step.
+    """
+    runtime.use_threads()
+    config, names, start, model = open_model(folder)
+    tagged = open_data(config)
+    bert.check_fingerprint(folder, config.data, tagged.fingerprint)
+    if data:
+        sentences, where = open_test_sentences(data), data
+    else:
+        split: Split = "test" if tagged.splits["test"] else "validation"
+        sentences, where = tagged.splits[split], f"{config.data} ({split} split)"
+    types = {tag[2:] for sentence in sentences for tag in sentence.tags if tag != OUTSIDE}
+    unseen = sorted(types - {name[2:] for name in names})
+    if data and unseen:
+        raise UserError(
+            f"{data} has entities of the type {', '.join(unseen)}, which training never saw. It knows: "
+            f"{', '.join(sorted({name[2:] for name in names} - {''}))}."
+        )
+    coded = make_batches(config, sentences, names, start.wordpiece, training=False)
+    predicted, probabilities = predict_tags(Outputs(model, coded.batches), coded, names)
+    words = [sentence.words for sentence in sentences]
+    true = [list(sentence.tags) for sentence in sentences]
+    metrics = tag_metrics(true, predicted) | {"loss": _loss(probabilities, true, names)}
+    known = tagged.splits["train"]
+    if step is not None:
+        scores = sentences_of(probabilities, coded.lengths)
+        write_tagging(folder.path / "validation", step, words, true, predicted, scores, names)
+    baseline = gazetteer_baseline([s.words for s in known], [s.tags for s in known], words, true)
+    return {
+        "data": where,
+        "metrics": metrics,
+        "baselines": {"gazetteer": baseline},
+        "facts": {
+            "sentences": len(sentences),
+            "sentences that are in training": shared_sentences(known, sentences),
+        },
+        "tables": [format_type_table(type_table(true, predicted))],
+    }
+
+
+# --- Predict and export ---------------------------------------------------------------------------
+
+
+class TagWords:
+    """The served function: texts to words and their tags, in graph ops alone.
+
+    Args:
+        model: gives logits at every piece.
+        wordpiece: its vocabulary.
+        names: the tags, in the order of the logits.
+        length: most pieces of a row; a longer text is read in several.
+    """
+
+    def __init__(self, model: keras.Model, wordpiece: WordPiece, names: Sequence[str], length: int) -> None:
+        self.model = model
+        self.wordpiece = wordpiece
+        self.names = list(names)
+        self.length = length
+
+    def __call__(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Tags the words of texts.
+
+        Args:
+            text: string (n,).
+
+        Returns:
+            `tokens` and `tags` string, `scores` float32 (n, words): the words, their tags in IOB2 and the
+            tags' probabilities; "" and 0 where a text has fewer words.
+        """
+        words = split_words(text)
+        token_ids, first = pack_words(self.wordpiece, words, length=self.length)
+        features = dense_features(token_ids, None, self.wordpiece.pad_id)
+        # A batch of empty texts has no row, and the model wants one.
+        none = tf.cast(tf.equal(token_ids.nrows(), 0), tf.int32)
+        features = {name: tf.pad(value, [[0, none], [0, none]]) for name, value in features.items()}
+        logits = self.model(features, training=False)
+        place = tf.stack([tf.cast(first.value_rowids(), tf.int32), first.flat_values], axis=1)
+        probabilities = tf.nn.softmax(tf.gather_nd(logits, place))
+        tag = mend_tags(tf.argmax(probabilities, axis=1), words.value_rowids(), self.names)
+        score = tf.gather(probabilities, tag, batch_dims=1)
+        shape = [None, None]
+        return {
+            "tokens": words.to_tensor("", shape=shape),
+            "tags": words.with_values(tf.gather(tf.constant(self.names), tag)).to_tensor("", shape=shape),
+            "scores": words.with_values(score).to_tensor(0.0, shape=shape),
+        }
+
+
+def signature(folder: RunFolder) -> Signature:
+    """Returns the tagger of a run, as `predict` calls it and `export` writes it: in float32."""
+    config, names, start, model = open_model(folder)
+    return _signature(config, names, start, model)
+
+
+def _signature(
+    config: BertTaggerConfig, names: Sequence[str], start: bert.Start, model: keras.Model
+) -> Signature:
+    def check(rows: Sequence[Mapping[str, Any]]) -> None:
+        for number, row in enumerate(rows, 1):
+            if not str(row["text"]).strip():
+                raise UserError(f"Text {number} is empty: there is nothing to tag.")
+
+    function = TagWords(model, start.wordpiece, names, config.sequence_length)
+    return Signature(function, text_input(), variables=model.weights, check=check)
+
+
+def export(
+    folder: RunFolder, to: str | Path = "savedmodels", *, quantize: str = "none", force: bool = False
+) -> dict[str, Any]:
+    """Writes the next version of `savedmodels/bert-tagger` and returns its place and signatures."""
+    config, names, start, model = open_model(folder)
+    metrics = bert.learned_or_refuse(folder, "f1_strict", 0.0, force)
+    splits = open_data(config).splits
+    loss = ""
+    if quantize == "int8":
+        held_out = splits["test"] or splits["validation"]
+
+        def score(model: keras.Model) -> float:
+            coded = make_batches(config, held_out, names, start.wordpiece, training=False)
+            predicted, _ = predict_tags(Outputs(model, coded.batches), coded, names)
+            return tag_metrics([list(s.tags) for s in held_out], predicted)["f1_strict"]
+
+        before = score(model)
+        model.quantize("int8")
+        loss = bert.quantization_note("f1_strict", before, score(model), len(held_out))
+    signatures = {"serving_default": _signature(config, names, start, model)}
+    examples = [" ".join(sentence.words) for sentence in splits["validation"][:4]]
+    path = export_savedmodel(
+        signatures,
+        to,
+        folder.recipe,
+        examples=[{"text": text} for text in [*examples, "Ça va, naïve O'Brien? 日本 🙂"]],
+        assets={
+            "vocab.txt": "\n".join(start.wordpiece.pieces) + "\n",
+            "labels.txt": "".join(f"{name}\n" for name in names),
+        },
+        model_card=model_card(config, names, metrics, loss),
+    )
+    return {"savedmodel": str(path), "signatures": describe(signatures)}
+
+
+def model_card(
+    config: BertTaggerConfig, names: Sequence[str], metrics: dict[str, Any], quantization: str
+) -> str:
+    types = ", ".join(sorted({name[2:] for name in names} - {""}))
+    return f"""# bert-tagger
+
+Tags words: {types}. Trained on {config.data}, from {config.preset}, method {config.method}.
+
+- in: `text` string [n]
+- out: `tokens` and `tags` string, `scores` float32, all [n, words]: words, tags in IOB2 and their probabilities
+
+On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: as seqeval's strict mode with IOB2):
+
+{bert.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
+{quantization}
+{bert.settings_list(config)}
+"""
