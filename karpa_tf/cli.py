@@ -16,7 +16,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -265,11 +265,11 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
         if verb == "export":
             leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
             leaf.add_argument(
-                "--top_k", type=Optional[int], default=None, help="mlm-gru: how many fillings of a mask (5)."
+                "--top_k", type=int | None, default=None, help="mlm-gru: how many fillings of a mask (5)."
             )
             leaf.add_argument(
                 "--quantize",
-                type=Optional[Literal["none", "int8"]],
+                type=Literal["none", "int8"] | None,
                 default=None,
                 help="bert-*: store and multiply matrices as int8, a quarter of the size.",
             )

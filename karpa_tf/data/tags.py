@@ -219,7 +219,8 @@ def read_conll(path: Path) -> list[Sentence]:
             continue
         if len(cells) < 2:
             raise UserError(
-                f'{path}, line {number}: a line needs a token and a tag, with a space or tab between. Received: "{line[:60]}".'
+                f"{path}, line {number}: a line needs a token and a tag, with a space or tab between. "
+                f'Received: "{line[:60]}".'
             )
         words.append(cells[0])
         tags.append(cells[-1])

@@ -214,7 +214,7 @@ class TransformerBlock(keras.layers.Layer):
 
 
 def _shape(x: Any) -> list[Any]:
-    """The shape of a tensor, as plain numbers where they are known: a step of known shapes is a smaller graph."""
+    """The shape of a tensor, as plain numbers where they are known: that makes a smaller graph."""
     dynamic: Any = None
     shape = []
     for axis, size in enumerate(x.shape):

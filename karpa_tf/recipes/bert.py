@@ -217,7 +217,7 @@ def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: flo
 
 
 def layer_rates(model: keras.Model, decay: float) -> dict[str, float]:
-    """Returns factors of the learning rate by variable: 1 for the head, `decay` for the block below it, ..."""
+    """Returns factors of the learning rate by variable: 1 for the head, `decay` for the block below, ..."""
     if decay == 1.0:
         return {}
     stack = [model.get_layer("embeddings"), *blocks(model)]
@@ -268,7 +268,7 @@ def fine_tune(
     ]
     if chief:
         callbacks.append(
-            Progress(steps, units_per_step=train.batch_size, unit="examples", shown=tuple(metrics))
+            Progress(steps, units_per_step=train.batch_size, unit="examples", shown=(*metrics, monitor))
         )
     adversary = None
     if config.adversarial:
@@ -349,7 +349,8 @@ def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool
     metrics = folder.read_metrics()
     if metrics is None:
         raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume {folder.path}`."
+            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
+            f"{folder.path}`."
         )
     if metrics[figure] <= chance and not force:
         raise UserError(
@@ -367,7 +368,7 @@ def printer(chief: bool) -> Callable[..., Any]:
 def put_weights(
     model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
 ) -> None:
-    """Puts the weights that a run starts from into its model: the preset's, pretrained ones, another run's."""
+    """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's."""
     if start.preset:
         start.preset.assign(model)
     if pretrained:

@@ -73,8 +73,8 @@ def make_batches(
     sequences = encode_texts(wordpiece, rows.texts, rows.texts_b, config.sequence_length)
     if sequences.cut:
         tell(
-            f"{sequences.cut:,} of {len(rows):,} texts are longer than {config.sequence_length} pieces and were "
-            "cut; --sequence_length reads more."
+            f"{sequences.cut:,} of {len(rows):,} texts are longer than {config.sequence_length} pieces and "
+            "were cut; --sequence_length reads more."
         )
     labels = label_ids(rows.labels, names, config.data)
     weights = np.ones(len(rows), np.float32)
@@ -367,7 +367,8 @@ def model_card(
     reads = "`text` and `text_b` string [n]" if config.text_b else "`text` string [n]"
     return f"""# bert-classifier
 
-Says which of {len(names)} labels a text has. Trained on {config.data}, from {config.preset}, method {config.method}.
+Says which of {len(names)} labels a text has. Trained on {config.data}, from {config.preset}, method
+{config.method}.
 
 - in: {reads}; {config.sequence_length} pieces of it are read
 - out: `label` string [n]; `probabilities` float32 [n, {len(names)}], in the order of `assets/labels.txt`

@@ -437,9 +437,9 @@ def model_card(
 Tags words: {types}. Trained on {config.data}, from {config.preset}, method {config.method}.
 
 - in: `text` string [n]
-- out: `tokens` and `tags` string, `scores` float32, all [n, words]: words, tags in IOB2 and their probabilities
+- out: `tokens`, `tags` string, `scores` float32, all [n, words]: words, tags in IOB2, their probabilities
 
-On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: as seqeval's strict mode with IOB2):
+On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 
 {bert.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
 {quantization}

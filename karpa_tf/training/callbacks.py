@@ -192,7 +192,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
         if self._terminal:
-            figures = "  ".join(f"{name} {(logs or {}).get(name, 0):.3f}" for name in self.shown)
+            figures = "  ".join(f"{name} {logs[name]:.3f}" for name in self.shown if name in (logs or {}))
             self._bar.set_description_str(figures, refresh=False)
             self._bar.update(self.units_per_step)
 
@@ -200,7 +200,11 @@ class Progress(keras.callbacks.Callback):
         seconds = time.monotonic() - self._begin
         speed = self._done * self.units_per_step / max(seconds, 1e-9)
         left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        figures = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in (logs or {}).items()
+            if name.removeprefix("val_") in self.shown
+        )
         self._bar.write(
             f"epoch {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
             file=sys.stderr,

@@ -66,8 +66,8 @@ def fit(
             (`reduction="mean_with_sample_weight"`), made under the strategy's scope if there is one.
         data: the training batches.
         validation: batches to judge the model by after each epoch, or a function that judges it and
-            returns figures; they get the prefix `val_`. If the optimizer keeps a running average of the weights (`use_ema`), that is what is judged and
-            what callbacks see at the end of an epoch.
+            returns figures; they get the prefix `val_`. If the optimizer keeps a running average of the
+            weights (`use_ema`), that is what is judged and what callbacks see at the end of an epoch.
         epochs: passes over `data`, those before a resume included.
         metrics: functions of (labels, outputs) that give a value per label, by name.
         callbacks: Keras callbacks. One that has `get_state()` and `set_state(state)` keeps its state
@@ -100,9 +100,11 @@ def fit(
     if adversary and workers > 1:
         raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
     step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy)
-    judge = validation
+    judge: Callable[[], dict[str, float]] | None
     if isinstance(validation, Batches):
         judge = _Judge(model, validation, metrics or {}, strategy)
+    else:
+        judge = validation
     with strategy.scope():
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
@@ -331,7 +333,27 @@ def _train_step(
     def step(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return _any_replica(strategy, strategy.run(replica, args=(batch, stop)))
 
-    return step
+    return step if strategy.num_replicas_in_sync > 1 else _Traced(step)
+
+
+class _Traced:
+    """A tf.function that is traced once for each shape of its arguments.
+
+    Left to itself TensorFlow does the same, and warns of it as soon as batches have a third width.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._graphs: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        key = tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(args))
+        if key not in self._graphs:
+            self._graphs[key] = self._function.get_concrete_function(*args)
+        return self._graphs[key](*args)
+
+    def experimental_get_tracing_count(self) -> int:
+        return len(self._graphs)
 
 
 def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
