@@ -152,6 +152,8 @@ class BertConfig(TrainingConfig):
     """What fine-tuning a BERT can be told, whatever for."""
 
     epochs: int = option(6, "Most passes over the training data.")
+    batch_size: int = option(16, "Examples in an update of the weights, over all workers.")
+    checkpoint_seconds: float = option(60.0, "Seconds between checkpoints to resume from.")
     learning_rate: float = option(
         0.0, "Peak of the learning rate; 0: what suits the preset and the method (see the docs)."
     )
@@ -174,6 +176,9 @@ class BertConfig(TrainingConfig):
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
     layer_decay: float = option(
         1.0, "Factor of the learning rate from each block to the one below it; 1: the same for all."
+    )
+    head_rate: float = option(
+        1.0, "Factor of the learning rate of what a preset does not bring, with method full."
     )
     patience: int = option(3, "Epochs without a better validation figure before training stops; 0: never.")
     adversarial: float = option(0.0, "Length of the fast gradient method's move of the embedding; 0: none.")
@@ -199,6 +204,7 @@ class BertConfig(TrainingConfig):
         "weight_decay": 0,
         "warmup": 0,
         "layer_decay": 0,
+        "head_rate": 0,
         "patience": 0,
         "adversarial": 0,
         "token_dropout": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -19,6 +20,60 @@ TINY = [
     *("--units", "24", "--embedding_size", "16", "--sequence_length", "16", "--batch_size", "32"),
     *("--vocabulary_size", "200", "--learning_rate", "0.01", "--precision", "float32", "--dropout", "0"),
 ]
+
+
+# The same for the BERT recipes.
+BERT_TINY = [
+    *("--layers", "1", "--heads", "2", "--width", "32", "--vocabulary_size", "300", "--dropout", "0"),
+    *("--batch_size", "16", "--learning_rate", "0.005", "--precision", "float32", "--buckets", "2"),
+    *("--sequence_length", "32", "--validation_share", "0.1", "--test_share", "0.1", "--warmup", "0.2"),
+]
+
+
+def make_intents(rows: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts and labels that single words tell apart."""
+    rng = random.Random(seed)
+    frames = {
+        "music": ["please play a song by {}", "play music of {} now", "I want to hear {}"],
+        "weather": ["Is it raining today, {}?", "how is the weather in {}", "will it snow in {}"],
+        "timer": ["set a timer for {}", "wake {} up at seven", "stop the timer of {}"],
+    }
+    names = ["Ada", "Oslo", "Lima", "Max", "Noor", "Kiev", "Tom", "Rome", "Eva"]
+    result = []
+    for number in range(rows):
+        label = sorted(frames)[number % len(frames)]
+        text = rng.choice(frames[label]).format(f"{rng.choice(names)} {rng.choice(names)}")
+        result.append((f"{text} {rng.randrange(1000)}", label))
+    return result
+
+
+def make_tagged(sentences: int, seed: int = 0) -> list[list[tuple[str, str]]]:
+    """Sentences in which the words before a name tell what it is."""
+    rng = random.Random(seed)
+    people = ["Ada", "Max", "Noor", "Tom", "Eva"]
+    result = []
+    for _ in range(sentences):
+        person = [(rng.choice(people), "B-PERSON")]
+        if rng.random() < 0.5:
+            person.append(("Moss", "I-PERSON"))
+        city = (rng.choice(["Oslo", "Lima", "Kiev", "Rome"]), "B-CITY")
+        start = [(rng.choice(["Yesterday", "Today", "Then"]), "O")]
+        end = [(word, "O") for word in rng.choice(["went to", "drove through the old", "left"]).split()]
+        result.append([*start, *person, *end, city, (".", "O")])
+    return result
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def write_conll(path: Path, sentences: list[list[tuple[str, str]]]) -> Path:
+    blocks = ["\n".join(f"{word} {tag}" for word, tag in sentence) for sentence in sentences]
+    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return path
 
 
 def make_text(sentences: int, seed: int = 0) -> str:
@@ -96,3 +151,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     status = main(["train", "mlm-gru", "--data", str(text_file), "--epochs", "4", "--logs", str(logs), *TINY])
     assert status == 0
     return logs / "mlm-gru" / "1"
+
+
+@pytest.fixture(scope="session")
+def intents_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("intents") / "intents.csv", make_intents(300))
+
+
+@pytest.fixture(scope="session")
+def classified(intents_file: Path) -> Path:
+    """A finished tiny run of bert-classifier; tests only read it."""
+    from karpa_tf.cli import main
+
+    logs = intents_file.parent / "logs"
+    words = ["--data", str(intents_file), "--epochs", "3", "--logs", str(logs), *BERT_TINY]
+    assert main(["train", "bert-classifier", *words]) == 0
+    return logs / "bert-classifier" / "1"
+
+
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run of bert-tagger; tests only read it."""
+    from karpa_tf.cli import main
+
+    folder = tmp_path_factory.mktemp("tagged")
+    path = write_conll(folder / "tagged.conll", make_tagged(300))
+    words = ["--data", str(path), "--epochs", "3", "--logs", str(folder / "logs"), *BERT_TINY]
+    assert main(["train", "bert-tagger", *words]) == 0
+    return folder / "logs" / "bert-tagger" / "1"

@@ -97,6 +97,27 @@ def pack_words(
     return token_ids, tf.RaggedTensor.from_value_rowids(first, row, nrows=rows)
 
 
+def letter_cases(words: tf.Tensor) -> tf.Tensor:
+    """Returns what kind of letters words have, in graph ops: int32, of the shape of `words`.
+
+    1: none; 2: small ones; 3: a capital first; 4: capitals only, two at least; 5: capitals further in. 0
+    is for what is no word's first piece.
+    """
+    has = [
+        tf.strings.regex_full_match(words, pattern)
+        for pattern in (
+            r"[^\p{Lu}]*\p{Ll}[^\p{Lu}]*",
+            r"[^\p{L}]*\p{Lu}[^\p{Lu}]*",
+            r"[^\p{Ll}]*\p{Lu}[^\p{Ll}]*\p{Lu}[^\p{Ll}]*",
+            r".*\p{Lu}.*",
+        )
+    ]
+    case = tf.ones_like(has[0], tf.int32)
+    for number, matches in reversed(list(enumerate(has, 2))):
+        case = tf.where(matches, number, case)
+    return case
+
+
 def dense_features(token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor | None, pad_id: int) -> Any:
     """Returns packed rows as the features of `build_bert`, padded at the right."""
     ids = token_ids.to_tensor(pad_id)
@@ -117,12 +138,14 @@ class Sequences:
         segment_ids: int32 (pieces,).
         offsets: int64 (rows + 1,); row r is `[offsets[r]:offsets[r + 1]]`.
         cut: how many texts were longer than a row.
+        case_ids: int32 (pieces,) of `letter_cases`, for words whose vocabulary has no capitals.
     """
 
     token_ids: np.ndarray
     segment_ids: np.ndarray
     offsets: np.ndarray
     cut: int = 0
+    case_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -179,8 +202,12 @@ def encode_words(
         begin += len(ids[-1])
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     token_ids = np.concatenate(ids)
-    rows = Sequences(token_ids, np.zeros_like(token_ids), offsets)
-    return rows, np.concatenate(places)
+    place = np.concatenate(places)
+    cases = None
+    if wordpiece.lowercase:
+        cases = np.zeros_like(token_ids)
+        cases[place] = letter_cases(tf.constant([word for s in sentences for word in s])).numpy()
+    return Sequences(token_ids, np.zeros_like(token_ids), offsets, case_ids=cases), place
 
 
 def sequence_batches(
@@ -230,18 +257,28 @@ def sequence_batches(
         else:
             label, weight = labels[rows], np.where(rows < 0, 0, weights[rows])
         kinds = (np.int32, np.int32, bool, np.int32, np.float32)
-        return [a.astype(kind) for a, kind in zip((ids, segments, mask, label, weight), kinds, strict=True)]
+        arrays = [a.astype(k) for a, k in zip((ids, segments, mask, label, weight), kinds, strict=True)]
+        if sequences.case_ids is not None:
+            arrays.append(np.where(mask, sequences.case_ids[index], 0).astype(np.int32))
+        return arrays
 
     def load(step: tf.Tensor, part: int, parts: int) -> Any:
+        row, pieces = [batch_size], [batch_size, None]
+        label = pieces if per_piece else row
         kinds = [tf.int32, tf.int32, tf.bool, tf.int32, tf.float32]
+        shapes = [pieces, pieces, pieces, label, label]
+        if sequences.case_ids is not None:
+            kinds.append(tf.int32)
+            shapes.append(pieces)
         arrays = tf.numpy_function(read, [step], kinds, stateful=False)
-        shapes = [[batch_size, None]] * 3 + [[batch_size, None] if per_piece else [batch_size]] * 2
-        arrays = [
+        ids, segments, mask, labels_, weights_, *cases = (
             slice_part(tf.ensure_shape(a, shape), part, parts)
             for a, shape in zip(arrays, shapes, strict=True)
-        ]
-        ids, segments, mask, label, weight = arrays
-        return {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}, label, weight
+        )
+        features = {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}
+        if cases:
+            features["case_ids"] = cases[0]
+        return features, labels_, weights_
 
     return Batches(load, order.steps_per_epoch, batch_size, "examples")
 

@@ -6,13 +6,13 @@ import csv
 import hashlib
 import io
 import math
-import sys
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ _SPLIT_SEED = 21
 _NOTHING = ("", "nan")
 # A cell may be a whole document; csv's own bound is 131,072 characters.
 _LONGEST_CELL = 1 << 28
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,20 @@ def open_table(
         UserError: the source cannot be read, lacks a column, a text or a label, or has one label only.
     """
     given = _read(source, columns or Columns())
-    brings_test = "test" in given
-    rest = given.get("train") or given["test"]
-    shares = {
-        "validation": 0.0 if "validation" in given else validation_share,
-        "test": 0.0 if brings_test else test_share,
-    }
-    cut = split_rows(rest, shares["validation"], shares["test"])
+    shares = shares_to_cut(given, validation_share, test_share)
+    cut = split_rows(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
-    if source == "embedded":
-        splits, brings_test = given, False
     labels = set(splits["train"].labels)
     if len(labels) < 2:
         raise UserError(
             f"{source} has one label only ({', '.join(sorted(labels))}): there is nothing to tell apart."
         )
-    return Table(source, splits, brings_test)
+    if not len(splits["validation"]) and shares[0]:
+        raise UserError(
+            f"{source} has too few texts to hold one out for validation: training needs one of each label. "
+            f"Received: {len(given['train'])} rows, {len(labels)} labels."
+        )
+    return Table(source, splits, "test" in given and source != "embedded")
 
 
 def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
@@ -143,7 +143,7 @@ def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
     given = _read(source, columns or Columns())
     if source != "embedded" and "test" in given:
         return given["test"]
-    every = [rows for rows in given.values()]
+    every = list(given.values())
     texts_b = None if every[0].texts_b is None else [t for rows in every for t in rows.texts_b or []]
     return Rows([t for r in every for t in r.texts], texts_b, [x for r in every for x in r.labels])
 
@@ -152,6 +152,24 @@ def shared_rows(train: Rows, test: Rows) -> int:
     """Returns how many rows of `test` have a text that `train` has as well."""
     seen = set(train.keys())
     return sum(key in seen for key in test.keys())  # noqa: SIM118
+
+
+def shares_to_cut(
+    given: Mapping[Split, Any], validation_share: float, test_share: float
+) -> tuple[float, float]:
+    """Returns the shares of training that become validation and test: 0 for a split that the data brings.
+
+    Raises:
+        UserError: they leave nothing to learn from.
+    """
+    validation_share = 0.0 if "validation" in given else validation_share
+    test_share = 0.0 if "test" in given else test_share
+    if validation_share + test_share >= 1:
+        raise UserError(
+            "validation_share and test_share leave nothing to learn from. "
+            f"Received: {validation_share:g} and {test_share:g}."
+        )
+    return validation_share, test_share
 
 
 def split_rows(rows: Rows, validation_share: float, test_share: float) -> dict[Split, Rows]:
@@ -163,23 +181,33 @@ def split_rows(rows: Rows, validation_share: float, test_share: float) -> dict[S
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(groups))
     shuffled = [list(groups.values())[i] for i in order]
     shuffled.sort(key=lambda group: rows.labels[group[0]])
-    parts: dict[Split, list[int]] = {"train": [], "validation": [], "test": []}
-    kept: set[str] = set()
-    spare: list[tuple[Split, list[int]]] = []
-    for number, group in enumerate(shuffled):
-        split: Split = "train"
-        for name, share, shift in (("validation", validation_share, 0.5), ("test", test_share, 0.0)):
+    labels = [{rows.labels[i] for i in group} for group in shuffled]
+    homes: list[Split] = []
+    due: list[Split] = []
+    shares: list[tuple[Split, float, float]] = [
+        ("validation", validation_share, 0.5),
+        ("test", test_share, 0),
+    ]
+    for number in range(len(shuffled)):
+        for split, share, shift in shares:
             if math.floor((number + 1) * share + shift) > math.floor(number * share + shift):
-                split = name  # type: ignore[assignment]
-        if split == "train":
-            parts[split] += group
-            kept.add(rows.labels[group[0]])
-        else:
-            spare.append((split, group))
-    for split, group in spare:
-        label = rows.labels[group[0]]
-        parts["train" if label not in kept else split] += group
-        kept.add(label)
+                due.append(split)
+        homes.append(due.pop(0) if due else "train")
+    # Every label keeps a text in training.
+    kept = Counter(x for home, names in zip(homes, labels, strict=True) if home == "train" for x in names)
+    for place, names in enumerate(labels):
+        if homes[place] != "train" and not all(kept[name] for name in names):
+            homes[place] = "train"
+            kept.update(names)
+    if validation_share and "validation" not in homes:
+        # Of so few texts none was due: take one that training can spare.
+        for place, names in enumerate(labels):
+            if homes[place] == "train" and all(kept[name] > 1 for name in names):
+                homes[place] = "validation"
+                break
+    parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    for home, group in zip(homes, shuffled, strict=True):
+        parts[home] += group
     return {split: rows.take(sorted(index)) for split, index in parts.items()}
 
 
@@ -196,11 +224,17 @@ def _read(source: str, columns: Columns) -> dict[Split, Rows]:
         files = find_splits(path, (".csv", ".tsv"))
         return {split: read_table(file, columns) for split, file in files.items()}
     if not path.exists():
-        raise UserError(
-            f'There is no file or folder "{source}"; give a .csv or .tsv with a header, a folder with '
-            "train.csv, tfds:NAME, or embedded."
-        )
+        raise no_such_path(source, "a .csv or .tsv with a header, a folder with train.csv")
     return {"train": read_table(path, columns)}
+
+
+def no_such_path(source: str, wanted: str) -> UserError:
+    """Returns the error of a path that leads nowhere; it names what is beside it and sounds alike."""
+    path = Path(source)
+    near = did_you_mean(path.name, [*(x.name for x in path.parent.glob("*")), "embedded"])
+    return UserError(
+        f'There is no file or folder "{source}"{near or "."} Give {wanted}, tfds:NAME, or embedded.'
+    )
 
 
 def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
@@ -212,7 +246,7 @@ def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
     found: dict[Split, Path] = {}
     for path in sorted(folder.iterdir()):
         for split, names in FILES.items():
-            if path.suffix in suffixes and path.stem.lower() in names:
+            if path.suffix.lower() in suffixes and path.stem.lower() in names and path.is_file():
                 if split in found:
                     raise UserError(
                         f"{folder} has two files for {split}: {found[split].name} and {path.name}."
@@ -227,51 +261,115 @@ def read_table(path: Path, columns: Columns) -> Rows:
     """Reads a .csv or .tsv file with a header: UTF-8 with or without a byte order mark, any line ends.
 
     Raises:
-        UserError: it cannot be read, or lacks a column, a text or a label.
+        UserError: it cannot be read, has a row that does not fit, or lacks a column, a text or a label.
     """
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv"):
         raise UserError(f"{path} is neither a .csv nor a .tsv file; name it after what it is.")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        lines = _cells(read_text(path), suffix == ".tsv")
+    except csv.Error as error:
+        raise UserError(f"{path} is not a proper {suffix} file: {error}.") from None
+    if not lines:
+        raise UserError(f"{path} is empty: it has no header and no rows.")
+    (_, header), *table = lines
+    header = [name.strip() for name in header]
     wanted = [name for name in (columns.text, columns.label, columns.text_b) if name]
-    csv.field_size_limit(min(_LONGEST_CELL, sys.maxsize))
-    table: list[list[str]] = []
+    for name in wanted:
+        _check_column(path, name, header, columns)
+    if not table:
+        raise UserError(f"{path} is empty: it has no rows below its header.")
+    places = [header.index(name) for name in wanted]
     empty: dict[str, list[int]] = {name: [] for name in wanted}
+    found: list[list[str]] = []
+    for line, cells in table:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise UserError(
+                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; "
+                "a cell that holds the delimiter or a line end needs quotes."
+            )
+        found.append([cells[place].strip() if place < len(cells) else "" for place in places])
+        for name, cell in zip(wanted, found[-1], strict=True):
+            if cell.lower() in _NOTHING:
+                empty[name].append(line)
+    for name, numbers in empty.items():
+        if numbers:
+            count = "1 row has" if len(numbers) == 1 else f"{len(numbers)} rows have"
+            raise UserError(
+                f'{path}: {count} nothing in the column "{name}" (first: line {numbers[0]}); '
+                "fill in or delete."
+            )
+    texts, labels, *second = (list(column) for column in zip(*found, strict=True))
+    return Rows(texts, second[0] if second else None, labels)
+
+
+def read_text(path: Path) -> str:
+    """Reads a file of UTF-8 with or without a byte order mark; every line ends in a newline only.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # newline="": line ends inside a quoted field stay what they are, but for Windows' own.
-        reader = csv.DictReader(io.StringIO(text.replace("\r\n", "\n"), newline=""), delimiter=delimiter)
-        names = list(reader.fieldnames or [])
-        for name in wanted:
-            if name not in names:
-                flag = {columns.text: "text", columns.label: "label"}.get(name, "text_b")
-                raise UserError(
-                    f'{path} has no column "{name}"{did_you_mean(name, names)} Its columns: '
-                    f"{', '.join(map(repr, names)) or 'none'}; name yours with --{flag}."
-                )
-        for row in reader:
-            cells = [(row[name] or "").strip() for name in wanted]
-            for name, cell in zip(wanted, cells, strict=True):
-                if cell.lower() in _NOTHING:
-                    empty[name].append(reader.line_num)
-            table.append(cells)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it."
         ) from None
-    except csv.Error as error:
-        raise UserError(f"{path} is not a proper {path.suffix} file: {error}.") from None
-    if not table:
-        raise UserError(f"{path} is empty: it has no rows below its header.")
-    for name, lines in empty.items():
-        if lines:
-            count = "1 row has" if len(lines) == 1 else f"{len(lines)} rows have"
-            raise UserError(
-                f'{path}: {count} nothing in the column "{name}" (first: line {lines[0]}); fill in or delete.'
-            )
-    texts, labels, *second = (list(column) for column in zip(*table, strict=True))
-    return Rows(texts, second[0] if second else None, labels)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} is not UTF-8 text (a zero byte in line {line}); convert it.")
+    return text
+
+
+def _cells(text: str, tabs: bool) -> list[tuple[int, list[str]]]:
+    """Returns the rows of a table, each with the number of its first line; blank lines are left out.
+
+    Raises:
+        csv.Error: a quote is never closed.
+    """
+    if not tabs:
+        return list(_quoted_cells(text, ","))
+    # Some write quotes around a cell as in .csv, others write them as any sign. A quoted cell that holds
+    # a tab, or goes on behind its quote, was none.
+    plain = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    fits = len({len(cells) for _, cells in plain}) == 1
+    try:
+        quoted = list(_quoted_cells(text, "\t", strict=True))
+    except csv.Error:
+        return plain if fits else list(_quoted_cells(text, "\t"))
+    return plain if fits and any("\t" in cell for _, cells in quoted for cell in cells) else quoted
+
+
+def _quoted_cells(text: str, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_LONGEST_CELL)
+    # The blank line behind the last one is a row of its own, unless a quoted cell swallows it.
+    reader = csv.reader(chain(io.StringIO(text), ["\n"]), delimiter=delimiter, strict=strict)
+    begin = end = 0
+    row: list[str] = []
+    for row in reader:
+        begin, end = end + 1, reader.line_num
+        if any(cell.strip() for cell in row):
+            yield begin, row
+    if row:
+        raise csv.Error(f"a quote that opens in the row of line {begin} is never closed")
+
+
+def _check_column(path: Path, name: str, header: list[str], columns: Columns) -> None:
+    flag = {columns.text: "text", columns.label: "label"}.get(name, "text_b")
+    if name not in header and len(header) == 1 and (other := re.search("[,;|\t]", header[0])):
+        raise UserError(
+            f"{path} has {other[0]!r} between its cells; a .csv needs commas there, a .tsv tabs. "
+            f"Received: {header[0]!r}."
+        )
+    if name not in header:
+        raise UserError(
+            f'{path} has no column "{name}"{did_you_mean(name, header) or "."} Its columns: '
+            f"{', '.join(map(repr, header))}; name yours with --{flag}."
+        )
+    if header.count(name) > 1:
+        raise UserError(f'{path} has {header.count(name)} columns "{name}"; keep one of them.')
 
 
 def _read_embedded() -> dict[Split, Rows]:
@@ -292,7 +390,7 @@ def _read_tfds(source: str, columns: Columns) -> dict[Split, Rows]:
     for name in filter(None, (columns.text, columns.label, columns.text_b)):
         if name not in features:
             raise UserError(
-                f'{source} has no feature "{name}"{did_you_mean(name, features)} It has: '
+                f'{source} has no feature "{name}"{did_you_mean(name, features) or "."} It has: '
                 f"{', '.join(features)}."
             )
     kind = features[columns.label]
@@ -300,14 +398,31 @@ def _read_tfds(source: str, columns: Columns) -> dict[Split, Rows]:
     def rows(split: str) -> Rows:
         texts, second, labels = [], [], []
         for example in tfds.as_numpy(builder.as_dataset(split=split)):
-            texts.append(_text(example[columns.text]))
             label = example[columns.label]
-            labels.append(kind.int2str(int(label)) if hasattr(kind, "int2str") else _text(label))
+            if hasattr(kind, "int2str"):
+                if label < 0:
+                    continue  # kept secret, as in the test splits of GLUE
+                label = kind.int2str(int(label))
+            texts.append(_text(example[columns.text]))
+            labels.append(_text(label))
             if columns.text_b:
                 second.append(_text(example[columns.text_b]))
         return Rows(texts, second if columns.text_b else None, labels)
 
-    return {split: rows(split) for split in SPLITS if split in builder.info.splits}
+    found = {split: rows(split) for split in SPLITS if split in builder.info.splits}
+    found = {split: rows for split, rows in found.items() if len(rows)}
+    return with_training(source, found)
+
+
+def with_training(source: str, splits: dict[Split, T]) -> dict[Split, T]:
+    """Returns the splits of a TFDS data set, if there is one to learn from.
+
+    Raises:
+        UserError: there is none.
+    """
+    if "train" not in splits:
+        raise UserError(f"{source} has no split train. It has: {', '.join(splits) or 'none'}.")
+    return splits
 
 
 def _text(value: Any) -> str:
@@ -326,11 +441,12 @@ def label_ids(labels: Sequence[str], names: Sequence[str], where: str) -> np.nda
     place = {name: index for index, name in enumerate(names)}
     unknown = Counter(label for label in labels if label not in place)
     if unknown:
-        label, count = next(iter(unknown.most_common(1)))
+        ((label, count),) = unknown.most_common(1)
+        rows = "1 row" if count == 1 else f"{count} rows"
         more = f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else ""
         raise UserError(
-            f'{where} has the label "{label}" ({count} rows{more}), which training never saw'
-            f"{did_you_mean(label, names)} It knows: {', '.join(islice(names, 10))}"
+            f'{where} has the label "{label}" ({rows}{more}), which training never saw'
+            f"{did_you_mean(label, names) or '.'} It knows: {', '.join(islice(names, 10))}"
             f"{' ...' if len(names) > 10 else ''}."
         )
     return np.array([place[label] for label in labels], np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from karpa_tf.data.sources import SPLITS, Split, open_tfds
-from karpa_tf.data.tables import find_splits
+from karpa_tf.data.tables import find_splits, no_such_path, read_text, shares_to_cut, with_training
 from karpa_tf.errors import UserError
 
 OUTSIDE = "O"
@@ -70,19 +71,17 @@ def open_tagged(source: str, *, validation_share: float = 0.05, test_share: floa
         UserError: the source cannot be read, a line is not in CoNLL's form, or no word is tagged.
     """
     given = _read(source)
-    brings_test = "test" in given
-    rest = given.get("train") or given["test"]
-    cut = split_sentences(
-        rest,
-        0.0 if "validation" in given else validation_share,
-        0.0 if brings_test else test_share,
-    )
+    shares = shares_to_cut(given, validation_share, test_share)
+    cut = split_sentences(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
-    if source == "embedded":
-        splits, brings_test = given, False
-    if all(tag == OUTSIDE for sentence in splits["train"] for tag in sentence.tags):
+    if len(tag_names(splits["train"])) == 1:
         raise UserError(f"{source} has no tag but {OUTSIDE}: there is nothing to learn.")
-    return Tagged(source, splits, brings_test)
+    if not splits["validation"] and shares[0]:
+        raise UserError(
+            f"{source} has too few sentences to hold one out for validation: training needs one of each "
+            f"type. Received: {len(given['train'])}; a blank line ends a sentence."
+        )
+    return Tagged(source, splits, "test" in given and source != "embedded")
 
 
 def open_test_sentences(source: str) -> list[Sentence]:
@@ -102,22 +101,27 @@ def shared_sentences(train: Iterable[Sentence], test: Iterable[Sentence]) -> int
 def split_sentences(
     sentences: Sequence[Sentence], validation_share: float, test_share: float
 ) -> dict[Split, list[Sentence]]:
-    """Cuts validation and test out of sentences, always in the same way."""
-    unique = list(dict.fromkeys(sentence.words for sentence in sentences))
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(unique))
-    sizes = {"validation": 0, "test": 0}
-    for name, share in (("validation", validation_share), ("test", test_share)):
-        sizes[name] = min(max(1, round(share * len(unique))), len(unique) // 3) if share else 0
-    places = {unique[i]: place for place, i in enumerate(order)}
-    splits: dict[Split, list[Sentence]] = {split: [] for split in SPLITS}
+    """Cuts validation and test out of sentences, always in the same way; every type stays in training."""
+    types: dict[tuple[str, ...], set[str]] = {}
     for sentence in sentences:
-        place = places[sentence.words]
-        if place < sizes["validation"]:
-            splits["validation"].append(sentence)
-        elif place < sizes["validation"] + sizes["test"]:
-            splits["test"].append(sentence)
-        else:
-            splits["train"].append(sentence)
+        types.setdefault(sentence.words, set()).update(tag[2:] for tag in sentence.tags if tag != OUTSIDE)
+    unique = list(types)
+    due: list[Split] = []
+    shares: list[tuple[Split, float]] = [("validation", validation_share), ("test", test_share)]
+    for split, share in shares:
+        due += [split] * (max(1, round(share * len(unique))) if share else 0)
+    homes: dict[tuple[str, ...], Split] = {}
+    kept = Counter(kind for kinds in types.values() for kind in kinds)
+    left = len(unique)
+    for i in np.random.default_rng(_SPLIT_SEED).permutation(len(unique)):
+        words = unique[i]
+        if due and left > 1 and all(kept[kind] > 1 for kind in types[words]):
+            homes[words] = due.pop(0)
+            kept.subtract(types[words])
+            left -= 1
+    splits: dict[Split, list[Sentence]] = {name: [] for name in SPLITS}
+    for sentence in sentences:
+        splits[homes.get(sentence.words, "train")].append(sentence)
     return splits
 
 
@@ -168,14 +172,15 @@ def _read(source: str) -> dict[Split, list[Sentence]]:
     if path.is_dir():
         return {split: read_conll(file) for split, file in find_splits(path, _SUFFIXES).items()}
     if not path.exists():
-        raise UserError(
-            f'There is no file or folder "{source}"; give a file in CoNLL columns (token first, tag last), '
-            "a folder with train.conll, tfds:NAME, or embedded."
+        raise no_such_path(
+            source, "a file in CoNLL columns (token first, tag last), a folder with train.conll"
         )
     return {"train": read_conll(path)}
 
 
-_COLUMNS = re.compile(r"[ \t]+")
+# A token may hold spaces where tabs divide the columns.
+_TABS, _BLANKS = re.compile(r" *\t[ \t]*"), re.compile(r" +")
+_TAG = re.compile(f"{OUTSIDE}|[{''.join(_PREFIX)}]-.+")
 
 
 def read_conll(path: Path) -> list[Sentence]:
@@ -184,47 +189,36 @@ def read_conll(path: Path) -> list[Sentence]:
     Raises:
         UserError: it cannot be read, is empty, or has a bad line; its file and number are named.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it."
-        ) from None
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
 
-    def end(line: int) -> None:
+    def end() -> None:
         if words:
-            try:
-                sentences.append(Sentence(tuple(words), tuple(to_iob2(tags))))
-            except ValueError as error:
-                at = line - len(tags) + tags.index(str(error))
-                raise UserError(
-                    f'{path}, line {at}: "{error}" is no tag; it must be O, or B-, I-, E- or S- and a type.'
-                ) from None
+            sentences.append(Sentence(tuple(words), tuple(to_iob2(tags))))
         words.clear()
         tags.clear()
 
-    lines = text.replace("\r\n", "\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        cells = _COLUMNS.split(line.strip(" \t"))
-        if not line.strip() or cells[0] == "-DOCSTART-":
-            end(number)
-            continue
-        if line.startswith("# ") and cells[-1] != OUTSIDE and "-" not in cells[-1][1:2]:
-            end(number)  # a comment, as CoNLL-U has them
-            continue
-        if len(cells) < 2:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        cells = (_TABS if "\t" in line else _BLANKS).split(line.strip(" ").rstrip())
+        good = _TAG.fullmatch(cells[-1]) is not None
+        comment = line.startswith("# ") and not good  # as CoNLL-U has them
+        if not line.strip() or cells[0] == "-DOCSTART-" or comment:
+            end()
+        elif len(cells) < 2 or not cells[0]:
             raise UserError(
                 f"{path}, line {number}: a line needs a token and a tag, with a space or tab between. "
                 f'Received: "{line[:60]}".'
             )
-        words.append(cells[0])
-        tags.append(cells[-1])
-    end(len(lines) + 1)
+        elif not good:
+            raise UserError(
+                f'{path}, line {number}: "{cells[-1][:60]}" is no tag; it must be O, or B-, I-, E- or S- '
+                "and a type."
+            )
+        else:
+            words.append(cells[0])
+            tags.append(cells[-1])
+    end()
     if not sentences:
         raise UserError(f"{path} is empty: it has no tagged words.")
     return sentences
@@ -244,8 +238,11 @@ def _read_tfds(source: str) -> dict[Split, list[Sentence]]:
         sentences = []
         for example in tfds.as_numpy(builder.as_dataset(split=split)):
             words = [_text(token) for token in example["tokens"]]
-            found = to_iob2([names.int2str(int(tag)) for tag in example[tags]])
-            sentences.append(Sentence(tuple(words), tuple(found)))
+            given = [names.int2str(int(tag)) for tag in example[tags]]
+            try:
+                sentences.append(Sentence(tuple(words), tuple(to_iob2(given))))
+            except ValueError as error:
+                raise UserError(f'{source} has the tag "{error}", which is neither O nor B-TYPE.') from None
         return sentences
 
     wanted: dict[str, Split] = {
@@ -254,7 +251,8 @@ def _read_tfds(source: str) -> dict[Split, list[Sentence]]:
         "dev": "validation",
         "test": "test",
     }
-    return {split: read(name) for name, split in wanted.items() if name in builder.info.splits}
+    found = {split: read(name) for name, split in wanted.items() if name in builder.info.splits}
+    return with_training(source, found)
 
 
 def _text(value: Any) -> str:

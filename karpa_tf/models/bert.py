@@ -51,7 +51,8 @@ def build_bert(
         dtype: `float32` or `mixed_bfloat16`.
 
     Raises:
-        ValueError: `width` is no multiple of `heads`, or the activation is unknown.
+        ValueError: `width` is no multiple of `heads`, the activation is unknown, or `dropout` is not from 0
+            to below 1.
     """
     if width % heads:
         raise ValueError(f"width must be a multiple of heads. Received: width={width}, heads={heads}.")
@@ -287,12 +288,17 @@ class Dropout(keras.layers.Layer):
     """Dropout that spends a byte of randomness on a number, where Keras' spends four.
 
     The rate is rounded to the next 1/256, and what is kept is scaled by exactly that.
+
+    Raises:
+        ValueError: the rate is not from 0 to below 1.
     """
 
     def __init__(self, rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout must be 0 or more and less than 1. Received: {rate}.")
         self.rate = rate
-        self._dropped = round(rate * 256)
+        self._dropped = min(round(rate * 256), 255)
         self.seed_generator = keras.random.SeedGenerator()
 
     def call(self, x: Any, training: bool = False) -> Any:

@@ -27,6 +27,9 @@ def build_bert_classifier(
         pooling: `mean` of the vectors of all pieces, or `cls`: that of the first one, `[CLS]`, through
             BERT's own dense layer with tanh.
         dropout: share of the pooled vector dropped in training.
+
+    Raises:
+        ValueError: `pooling` is neither.
     """
     # === Layers ===
     pool = Pool(pooling, name="pool")
@@ -53,6 +56,8 @@ class Pool(keras.layers.Layer):
 
     def __init__(self, kind: str, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
+        if kind not in ("mean", "cls"):
+            raise ValueError(f"pooling must be mean or cls. Received: {kind}.")
         self.kind = kind
 
     def call(self, x: Any, padding_mask: Any) -> Any:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from karpa_tf.models.bert import BertEmbeddings, LayerNorm, gelu
 
 
-def build_bert_masked_lm(bert: keras.Model) -> keras.Model:
+def build_bert_masked_lm(bert: keras.Model) -> BertMaskedLM:
     """Builds a masked language model on an encoder (Devlin et al. 2019, section 3.1), to pretrain it.
 
     Inputs, by name: `token_ids` int32 and `padding_mask` bool (batch, time), `masked_positions` int32
@@ -30,7 +30,21 @@ def build_bert_masked_lm(bert: keras.Model) -> keras.Model:
     for layer in bert.layers:
         if layer.name.startswith("block_"):
             x = layer(x, padding_mask)
-    return keras.Model(inputs, head(x, positions), name="bert_masked_lm")
+    model = BertMaskedLM(inputs, head(x, positions), name="bert_masked_lm")
+    object.__setattr__(model, "_bert", bert)  # not a part: its layers are the model's own
+    return model
+
+
+@keras.saving.register_keras_serializable(package="karpa_tf")
+class BertMaskedLM(keras.Model):
+    """What `build_bert_masked_lm` returns. Its config is that of the encoder, lest the two tables come apart."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {"bert": keras.saving.serialize_keras_object(self._bert)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BertMaskedLM:
+        return build_bert_masked_lm(keras.saving.deserialize_keras_object(config["bert"], custom_objects))
 
 
 @keras.saving.register_keras_serializable(package="karpa_tf")

@@ -24,7 +24,12 @@ def enable_lora(model: keras.Model, rank: int, targets: Sequence[str] = DENSE_LA
         model: built on `build_bert`.
         rank: of the adapters; their product starts at zero and counts in full.
         targets: which dense layers of a block get one: names of `DENSE_LAYERS`.
+
+    Raises:
+        ValueError: a target is none of them.
     """
+    if unknown := [name for name in targets if name not in DENSE_LAYERS]:
+        raise ValueError(f"targets must be among {', '.join(DENSE_LAYERS)}. Received: {unknown[0]}.")
     freeze_encoder(model)
     for block in blocks(model):
         block.trainable = True
@@ -43,10 +48,12 @@ def merge(model: keras.Model, plain: keras.Model) -> None:
         variable.assign(source[name])
     for block, copy in zip(blocks(model), blocks(plain), strict=True):
         for name in DENSE_LAYERS:
-            if block.dense_layer(name).lora_enabled:
-                copy.dense_layer(name)._kernel.assign(
-                    keras.ops.cast(block.dense_layer(name).kernel, "float32")
-                )
+            layer = block.dense_layer(name)
+            if layer.lora_enabled:
+                # Not `layer.kernel`: in mixed precision that is rounded to bfloat16.
+                product = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+                copy.dense_layer(name)._kernel.assign_add(product * (layer.lora_alpha / layer.lora_rank))
+    encoder = [plain.get_layer("embeddings"), *blocks(plain)]
     for layer in plain.layers:
-        if layer.name in ("logits", "pooled"):
+        if layer.weights and layer not in encoder:
             layer.set_weights(model.get_layer(layer.name).get_weights())

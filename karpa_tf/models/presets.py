@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,16 @@ def load_preset(name: str) -> Preset:
     elif name in known or name.startswith("kaggle://"):
         return _load_hub(name)
     else:
-        what = "There is no folder" if "/" in name or name.startswith(".") else "There is no preset or folder"
-        raise UserError(
-            f'{what} "{name}"{did_you_mean(name, known)} Give a folder, scratch, or a preset name.'
-        )
+        what = "folder" if "/" in name or name.startswith(".") else "preset or folder"
+        hint = did_you_mean(name, known) or "; give a folder, a preset's name, hf://USER/MODEL, or scratch."
+        raise UserError(f'There is no {what} "{name}"{hint}')
     config = _json(folder / "config.json")
     if "registered_name" in config or "class_name" in config:
+        if config.get("class_name") != "BertBackbone":
+            raise UserError(
+                f'{folder} holds no BERT: config.json must have "class_name": "BertBackbone". '
+                f"Received: {config.get('class_name')}."
+            )
         for file in ("tokenizer.json", "model.weights.h5"):
             _must_exist(folder, file)
         return _load_hub(str(folder))
@@ -122,20 +127,29 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
 
 def _vocabulary(folder: Path) -> tuple[list[str], bool]:
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    lowercase = settings.get("do_lower_case")
     tokenizer = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
-    if lowercase is None:
-        lowercase = (tokenizer.get("normalizer") or {}).get("lowercase", True)
     if (folder / "vocab.txt").exists():
         from karpa_tf.data.vocabulary import WordPiece
 
-        return WordPiece.load(folder / "vocab.txt", lowercase).pieces, bool(lowercase)
-    ids = (tokenizer.get("model") or {}).get("vocab")
-    if not isinstance(ids, dict):
-        raise UserError(
-            f"{folder} lacks a vocabulary: neither vocab.txt nor a WordPiece tokenizer.json is there."
-        )
-    return sorted(ids, key=ids.__getitem__), bool(lowercase)
+        pieces = WordPiece.load(folder / "vocab.txt").pieces
+    else:
+        model = tokenizer.get("model") or {}
+        ids = model.get("vocab")
+        if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
+            raise UserError(
+                f"{folder} lacks a vocabulary: neither vocab.txt nor a WordPiece tokenizer.json is there."
+            )
+        by_id = {index: piece for piece, index in ids.items()}
+        pieces = [by_id.get(index, "") for index in range(len(ids))]
+        if not all(pieces):
+            raise UserError(f"{folder / 'tokenizer.json'} is damaged: its ids are not 0 to {len(ids) - 1}.")
+    lowercase = settings.get("do_lower_case")
+    if lowercase is None:
+        lowercase = (tokenizer.get("normalizer") or {}).get("lowercase")
+    if lowercase is None:
+        # Nothing says so but the pieces themselves: one with a capital is of a cased model.
+        lowercase = all(piece == piece.lower() for piece in pieces if not piece.startswith("["))
+    return pieces, bool(lowercase)
 
 
 # --- keras-hub's form -----------------------------------------------------------------------------
@@ -263,4 +277,4 @@ def _must_exist(folder: Path, file: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 150, placeholder=' ...')}"

@@ -33,7 +33,7 @@ from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
 
 # Peaks of the learning rate that did well on held-out rows of several data sets; docs/bert.md has the table.
-LEARNING_RATES = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
+LEARNING_RATES = {"scratch": 5e-4, "full": 2e-4, "lora": 1e-3, "head": 5e-3}
 _PRETRAINING_RATE = 1e-3
 
 
@@ -210,22 +210,26 @@ def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: flo
         weight_decay=config.weight_decay,
         global_clipnorm=config.clip_norm or None,
         lazy=True,
-        rates=layer_rates(model, config.layer_decay),
+        rates=learning_rates(model, config),
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
-def layer_rates(model: keras.Model, decay: float) -> dict[str, float]:
-    """Returns factors of the learning rate by variable: 1 for the head, `decay` for the block below, ..."""
-    if decay == 1.0:
-        return {}
+def learning_rates(model: keras.Model, config: BertConfig) -> dict[str, float]:
+    """Returns factors of the learning rate by variable.
+
+    `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
+    """
     stack = [model.get_layer("embeddings"), *blocks(model)]
-    return {
-        variable.path: decay ** (len(stack) - depth)
+    rates = {
+        variable.path: config.layer_decay ** (len(stack) - depth)
         for depth, layer in enumerate(stack)
         for variable in layer.trainable_variables
     }
+    if config.preset == "scratch" or config.method != "full":
+        return rates
+    return {v.path: rates.get(v.path, config.head_rate) for v in model.trainable_variables}
 
 
 def fine_tune(
@@ -305,24 +309,24 @@ def describe_training(config: BertConfig, model: keras.Model, train: Batches, st
 
 
 def open_trained(
-    config: BertConfig, folder: RunFolder, build: Callable[[keras.Model], keras.Model]
-) -> tuple[Start, keras.Model]:
-    """Returns the start and the model of a run with its best weights, adapters merged, in float32.
+    config: BertConfig, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
+) -> keras.Model:
+    """Returns the model of a run with its best weights, adapters merged, in float32.
 
     Args:
         config: of the run.
         folder: of the run.
+        start: what `read_start` gave.
         build: makes the task's model of an encoder.
 
     Raises:
         UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
     """
-    start = read_start(folder)
     plain = build(build_bert(**start.architecture, dropout=config.dropout))
     try:
         if config.method == "full":
             plain.load_weights(folder.best_weights)
-            return start, plain
+            return plain
         preset = load_preset(config.preset)
         saved = json.loads((folder.assets / "encoder.json").read_text(encoding="utf-8"))
         if preset.fingerprint != saved["preset"]:
@@ -341,7 +345,7 @@ def open_trained(
             f"{folder.recipe} --resume {folder.path}`, or train again."
         ) from None
     merge(model, plain)
-    return start, plain
+    return plain
 
 
 def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     def judge() -> dict[str, float]:
         return classification_metrics(labels, judge_rows(outputs, order))
 
-    pooled = keras.Model(model.inputs, model.get_layer("pool").output)
+    pooled = keras.Model(model.input, model.get_layer("pool").output)
 
     def projector() -> tuple[np.ndarray, list[str]]:
         shown = rows["validation"].take(range(min(_PROJECTED, len(rows["validation"]))))
@@ -201,7 +201,8 @@ def open_model(folder: RunFolder) -> tuple[BertClassifierConfig, list[str], bert
     """Returns the settings, labels, start and model of a run, with its best weights, in float32."""
     config = BertClassifierConfig(**folder.read_config())
     names = json.loads((folder.assets / "labels.json").read_text(encoding="utf-8"))
-    start, model = bert.open_trained(config, folder, build_on(config, names))
+    start = bert.read_start(folder)
+    model = bert.open_trained(config, folder, start, build_on(config, names))
     return config, names, start, model
 
 

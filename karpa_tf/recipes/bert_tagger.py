@@ -24,6 +24,7 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import (
     dense_features,
     encode_words,
+    letter_cases,
     pack_words,
     rows_of,
     sequence_batches,
@@ -167,9 +168,13 @@ def mend_tags(tag: tf.Tensor, text: tf.Tensor, names: Sequence[str]) -> tf.Tenso
     return tf.where(inside & ~goes_on, tf.gather(tf.constant(begin, tf.int64), tag), tag)
 
 
-def build_on(config: BertTaggerConfig, names: Sequence[str]) -> Callable[[keras.Model], keras.Model]:
+def build_on(
+    config: BertTaggerConfig, names: Sequence[str], wordpiece: WordPiece
+) -> Callable[[keras.Model], keras.Model]:
     """Returns what makes the tagger of an encoder."""
-    return lambda encoder: build_bert_tagger(encoder, len(names), dropout=config.dropout)
+    return lambda encoder: build_bert_tagger(
+        encoder, len(names), cases=wordpiece.lowercase, dropout=config.dropout
+    )
 
 
 # --- Train ----------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     weights = bert.pretrain(config, folder, start, texts, tell, resume)
     with strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
-        model = build_on(config, names)(encoder)
+        model = build_on(config, names, start.wordpiece)(encoder)
         bert.put_weights(model, start, weights, config.init)
         bert.apply_method(model, config)
     tell(bert.describe_training(config, model, data, start))
@@ -214,7 +219,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
         predicted, probabilities = predict_tags(outputs, held_out, names)
         return tag_metrics(true, predicted) | {"loss": _loss(probabilities, true, names)}
 
-    encoded = keras.Model(model.inputs, encoder.output)
+    encoded = keras.Model(model.input, model.get_layer("drop_output").output)
 
     def projector() -> tuple[np.ndarray, list[str]]:
         vectors = at_words(Outputs(encoded, held_out.batches), held_out)[:_PROJECTED].astype(np.float32)
@@ -277,7 +282,8 @@ def open_model(folder: RunFolder) -> tuple[BertTaggerConfig, list[str], bert.Sta
     """Returns the settings, tags, start and model of a run, with its best weights, in float32."""
     config = BertTaggerConfig(**folder.read_config())
     names = json.loads((folder.assets / "tags.json").read_text(encoding="utf-8"))
-    start, model = bert.open_trained(config, folder, build_on(config, names))
+    start = bert.read_start(folder)
+    model = bert.open_trained(config, folder, start, build_on(config, names, start.wordpiece))
     return config, names, start, model
 
 
@@ -359,11 +365,14 @@ class TagWords:
         words = split_words(text)
         token_ids, first = pack_words(self.wordpiece, words, length=self.length)
         features = dense_features(token_ids, None, self.wordpiece.pad_id)
+        place = tf.stack([first.value_rowids(), tf.cast(first.flat_values, tf.int64)], axis=1)
+        if self.wordpiece.lowercase:
+            shape = tf.shape(features["token_ids"], tf.int64)
+            features["case_ids"] = tf.scatter_nd(place, letter_cases(words.flat_values), shape)
         # A batch of empty texts has no row, and the model wants one.
         none = tf.cast(tf.equal(token_ids.nrows(), 0), tf.int32)
         features = {name: tf.pad(value, [[0, none], [0, none]]) for name, value in features.items()}
         logits = self.model(features, training=False)
-        place = tf.stack([tf.cast(first.value_rowids(), tf.int32), first.flat_values], axis=1)
         probabilities = tf.nn.softmax(tf.gather_nd(logits, place))
         tag = mend_tags(tf.argmax(probabilities, axis=1), words.value_rowids(), self.names)
         score = tf.gather(probabilities, tag, batch_dims=1)

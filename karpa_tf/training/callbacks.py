@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -58,7 +59,8 @@ class BestWeights(keras.callbacks.Callback):
         loss = (logs or {}).get("val_loss", float("inf"))
         # Of equal figures, as accuracies often are, the one of the smaller loss is the better.
         rank = (value * self.sign, loss)
-        if self.best is None or rank < (self.best * self.sign, self.best_loss):
+        # Any figure is better than one that is not a number.
+        if self.best is None or math.isnan(self.best) or rank < (self.best * self.sign, self.best_loss):
             self.best, self.best_loss, self.best_epoch, self.wait = value, loss, epoch + 1, 0
             self._weights = self.model.get_weights()
             return
@@ -140,9 +142,11 @@ def load_trained(model: keras.Model, path: str | Path) -> None:
             lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
         )
     variables = {variable.path: variable for variable in model.trainable_variables}
-    if set(found) != set(variables):
-        odd = sorted(set(found) ^ set(variables))
-        raise ValueError(f"it holds other variables than the model trains, e.g. {odd[0]}")
+    # Before anything is changed.
+    odd = set(found) ^ set(variables)
+    odd |= {name for name in set(found) & set(variables) if found[name].shape != variables[name].shape}
+    if odd:
+        raise ValueError(f"it holds other variables than the model trains, e.g. {min(odd)}")
     for name, variable in variables.items():
         variable.assign(found[name])
 
@@ -192,7 +196,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
         if self._terminal:
-            figures = "  ".join(f"{name} {logs[name]:.3f}" for name in self.shown if name in (logs or {}))
+            figures = "  ".join(f"{name} {logs[name]:.3f}" for name in self.shown if logs and name in logs)
             self._bar.set_description_str(figures, refresh=False)
             self._bar.update(self.units_per_step)
 

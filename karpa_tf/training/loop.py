@@ -277,15 +277,12 @@ def _train_step(
     model.optimizer._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
 
     def gradients(batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        grads, sums = plain_gradients(batch, weight)
         if adversary is None:
-            return grads, sums
+            return plain_gradients(batch, weight)
         table = adversary.embedding.value
+        (*grads, slope), sums = plain_gradients(batch, weight, [table])
+        slope = tf.convert_to_tensor(slope)
         before = tf.identity(table)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(table)
-            loss, _ = _loss_and_sums(model, metrics, batch, training=True)
-        slope = tf.convert_to_tensor(tape.gradient(loss, table))
         with tf.control_dependencies([before]):
             table.assign_add(adversary.epsilon * slope / tf.maximum(tf.norm(slope), 1e-12))
         more, _ = plain_gradients(batch, weight)
@@ -293,11 +290,14 @@ def _train_step(
             table.assign(before)
         return [_add(a, b) for a, b in zip(grads, more, strict=True)], sums
 
-    def plain_gradients(batch: Any, weight: tf.Tensor) -> tuple[list[Any], tf.Tensor]:
+    def plain_gradients(
+        batch: Any, weight: tf.Tensor, others: Sequence[tf.Variable] = ()
+    ) -> tuple[list[Any], tf.Tensor]:
         with tf.GradientTape() as tape:
+            tape.watch(others)  # a frozen one too
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
             loss /= weight
-        grads = tape.gradient(loss, variables, unconnected_gradients="zero")
+        grads = tape.gradient(loss, [*variables, *others], unconnected_gradients="zero")
         if lazy:
             sparse.update(i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices))
         if not (lazy and whole):

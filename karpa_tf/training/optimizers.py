@@ -29,17 +29,23 @@ class AdamW(keras.optimizers.AdamW):
             30,000 rows, of which a batch has a few hundred, the dense update is a third of a step.
         rates: factors of the learning rate by the path of a variable; 1 where none is given.
         **kwargs: those of `keras.optimizers.AdamW`.
+
+    Raises:
+        ValueError: `lazy` beside an argument that needs a gradient of every row.
     """
 
     def __init__(
         self, *args: Any, lazy: bool = False, rates: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        for name in ("amsgrad", "loss_scale_factor", "gradient_accumulation_steps"):
+            if lazy and getattr(self, name):
+                raise ValueError(f"lazy does not go with {name}. Received: {name}={getattr(self, name)}.")
         self.lazy = lazy
         self.rates = dict(rates or {})
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "lazy": self.lazy, "rates": self.rates}
+        return {**super().get_config(), "lazy": self.lazy, "rates": dict(self.rates)}
 
     def apply(
         self,
@@ -74,7 +80,7 @@ class AdamW(keras.optimizers.AdamW):
         if self._decay is not None and self._use_weight_decay(variable):
             kept = 1.0 - self._decay * factor
         if isinstance(gradient, tf.IndexedSlices):
-            self._update_rows(gradient, variable, moments, tf.cast(learning_rate, tf.float32), kept)
+            self._update_rows(gradient, variable, moments, learning_rate, kept)
             return
         if tf.is_tensor(kept):
             variable.assign(variable * tf.cast(kept, variable.dtype))
@@ -94,10 +100,11 @@ class AdamW(keras.optimizers.AdamW):
     def _update_rows(
         self, gradient: tf.IndexedSlices, variable: Any, moments: list[Any], rate: tf.Tensor, kept: Any
     ) -> None:
-        rows, values, now = gradient.indices, gradient.values, self._scalars
+        rows, values, now = gradient.indices, tf.cast(gradient.values, variable.dtype), self._scalars
         m = self.beta_1 * tf.gather(moments[0], rows) + (1.0 - self.beta_1) * values
         v = self.beta_2 * tf.gather(moments[1], rows) + (1.0 - self.beta_2) * tf.square(values)
-        rate *= tf.sqrt(1.0 - now["beta2_power"]) / (1.0 - now["beta1_power"])
+        rate = tf.cast(rate, tf.float32) * tf.sqrt(1.0 - now["beta2_power"]) / (1.0 - now["beta1_power"])
+        rate, kept = tf.cast(rate, variable.dtype), tf.cast(kept, variable.dtype)
         new = tf.gather(variable, rows) * kept - rate * m / (tf.sqrt(v) + self.epsilon)
         for target, value in zip((variable, *moments), (new, m, v), strict=True):
             tf.raw_ops.ResourceScatterUpdate(resource=target.handle, indices=rows, updates=value)

@@ -1,0 +1,282 @@
+"""`bert-classifier` from a table to a served model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from karpa_tf.recipes import bert_classifier
+from karpa_tf.training.run_folder import RunFolder
+from tests.conftest import BERT_TINY, make_intents, write_csv
+
+
+def test_it_learns_and_is_judged_beside_baselines(classified) -> None:
+    metrics = json.loads((classified / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9 > 2 * metrics["baselines"]["most frequent"]["accuracy"]
+    assert {"accuracy", "macro_f1", "ece", "loss", "validation_accuracy"} <= set(metrics)
+    assert metrics["baselines"]["tf-idf + svm"]["accuracy"] > 0.5
+    assert metrics["facts"]["rows"] > 0 and metrics["facts"]["rows whose text is in training"] == 0
+
+
+def test_the_run_folder_is_complete(classified) -> None:
+    for name in ("config.yaml", "command.txt", "environment.json", "metrics.json", "best.weights.h5"):
+        assert (classified / name).is_file()
+    assert {p.name for p in (classified / "assets").iterdir()} >= {"vocab.txt", "labels.json", "encoder.json"}
+    assert yaml.safe_load((classified / "config.yaml").read_text())["learning_rate"] > 0
+
+
+def test_the_step_is_traced_once_a_bucket(classified) -> None:
+    metrics = json.loads((classified / "metrics.json").read_text())
+    buckets = yaml.safe_load((classified / "config.yaml").read_text())["buckets"]
+    assert metrics["graph_traces"] == buckets == 2
+
+
+def test_the_same_config_trains_to_the_same_weights(classified, karpa, tmp_path) -> None:
+    result = karpa(
+        "train", "bert-classifier", "--config", classified / "config.yaml", "--logs", tmp_path, "--json"
+    )
+    assert result.status == 0, result.err
+    again = bert_classifier.open_model(RunFolder(tmp_path / "bert-classifier" / "1"))[-1]
+    before = bert_classifier.open_model(RunFolder(classified))[-1]
+    for a, b in zip(again.get_weights(), before.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(result.json) == {"run", "metrics"}
+
+
+def test_resume_goes_on_to_the_same_weights(intents_file, karpa, tmp_path) -> None:
+    common = ["--data", intents_file, *BERT_TINY, "--json", "--deterministic"]
+    whole = karpa("train", "bert-classifier", *common, "--epochs", 2, "--logs", tmp_path / "whole")
+    # A run of two epochs that was stopped after one: its settings say two, its checkpoint is of one.
+    assert karpa("train", "bert-classifier", *common, "--epochs", 2, "--logs", tmp_path / "part").status == 0
+    run = tmp_path / "part" / "bert-classifier" / "1"
+    newest = sorted((run / "checkpoints").glob("step-*.npz"))
+    steps = int(newest[-1].stem.split("-")[1])
+    shutil.rmtree(run)
+    first = karpa(
+        "train", "bert-classifier", *common, "--epochs", 2, "--logs", tmp_path / "part",
+        "--checkpoint_seconds", 0, "--keep_checkpoints", 1000,
+    )  # fmt: skip
+    assert first.status == 0
+    for path in (run / "checkpoints").glob("step-*.npz"):
+        if int(path.stem.split("-")[1]) > steps // 2 + 1:
+            path.unlink()
+    (run / "metrics.json").unlink()
+    resumed = karpa("train", "bert-classifier", "--resume", run, "--logs", tmp_path / "part", "--json")
+    assert resumed.status == 0, resumed.err
+    assert resumed.json["metrics"] == whole.json["metrics"]
+
+
+# --- Evaluate
+
+
+def test_evaluate_says_what_training_said(classified, karpa) -> None:
+    result = karpa("evaluate", classified, "--json")
+    report = result.json
+    assert set(report) == {"recipe", "run", "data", "metrics", "baselines"}
+    metrics = json.loads((classified / "metrics.json").read_text())
+    assert report["metrics"] == {name: metrics[name] for name in report["metrics"]}
+    assert "precision" in result.err  # the table of the classes
+
+
+def test_evaluate_reads_every_row_of_a_file_and_reports_duplicates(classified, karpa, tmp_path) -> None:
+    known = list(csv.DictReader(Path(classified / "../../../intents.csv").open(encoding="utf-8")))
+    path = write_csv(tmp_path / "test.csv", [*make_intents(30, seed=7), (known[0]["text"], known[0]["label"])])
+    result = karpa("evaluate", classified, "--data", path, "--json")
+    assert result.json["data"] == str(path) and "rows: 31" in result.err
+    assert "rows whose text is in training: " in result.err
+
+
+def test_a_folder_with_a_test_split_is_judged_on_it(karpa, tmp_path) -> None:
+    folder = tmp_path / "data"
+    write_csv(folder / "train.csv", make_intents(120))
+    write_csv(folder / "test.csv", make_intents(33, seed=5))
+    result = karpa(
+        "train", "bert-classifier", "--data", folder, *BERT_TINY, "--epochs", 1, "--logs", tmp_path / "logs"
+    )
+    assert result.status == 0, result.err
+    assert "33 to test" in result.err
+    metrics = json.loads((tmp_path / "logs/bert-classifier/1/metrics.json").read_text())
+    assert metrics["facts"]["rows"] == 33
+
+
+def test_an_unknown_label_is_one_sentence(classified, karpa, tmp_path) -> None:
+    path = write_csv(tmp_path / "test.csv", [("play a song", "musik")])
+    result = karpa("evaluate", classified, "--data", path)
+    assert result.status == 2 and 'the label "musik"' in result.err and 'did you mean "music"' in result.err
+
+
+def test_changed_data_is_noticed(classified, karpa, tmp_path) -> None:
+    run = shutil.copytree(classified, tmp_path / "logs" / "bert-classifier" / "1")
+    other = write_csv(tmp_path / "other.csv", make_intents(100, seed=3))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": str(other)}))
+    result = karpa("evaluate", run)
+    assert result.status == 2 and "is not the data that" in result.err
+
+
+# --- Predict and export
+
+
+def test_predict_gives_labels_and_probabilities(classified, karpa) -> None:
+    rows = karpa("predict", classified, "please play a song by Ada", "Is it raining today?", "--json").json
+    assert [row["label"] for row in rows["predictions"]] == ["music", "weather"]
+    for row in rows["predictions"]:
+        assert set(row) == {"label", "probabilities"} and sum(row["probabilities"]) == pytest.approx(1)
+
+
+def test_predict_refuses_an_empty_text(classified, karpa, tmp_path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text\nplay a song\n\"  \"\n", encoding="utf-8")
+    result = karpa("predict", classified, "--input", path)
+    assert result.status == 2 and "Row 2 has an empty text" in result.err
+
+
+def test_a_very_long_text_is_cut(classified, karpa) -> None:
+    (row,) = karpa("predict", classified, "play a song " * 10_000, "--json").json["predictions"]
+    assert row["label"] == "music"
+
+
+def test_the_savedmodel_takes_text_and_says_the_same(classified, karpa, tmp_path) -> None:
+    result = karpa("export", classified, "--to", tmp_path, "--json")
+    assert result.status == 0, result.err
+    path = Path(result.json["savedmodel"])
+    assert path == tmp_path / "bert-classifier" / "1"
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    texts = ["please play a song by Ada", "", "日本 naïve café", "play " * 500]
+    served = signature(text=tf.constant(texts))
+    config, names, start, model = bert_classifier.open_model(RunFolder(classified))
+    ours = bert_classifier.Classify(model, start.wordpiece, names, config.sequence_length)(tf.constant(texts))
+    np.testing.assert_allclose(served["probabilities"], ours["probabilities"], atol=1e-5)
+    assert served["label"].numpy().tolist() == ours["label"].numpy().tolist()
+    assert (path / "assets" / "labels.txt").read_text().split("\n")[:-1] == names
+    assert "accuracy" in (path / "assets.extra" / "model_card.md").read_text()
+    # What is on disk are the inference weights.
+    size = sum(p.stat().st_size for p in (path / "variables").iterdir())
+    assert size < 1.1 * sum(w.nbytes for w in model.get_weights()) + 20_000
+
+
+def test_int8_is_smaller_and_its_loss_is_in_the_card(classified, karpa, tmp_path) -> None:
+    for quantize in ("none", "int8"):
+        assert karpa("export", classified, "--to", tmp_path, "--quantize", quantize).status == 0
+    plain, small = (tmp_path / "bert-classifier" / v for v in ("1", "2"))
+    sizes = [sum(p.stat().st_size for p in (path / "variables").iterdir()) for path in (plain, small)]
+    assert sizes[1] < 0.5 * sizes[0]
+    assert "int8" in (small / "assets.extra" / "model_card.md").read_text()
+    rows = [karpa("predict", path, "Is it raining today?", "--json").json for path in (plain, small)]
+    assert rows[0]["predictions"][0]["label"] == rows[1]["predictions"][0]["label"] == "weather"
+
+
+def test_top_k_does_not_go_with_it(classified, karpa, tmp_path) -> None:
+    result = karpa("export", classified, "--to", tmp_path, "--top_k", 3)
+    assert result.status == 2 and "--top_k does not go with bert-classifier" in result.err
+
+
+def test_an_untaught_model_is_not_exported(classified, karpa, tmp_path) -> None:
+    run = shutil.copytree(classified, tmp_path / "logs" / "bert-classifier" / "1")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "accuracy": 0.1}))
+    result = karpa("export", run, "--to", tmp_path / "models")
+    assert result.status == 2 and "has not learned its task" in result.err
+    assert not (tmp_path / "models").exists()
+
+
+# --- Pairs, class weights, adversary, pretraining
+
+
+def test_pairs_are_read_together(karpa, tmp_path) -> None:
+    # Neither text alone tells the label: it is whether they are the same word.
+    words = ["cat", "dog", "cow", "fox"]
+    rows = [(a, b, "same" if a == b else "other") for a in words for b in words for _ in range(1)]
+    table = [(f"{a} {i}", b, label) for i in range(12) for a, b, label in rows]
+    path = tmp_path / "pairs.tsv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([("one", "two", "kind"), *table])
+    columns = ["--text", "one", "--text_b", "two", "--label", "kind"]
+    result = karpa(
+        "train", "bert-classifier", "--data", path, *columns, *BERT_TINY, "--epochs", 2,
+        "--class_weights", "balanced", "--logs", tmp_path / "logs",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    run = tmp_path / "logs" / "bert-classifier" / "1"
+    exported = karpa("export", run, "--to", tmp_path / "models", "--force", "--json")
+    assert exported.status == 0, exported.err
+    assert set(exported.json["signatures"]["serving_default"]["inputs"]) == {"text", "text_b"}
+    row = json.dumps({"text": "cat 1", "text_b": "cat"})
+    predictions = karpa("predict", exported.json["savedmodel"], row, "--json").json["predictions"]
+    assert predictions[0]["label"] in ("same", "other")
+
+
+def test_adversary_token_dropout_layer_decay_and_pretraining_go_together(intents_file, karpa, tmp_path) -> None:
+    result = karpa(
+        "train", "bert-classifier", "--data", intents_file, *BERT_TINY, "--epochs", 1,
+        "--adversarial", 0.5, "--token_dropout", 0.1, "--layer_decay", 0.9, "--accumulate", 2,
+        "--pretrain_data", "same", "--pretrain_epochs", 1, "--logs", tmp_path,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert "by masked words" in result.err
+    assert (tmp_path / "bert-classifier" / "1" / "assets" / "pretrained.npz").is_file()
+
+
+# --- Wrong input
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--data", "nowhere.csv"], 'There is no file or folder "nowhere.csv"'),
+        (["--preset", "bert_base_en_uncase"], 'did you mean "bert_base_en_uncased"'),
+        (["--preset", "./nowhere"], 'There is no folder "./nowhere"'),
+        (["--text", "txt"], 'has no column "txt"; did you mean "text"?'),
+        (["--method", "lora"], "method lora needs a preset"),
+        (["--lora_targets", "querry"], 'did you mean "query"'),
+        (["--sequence_length", "4"], "sequence_length must be at least 8"),
+    ],
+)
+def test_wrong_input_is_one_sentence(intents_file, karpa, tmp_path, flags, says) -> None:
+    result = karpa("train", "bert-classifier", "--data", intents_file, *flags, "--logs", tmp_path / "logs")
+    assert result.status == 2
+    assert says in result.err and "Traceback" not in result.err
+    assert not (tmp_path / "logs").exists()
+
+
+# --- A pretrained BERT
+
+
+@pytest.fixture(scope="module")
+def adapted(minilm, intents_file, tmp_path_factory) -> Path:
+    """A run of LoRA on MiniLM."""
+    from karpa_tf.cli import main
+
+    logs = tmp_path_factory.mktemp("lora") / "logs"
+    words = ["--preset", minilm, "--method", "lora", "--epochs", "2", "--buckets", "1", "--logs", logs]
+    assert main(["train", "bert-classifier", "--data", str(intents_file), *map(str, words)]) == 0
+    return logs / "bert-classifier" / "1"
+
+
+def test_lora_keeps_all_that_was_trained_in_a_small_file_and_exports_merged(adapted, karpa, tmp_path) -> None:
+    assert json.loads((adapted / "metrics.json").read_text())["accuracy"] > 0.9
+    assert (adapted / "best.weights.h5").stat().st_size < 3e6
+    result = karpa("export", adapted, "--to", tmp_path, "--json")
+    assert result.status == 0, result.err
+    path = Path(result.json["savedmodel"])
+    size = sum(p.stat().st_size for p in (path / "variables").iterdir())
+    assert 90e6 < size < 92e6
+    (ours,) = karpa("predict", adapted, "Is it raining today?", "--json").json["predictions"]
+    (served,) = karpa("predict", path, "Is it raining today?", "--json").json["predictions"]
+    assert ours["label"] == served["label"] == "weather"
+    np.testing.assert_allclose(ours["probabilities"], served["probabilities"], atol=1e-5)
+
+
+def test_adapters_of_another_preset_are_refused(adapted, karpa, tmp_path) -> None:
+    run = shutil.copytree(adapted, tmp_path / "logs" / "bert-classifier" / "1")
+    saved = json.loads((run / "assets" / "encoder.json").read_text())
+    (run / "assets" / "encoder.json").write_text(json.dumps({**saved, "preset": "0" * 32}))
+    result = karpa("evaluate", run)
+    assert result.status == 2 and "is not the preset that" in result.err
