@@ -20,6 +20,12 @@ _MODULES = {
     "tensorflow_text": "pip install 'tensorflow-text~=2.21.1', of TensorFlow's own minor release",
     "tensorboard": "pip install tensorboard",
     "tokenizers": "pip install tokenizers",
+    "safetensors": "pip install safetensors",
+    "sklearn": "pip install scikit-learn",
+    "matplotlib": "pip install matplotlib",
+    "seqeval": "pip install --use-pep517 seqeval",
+    "hassil": "pip install hassil",
+    "home_assistant_intents": "pip install home-assistant-intents",
     "tensorflow_datasets": "pip install tensorflow-datasets",
     "tensorflow_serving.apis.predict_pb2": "pip install 'tensorflow-serving-api~=2.21.0'",
 }

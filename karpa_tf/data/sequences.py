@@ -206,7 +206,7 @@ def encode_words(
     cases = None
     if wordpiece.lowercase:
         cases = np.zeros_like(token_ids)
-        cases[place] = letter_cases(tf.constant([word for s in sentences for word in s])).numpy()
+        cases[place] = letter_cases(tf.constant([word for s in sentences for word in s], tf.string)).numpy()
     return Sequences(token_ids, np.zeros_like(token_ids), offsets, case_ids=cases), place
 
 
@@ -307,11 +307,15 @@ def split_words(text: tf.Tensor) -> tf.RaggedTensor:
     Returns:
         string ragged (n, words).
     """
+    # RE2's \s and TensorFlow's split know ASCII alone.
+    text = tf.strings.regex_replace(text, r"[\s\p{Z}\x{85}]+", " ")
     text = tf.strings.regex_replace(text, f"({_IDEOGRAPH}|[。，、！？；：])", r" \1 ")
-    # Again and again: of `word.").` all signs stand apart.
-    for _ in range(3):
-        text = tf.strings.regex_replace(text, rf"(^|\s)({_OPENING})(\S)", r"\1\2 \3")
-        text = tf.strings.regex_replace(text, rf"(\S)({_CLOSING})(\s|$)", r"\1 \2\3")
-        # The stop of `London.`, but not that of `U.S.`, `J.` or `...`
-        text = tf.strings.regex_replace(text, r"([^\s.][^\s.])\.(\s|$)", r"\1 .\2")
+    # Signs side by side part; twice, as no sign counts in two pairs at once.
+    for pair in 2 * (f"({_CLOSING}|\\.)({_CLOSING})", f"({_OPENING})({_OPENING})"):
+        text = tf.strings.regex_replace(text, pair, r"\1 \2")
+    text = tf.strings.regex_replace(text, f"({_CLOSING})(\\.)( |$)", r"\1 \2\3")
+    text = tf.strings.regex_replace(text, f"(^| )({_OPENING})([^ ])", r"\1\2 \3")
+    text = tf.strings.regex_replace(text, f"([^ ])({_CLOSING})( |$)", r"\1 \2\3")
+    # The stop of `London.`, but not that of `U.S.`, `J.` or `...`
+    text = tf.strings.regex_replace(text, r"([^ .][^ .])\.( |$)", r"\1 .\2")
     return tf.strings.split(text)

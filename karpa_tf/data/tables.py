@@ -294,11 +294,9 @@ def read_table(path: Path, columns: Columns) -> Rows:
                 empty[name].append(line)
     for name, numbers in empty.items():
         if numbers:
-            count = "1 row has" if len(numbers) == 1 else f"{len(numbers)} rows have"
-            raise UserError(
-                f'{path}: {count} nothing in the column "{name}" (first: line {numbers[0]}); '
-                "fill in or delete."
-            )
+            first = f"line {numbers[0]}"
+            which = f"{first} has" if len(numbers) == 1 else f"{len(numbers)} rows ({first} first) have"
+            raise UserError(f'{path}: {which} nothing in the column "{name}"; fill in or delete.')
     texts, labels, *second = (list(column) for column in zip(*found, strict=True))
     return Rows(texts, second[0] if second else None, labels)
 

@@ -37,7 +37,7 @@ def build_bert_masked_lm(bert: keras.Model) -> BertMaskedLM:
 
 @keras.saving.register_keras_serializable(package="karpa_tf")
 class BertMaskedLM(keras.Model):
-    """What `build_bert_masked_lm` returns. Its config is that of the encoder, lest the two tables come apart."""
+    """What `build_bert_masked_lm` returns; its config is that of the encoder, so that the table stays one."""
 
     def get_config(self) -> dict[str, Any]:
         return {"bert": keras.saving.serialize_keras_object(self._bert)}

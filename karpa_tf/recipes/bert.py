@@ -32,7 +32,7 @@ from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
 
-# Peaks of the learning rate that did well on held-out rows of several data sets; docs/bert.md has the table.
+# Peaks of the learning rate that did well on held-out rows of the training data.
 LEARNING_RATES = {"scratch": 5e-4, "full": 2e-4, "lora": 1e-3, "head": 5e-3}
 _PRETRAINING_RATE = 1e-3
 

@@ -138,34 +138,53 @@ def sentences_of(words: Any, lengths: Sequence[int]) -> list[Any]:
 
 def predict_tags(outputs: Outputs, coded: Coded, names: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
     """Returns tags in IOB2, a list a sentence, and the tags' probabilities float32 (words, tags)."""
-    probabilities = tf.nn.softmax(at_words(outputs, coded)).numpy()
-    best = mend_tags(
-        tf.constant(probabilities.argmax(1)),
-        tf.constant(np.repeat(np.arange(len(coded.lengths)), coded.lengths)),
-        names,
-    ).numpy()
-    return sentences_of([names[tag] for tag in best], coded.lengths), probabilities
+    log_probabilities = tf.nn.log_softmax(at_words(outputs, coded))
+    lengths = tf.constant(coded.lengths, tf.int64)
+    decode = tf.function(lambda scores, lengths: decode_tags(scores, lengths, names), autograph=False)
+    best = decode(log_probabilities, lengths).numpy()
+    return sentences_of([names[tag] for tag in best], coded.lengths), np.exp(log_probabilities)
 
 
-def mend_tags(tag: tf.Tensor, text: tf.Tensor, names: Sequence[str]) -> tf.Tensor:
-    """Makes tags valid IOB2: an `I-` that goes on with nothing of its type becomes a `B-`.
+def decode_tags(scores: tf.Tensor, lengths: tf.Tensor, names: Sequence[str]) -> tf.Tensor:
+    """Finds each text's most probable tags among those that are valid IOB2 (Viterbi 1967), in graph ops.
+
+    An `I-` may only stand behind a `B-` or `I-` of its type. Taking each word's best tag and mending what is
+    invalid loses several points of strict F1.
 
     Args:
-        tag: int64 (words,), places in `names`.
-        text: int64 (words,), the text that each word belongs to.
+        scores: float32 (words, tags), logarithms of probabilities, all texts' words one after the other.
+        lengths: int64 (texts,), words of each.
         names: the tags.
 
     Returns:
-        int64 (words,).
+        int64 (words,), places in `names`.
     """
-    kind = tf.constant([name[2:] for name in names])
-    inside = tf.gather(tf.constant([name.startswith("I-") for name in names]), tag)
-    kinds = tf.gather(kind, tag)
-    goes_on = tf.concat([[False], (kinds[1:] == kinds[:-1]) & (text[1:] == text[:-1])], axis=0)[
-        : tf.size(tag)
-    ]
-    begin = [names.index(f"B-{name[2:]}") if name[1:2] == "-" else 0 for name in names]
-    return tf.where(inside & ~goes_on, tf.gather(tf.constant(begin, tf.int64), tag), tag)
+    never = -1e9
+    allowed = [[not b.startswith("I-") or a[2:] == b[2:] for b in names] for a in names]
+    change = tf.constant(np.where(allowed, 0.0, never), tf.float32)
+    start = tf.constant([never if name.startswith("I-") else 0.0 for name in names])
+    # Behind a text's end everything is O, which may stand behind any tag.
+    outside = tf.constant([0.0 if name == OUTSIDE else never for name in names])
+    ragged = tf.RaggedTensor.from_row_lengths(scores, lengths)
+    dense = ragged.to_tensor(0.0)
+    inside = tf.sequence_mask(lengths, tf.shape(dense)[1])
+    dense = tf.where(inside[:, :, None], dense, outside)
+    # Two words more, for tf.scan wants something to go over where all texts are empty.
+    dense = tf.concat([dense, tf.tile(outside[None, None], [tf.size(lengths), 2, 1])], axis=1)
+    dense = tf.transpose(dense, [1, 0, 2])
+
+    def forward(best: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_max(best[:, :, None] + change, axis=1) + score
+
+    first = dense[0] + start
+    best = tf.concat([first[None], tf.scan(forward, dense[1:], first)], axis=0)
+    into = tf.transpose(change)
+
+    def backward(behind: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
+        return tf.argmax(best + tf.gather(into, behind), axis=1)
+
+    tags = tf.scan(backward, best[:-1], tf.argmax(best[-1], axis=1), reverse=True)
+    return tf.boolean_mask(tf.transpose(tags)[:, : tf.shape(inside)[1]], inside)
 
 
 def build_on(
@@ -373,9 +392,9 @@ class TagWords:
         none = tf.cast(tf.equal(token_ids.nrows(), 0), tf.int32)
         features = {name: tf.pad(value, [[0, none], [0, none]]) for name, value in features.items()}
         logits = self.model(features, training=False)
-        probabilities = tf.nn.softmax(tf.gather_nd(logits, place))
-        tag = mend_tags(tf.argmax(probabilities, axis=1), words.value_rowids(), self.names)
-        score = tf.gather(probabilities, tag, batch_dims=1)
+        scores = tf.nn.log_softmax(tf.gather_nd(logits, place))
+        tag = decode_tags(scores, words.row_lengths(), self.names)
+        score = tf.exp(tf.gather(scores, tag, batch_dims=1))
         shape = [None, None]
         return {
             "tokens": words.to_tensor("", shape=shape),

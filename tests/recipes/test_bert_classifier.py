@@ -87,7 +87,9 @@ def test_evaluate_says_what_training_said(classified, karpa) -> None:
 
 def test_evaluate_reads_every_row_of_a_file_and_reports_duplicates(classified, karpa, tmp_path) -> None:
     known = list(csv.DictReader(Path(classified / "../../../intents.csv").open(encoding="utf-8")))
-    path = write_csv(tmp_path / "test.csv", [*make_intents(30, seed=7), (known[0]["text"], known[0]["label"])])
+    path = write_csv(
+        tmp_path / "test.csv", [*make_intents(30, seed=7), (known[0]["text"], known[0]["label"])]
+    )
     result = karpa("evaluate", classified, "--data", path, "--json")
     assert result.json["data"] == str(path) and "rows: 31" in result.err
     assert "rows whose text is in training: " in result.err
@@ -133,7 +135,7 @@ def test_predict_gives_labels_and_probabilities(classified, karpa) -> None:
 
 def test_predict_refuses_an_empty_text(classified, karpa, tmp_path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("text\nplay a song\n\"  \"\n", encoding="utf-8")
+    path.write_text('text\nplay a song\n"  "\n', encoding="utf-8")
     result = karpa("predict", classified, "--input", path)
     assert result.status == 2 and "Row 2 has an empty text" in result.err
 
@@ -213,7 +215,9 @@ def test_pairs_are_read_together(karpa, tmp_path) -> None:
     assert predictions[0]["label"] in ("same", "other")
 
 
-def test_adversary_token_dropout_layer_decay_and_pretraining_go_together(intents_file, karpa, tmp_path) -> None:
+def test_adversary_token_dropout_layer_decay_and_pretraining_go_together(
+    intents_file, karpa, tmp_path
+) -> None:
     result = karpa(
         "train", "bert-classifier", "--data", intents_file, *BERT_TINY, "--epochs", 1,
         "--adversarial", 0.5, "--token_dropout", 0.1, "--layer_decay", 0.9, "--accumulate", 2,

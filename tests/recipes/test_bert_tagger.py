@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -80,13 +82,30 @@ def test_odd_texts_keep_their_row(tagged, karpa) -> None:
     assert tag(tf.constant(["", ""]))["tokens"].shape == (2, 0)
 
 
-def test_tags_are_mended_to_valid_iob2() -> None:
+def test_the_most_probable_valid_tags_are_found() -> None:
     names = ["O", "B-A", "I-A", "B-B", "I-B"]
-    tag = tf.constant([2, 2, 4, 0, 4, 1, 2, 2], tf.int64)
-    text = tf.constant([0, 0, 0, 0, 0, 0, 0, 1], tf.int64)
-    mended = bert_tagger.mend_tags(tag, text, names).numpy()
-    assert [names[i] for i in mended] == ["B-A", "I-A", "B-B", "O", "B-B", "B-A", "I-A", "B-A"]
-    assert bert_tagger.mend_tags(tag[:0], text[:0], names).shape == (0,)
+    rng = np.random.default_rng(0)
+    lengths = [3, 0, 1, 4]
+    scores = np.log(rng.dirichlet(np.ones(5), sum(lengths))).astype(np.float32)
+    found = bert_tagger.decode_tags(tf.constant(scores), tf.constant(lengths, tf.int64), names).numpy()
+    begin = 0
+    for length in lengths:
+        part = scores[begin : begin + length]
+
+        def valid(path: tuple[int, ...]) -> bool:
+            before = "O"
+            for tag in path:
+                if names[tag].startswith("I-") and before[2:] != names[tag][2:]:
+                    return False
+                before = names[tag]
+            return True
+
+        paths = filter(valid, itertools.product(range(5), repeat=length))
+        best = max(paths, key=lambda path: sum(part[i, tag] for i, tag in enumerate(path)))
+        assert tuple(found[begin : begin + length]) == best
+        begin += length
+    none = bert_tagger.decode_tags(tf.zeros([0, 5]), tf.constant([0, 0], tf.int64), names)
+    assert none.shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
-from karpa_tf.training.tensorboard import TensorBoard, cut_events, write_final, write_hparams, write_projector
+from karpa_tf.training.tensorboard import (
+    TensorBoard,
+    cut_events,
+    write_final,
+    write_histogram,
+    write_hparams,
+    write_projector,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tensorboard.md"
 
@@ -39,12 +46,13 @@ def steps_of(folder: Path) -> list[int]:
 # --- The tags -------------------------------------------------------------------------------------
 
 
-def test_document_lists_every_tag_and_no_other(trained: Path) -> None:
+def test_document_lists_every_tag_and_no_other(trained: Path, classified: Path, tagged: Path) -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(rows)) == len(rows)
     written = {
         (tag, folder.name)
-        for folder in (trained, *trained.iterdir())
+        for run in (trained, classified, tagged)
+        for folder in (run, *run.iterdir())
         if folder.is_dir()
         for tag in tags_of(read_events(folder))
     }
@@ -55,6 +63,21 @@ def test_document_lists_every_tag_and_no_other(trained: Path) -> None:
 
 def matches(written: tuple[str, str], row: tuple[str, str]) -> bool:
     return fnmatchcase(written[0], row[0]) and written[1] == row[1]
+
+
+def test_histograms_are_those_of_tensorflow(tmp_path: Path) -> None:
+    values = tf.random.stateless_normal([50, 40], [1, 2])
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        for name, data in (("some", values), ("alike", tf.ones([3, 2]))):
+            write_histogram(f"ours/{name}", data, 1)
+            tf.summary.histogram(f"theirs/{name}", data, 1)
+    found = {v.tag: v for event in read_events(tmp_path) for v in event.summary.value}
+    for name in ("some", "alike"):
+        ours, theirs = (tf.make_ndarray(found[f"{side}/{name}"].tensor) for side in ("ours", "theirs"))
+        ours, theirs = (a[a[:, 2] > 0] for a in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        kinds = {found[f"{side}/{name}"].metadata.plugin_data.plugin_name for side in ("ours", "theirs")}
+        assert kinds == {"histograms"}
 
 
 def test_graph_is_written_once(trained: Path) -> None:
