@@ -335,7 +335,7 @@ def export(
             return float((judge_rows(Outputs(model, batches), order).argmax(1) == labels).mean())
 
         before = accuracy(model)
-        model.quantize("int8")
+        bert.quantize(model)
         after = accuracy(model)
         loss = bert.quantization_note("accuracy", before, after, len(rows))
     signatures = {"serving_default": _signature(config, names, start, model)}

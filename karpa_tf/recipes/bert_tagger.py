@@ -438,7 +438,7 @@ def export(
             return tag_metrics([list(s.tags) for s in held_out], predicted)["f1_strict"]
 
         before = score(model)
-        model.quantize("int8")
+        bert.quantize(model)
         loss = bert.quantization_note("f1_strict", before, score(model), len(held_out))
     signatures = {"serving_default": _signature(config, names, start, model)}
     examples = [" ".join(sentence.words) for sentence in splits["validation"][:4]]
