@@ -135,13 +135,13 @@ def open_table(
             f"{source} has too few texts to hold one out for validation: training needs one of each label. "
             f"Received: {len(given['train'])} rows, {len(labels)} labels."
         )
-    return Table(source, splits, "test" in given and source != "embedded")
+    return Table(source, splits, "test" in given)
 
 
 def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
     """Returns what `evaluate --data` reads: the data's own test split, or else every row."""
     given = _read(source, columns or Columns())
-    if source != "embedded" and "test" in given:
+    if "test" in given:
         return given["test"]
     every = list(given.values())
     texts_b = None if every[0].texts_b is None else [t for rows in every for t in rows.texts_b or []]

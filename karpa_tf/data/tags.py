@@ -81,13 +81,13 @@ def open_tagged(source: str, *, validation_share: float = 0.05, test_share: floa
             f"{source} has too few sentences to hold one out for validation: training needs one of each "
             f"type. Received: {len(given['train'])}; a blank line ends a sentence."
         )
-    return Tagged(source, splits, "test" in given and source != "embedded")
+    return Tagged(source, splits, "test" in given)
 
 
 def open_test_sentences(source: str) -> list[Sentence]:
     """Returns what `evaluate --data` reads: the data's own test split, or else every sentence."""
     given = _read(source)
-    if source != "embedded" and "test" in given:
+    if "test" in given:
         return given["test"]
     return [sentence for split in given.values() for sentence in split]
 

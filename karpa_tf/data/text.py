@@ -22,7 +22,7 @@ from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 
 # Part of the cache's key: raise it when the tokenized form changes.
-_FORMAT = 1
+_FORMAT = 2
 # Random numbers of one step that must not be alike: added to its seed.
 _FIRST, _SECOND, _THIRD = ([number, 0] for number in (1, 2, 3))
 # Seed of the masks of validation and test, which are the same for every run.

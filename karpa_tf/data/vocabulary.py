@@ -102,8 +102,9 @@ class WordPiece:
 
         return keras_hub.tokenizers.WordPieceTokenizer(
             vocabulary=self.pieces,
-            lowercase=self.lowercase,
-            strip_accents=self.lowercase,
+            # `_normalize` has done both.
+            lowercase=False,
+            strip_accents=False,
             split_on_cjk=True,
             oov_token=UNKNOWN,
             special_tokens=list(SPECIAL),
@@ -129,10 +130,29 @@ class WordPiece:
             tokenizer(tf.constant([""]))
         # Outside a graph keras-hub returns lists; in one, a ragged tensor.
         return tf.function(
-            lambda text: tokenizer(text),
+            lambda text: tokenizer(_normalize(text, self.lowercase)),
             input_signature=[tf.TensorSpec([None], tf.string)],
             autograph=False,
         )
+
+
+def _normalize(text: tf.Tensor, lowercase: bool) -> tf.Tensor:
+    """Does what `BertNormalizer` of Hugging Face does, and BERT's own code did, in graph ops.
+
+    keras-hub folds case by NFKC, which makes "tm" of "™" and "," of the Chinese "，"; it takes a no-break
+    space for a letter, and reads no further than to a zero byte.
+    """
+    import tensorflow_text
+
+    text = tf.strings.regex_replace(text, r"[\t\n\r\p{Z}]", " ")
+    text = tf.strings.regex_replace(text, r"[\p{C}\x{FFFD}]", "")
+    if lowercase:
+        text = tensorflow_text.normalize_utf8(text, "NFD")
+        text = tf.strings.regex_replace(text, r"\p{Mn}", "")
+        # One letter at a time: at a word's end, ICU would make another one of it.
+        text = tf.strings.regex_replace(text, "Σ", "σ")
+        text = tf.strings.lower(text, encoding="utf-8")
+    return text
 
 
 def learn_wordpiece(

@@ -91,6 +91,9 @@ def test_the_order_of_a_bucket_is_shuffled_all_over() -> None:
     second = np.concatenate([batch for batch, _ in epoch(order, 1)])
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+    # Who is with whom in a batch is new as well.
+    together = [{frozenset(rows) for rows in taken.reshape(-1, 10).tolist()} for taken in (first, second)]
+    assert not together[0] & together[1]
 
 
 def test_without_a_seed_rows_are_sorted_and_a_batch_is_as_wide_as_its_longest() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -15,7 +17,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import Diverged, evaluate, fit
+from karpa_tf.training.loop import Adversary, Diverged, History, Outputs, evaluate, fit
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
@@ -311,3 +313,198 @@ def test_checkpoint_state_is_plain_json(tmp_path) -> None:
     with np.load(newest, allow_pickle=False) as file:
         state = json.loads(file["state"].tobytes())
     assert state["step"] == 48 and len(state["history"]) == 8
+
+
+# --- Batches of several widths, and rows of an embedding that a batch does not use ----------------
+
+WORDS, USED = 40, 12
+
+
+def make_wide_batches(widths=(3, 5, 3, 8), batch_size: int = 4) -> Batches:
+    """Batches as wide as said; of `WORDS` ids the first `USED` occur, and not all in a batch."""
+
+    def read(step):
+        rng = np.random.default_rng((11, int(step) % len(widths)))
+        rows = rng.integers(0, USED, (batch_size, widths[int(step) % len(widths)])).astype(np.int32)
+        weights = rng.integers(0, 2, rows.shape).astype(np.float32)
+        return rows, (rows + 1) % WORDS, weights
+
+    def load(step, part, parts):
+        batch = tf.numpy_function(read, [step], [tf.int32, tf.int32, tf.float32])
+        batch = [tf.ensure_shape(x, [batch_size, None]) for x in batch]
+        return tuple(slice_part(x, part, parts) for x in batch)
+
+    return Batches(load, len(widths), batch_size)
+
+
+def make_wide_model(optimizer=None) -> keras.Model:
+    """A model with an optimizer that is lazy, if none is given."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input([None], dtype="int32")
+    x = keras.layers.Embedding(WORDS, 4, "random_normal", name="embedding")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(WORDS, name="head")(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    optimizer = optimizer or AdamW(0.05, weight_decay=0.1, global_clipnorm=1.0, lazy=True)
+    model.compile(optimizer, loss)
+    return model
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[keras.Model, History]:
+    """Two epochs of batches of three widths; tests only read the model."""
+    model = make_wide_model()
+    return model, fit(model, make_wide_batches(), epochs=2)
+
+
+def test_a_step_is_traced_once_for_each_width(wide) -> None:
+    assert wide[1].graph_traces == 3
+    assert fit(make_wide_model(), make_wide_batches((6, 6)), epochs=2).graph_traces == 1
+
+
+def test_outputs_of_several_widths_are_traced_once() -> None:
+    model, batches = make_wide_model(), make_wide_batches()
+    outputs = Outputs(model, batches)
+    for _ in range(2):
+        count = 0
+        for (logits, labels, weights), (x, y, w) in zip(outputs, batches.dataset(), strict=True):
+            assert isinstance(logits, np.ndarray)
+            np.testing.assert_allclose(logits, model(x), atol=1e-6)
+            np.testing.assert_array_equal(labels, y)
+            np.testing.assert_array_equal(weights, w)
+            count += 1
+        assert count == 4
+    assert outputs._forward.experimental_get_tracing_count() == 1
+    # It is the model as it is now.
+    model.get_layer("head").bias.assign_add(tf.ones([WORDS]))
+    (first, _, _), *_ = outputs
+    np.testing.assert_allclose(first, model(next(iter(batches.dataset()))[0]), atol=1e-6)
+
+
+def test_validation_may_be_a_function(tmp_path) -> None:
+    model = make_wide_model()
+    seen = []
+
+    class Listen(keras.callbacks.Callback):
+        def on_test_end(self, logs=None):
+            seen.append(dict(logs))
+
+    def judge() -> dict[str, float]:
+        return {"f1": float(model.optimizer.iterations), "loss": 1.0}
+
+    best = BestWeights(tmp_path / "best.weights.h5", "val_f1", mode="max")
+    history = fit(model, make_wide_batches(), validation=judge, epochs=3, callbacks=[Listen(), best])
+    assert [(logs["val_f1"], logs["val_loss"]) for logs in history] == [(4, 1), (8, 1), (12, 1)]
+    assert seen == [{"f1": 4.0, "loss": 1.0}, {"f1": 8.0, "loss": 1.0}, {"f1": 12.0, "loss": 1.0}]
+    assert best.best == 12 and all(logs["loss"] > 0 for logs in history)
+
+
+def test_a_lazy_optimizer_touches_the_rows_of_each_batch_alone(wide) -> None:
+    before = make_wide_model().get_layer("embedding").embeddings.numpy()
+    changed = (wide[0].get_layer("embedding").embeddings.numpy() != before).any(axis=1)
+    seen = {int(i) for x, _, w in make_wide_batches().dataset() for i in x.numpy()[w.numpy() > 0]}
+    assert set(np.flatnonzero(changed)) == seen and len(seen) < USED
+
+
+def test_a_lazy_optimizer_gives_the_same_in_parts(wide) -> None:
+    whole, cut = wide[0], make_wide_model()
+    assert fit(cut, make_wide_batches(), epochs=2, accumulate=2).graph_traces == 3
+    assert_same_weights(whole, cut, exact=False)
+    for one, other in zip(whole.optimizer.variables, cut.optimizer.variables, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_two_replicas_give_the_same_and_have_no_adversary(wide, tmp_path) -> None:
+    """In a process of its own, as this one has but one device."""
+    script = Path(__file__).with_name("replicas.py")
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "weights.npz")],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    said = json.loads(result.stdout.splitlines()[-1])
+    alone, history = wide
+    assert said["replicas"] == 2 and said["graph_traces"] == history.graph_traces == 3
+    assert said["loss"] == pytest.approx([logs["loss"] for logs in history], rel=1e-5)
+    with np.load(tmp_path / "weights.npz") as file:
+        for name, expected in zip(file.files, alone.get_weights(), strict=True):
+            np.testing.assert_allclose(file[name], expected, atol=2e-6)
+    assert said["refused"].startswith("Adversarial training moves one copy of the embedding")
+
+
+# --- The fast gradient method ---------------------------------------------------------------------
+
+
+def adversarial_gradients(model: keras.Model, parts: list, epsilon: float) -> tuple[float, list[np.ndarray]]:
+    """A batch's loss, and its gradients where the embedding is and where the loss rises, by the book."""
+    table = model.get_layer("embedding").embeddings.value
+    weight = sum(float(tf.reduce_sum(weights)) for _, _, weights in parts)
+    losses, total = [], [np.zeros(v.shape) for v in model.trainable_variables]
+
+    def gradients(part, sources):
+        features, labels, weights = part
+        with tf.GradientTape() as tape:
+            tape.watch(table)
+            loss = model.compute_loss(features, labels, model(features, training=True), weights)
+        share = tf.reduce_sum(weights) / weight
+        losses.append(float(loss * share))
+        return [tf.convert_to_tensor(g) * share for g in tape.gradient(loss, sources)]
+
+    variables = [v.value for v in model.trainable_variables]
+    for part in parts:
+        before = table.numpy()
+        (slope,) = gradients(part, [table])
+        first = gradients(part, variables)
+        table.assign_add(epsilon * slope / tf.norm(slope))
+        second = gradients(part, variables)
+        table.assign(before)
+        total = [t + a.numpy() + b.numpy() for t, a, b in zip(total, first, second, strict=True)]
+    return sum(losses[::3]), total
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "accumulate", "frozen"), [(0.0, 1, False), (2.0, 1, False), (2.0, 2, False), (2.0, 1, True)]
+)
+def test_a_step_with_an_adversary(epsilon: float, accumulate: int, frozen: bool) -> None:
+    model, batches = make_wide_model(keras.optimizers.SGD(1.0)), make_wide_batches((5,))
+    embedding = model.get_layer("embedding")
+    embedding.trainable = not frozen
+    (batch,) = batches.dataset()
+    parts = [tuple(slice_part(x, part, accumulate) for x in batch) for part in range(accumulate)]
+    loss, expected = adversarial_gradients(model, parts, epsilon)
+    doubled = adversarial_gradients(model, [batch], 0.0)[1]
+    before = [v.numpy() for v in model.trainable_variables]
+    table = embedding.embeddings.numpy()
+    adversary = Adversary(embedding.embeddings, epsilon)
+    history = fit(model, batches, accumulate=accumulate, adversary=adversary)
+    assert len(before) == (2 if frozen else 3)
+    for start, variable, gradient, other in zip(
+        before, model.trainable_variables, expected, doubled, strict=True
+    ):
+        np.testing.assert_allclose(start - variable.numpy(), gradient, atol=1e-6)
+        assert np.allclose(gradient, other, atol=1e-5) == (epsilon == 0), "the move is seen in every gradient"
+    if frozen:
+        np.testing.assert_array_equal(embedding.embeddings.numpy(), table)
+    assert history[0]["loss"] == pytest.approx(loss, rel=1e-6), "that of the embedding as it is"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_adversary_puts_the_embedding_back_exactly(accumulate: int) -> None:
+    model = make_wide_model(keras.optimizers.SGD(0.0))
+    before = model.get_weights()
+    adversary = Adversary(model.get_layer("embedding").embeddings, 3.3)
+    fit(model, make_wide_batches((5, 5)), adversary=adversary, accumulate=accumulate)
+    for value, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_an_adversary_beside_a_lazy_optimizer() -> None:
+    # In the first step, and without decay, a row without a gradient stays as it is with any Adam.
+    models = [make_wide_model(AdamW(0.05, weight_decay=0, lazy=lazy)) for lazy in (True, False)]
+    for model in models:
+        fit(model, make_wide_batches((5,)), adversary=Adversary(model.get_layer("embedding").embeddings, 2.0))
+    assert_same_weights(*models, exact=False)
