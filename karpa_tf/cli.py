@@ -181,7 +181,7 @@ def _export(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
     module = _load(recipe)
     takes = inspect.signature(module.export).parameters
-    options = {name: args[name] for name in ("top_k", "quantize") if args[name] is not None}
+    options = {name: args[name] for name in ("top_k", "quantize") if args[name] not in (0, "none")}
     for name in options:
         if name not in takes:
             raise UserError(f"--{name} does not go with {recipe.name}.")
@@ -265,12 +265,12 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
         if verb == "export":
             leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
             leaf.add_argument(
-                "--top_k", type=int | None, default=None, help="mlm-gru: how many fillings of a mask (5)."
+                "--top_k", type=int, default=0, help="mlm-gru: how many fillings of a mask; 0: five."
             )
             leaf.add_argument(
                 "--quantize",
-                type=Literal["none", "int8"] | None,
-                default=None,
+                type=Literal["none", "int8"],
+                default="none",
                 help="bert-*: store and multiply matrices as int8, a quarter of the size.",
             )
             leaf.add_argument(
