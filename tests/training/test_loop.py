@@ -184,13 +184,13 @@ def test_a_run_killed_at_any_step_ends_as_if_it_never_was(tmp_path) -> None:
 
 
 def test_early_stopping_survives_a_kill(tmp_path) -> None:
-    _, history, _ = run(tmp_path / "whole", patience=1, rate=0.8)
+    _, history, _ = run(tmp_path / "whole", patience=1, rate=1.5)
     assert len(history) < 8, "the test wants a run that stops early"
     with pytest.raises(_Killed):
-        run(tmp_path / "cut", patience=1, rate=0.8, kill=6 * len(history) - 1)
-    assert run(tmp_path / "cut", patience=1, rate=0.8, resume=True)[1] == history
+        run(tmp_path / "cut", patience=1, rate=1.5, kill=6 * len(history) - 1)
+    assert run(tmp_path / "cut", patience=1, rate=1.5, resume=True)[1] == history
     # Resumed once more it is still over.
-    assert run(tmp_path / "cut", patience=1, rate=0.8, resume=True)[1] == history
+    assert run(tmp_path / "cut", patience=1, rate=1.5, resume=True)[1] == history
 
 
 def test_accumulation_is_exact_under_resume(tmp_path) -> None:
