@@ -1,4 +1,4 @@
-"""Pretrained BERTs: keras-hub's names, `hf://` and local folders, through keras-hub's own converters."""
+"""Pretrained BERTs: keras-hub's names and folders, Hugging Face's folders and `hf://`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class Preset:
     def assign(self, model: keras.Model) -> None:
         """Puts the weights into a model that was built with `architecture`."""
         for name, variable in encoder_variables(model).items():
+            if name.startswith("pooled/") and name not in self.weights:
+                continue  # a checkpoint without a pooler: it starts afresh
             variable.assign(np.reshape(self.weights[name], variable.shape))
 
 
@@ -103,8 +105,6 @@ def _download(repository: str) -> Path:
 
 
 def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
-    import keras_hub
-
     kind = config.get("model_type")
     if kind != "bert":
         raise UserError(
@@ -118,11 +118,80 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
         )
     _must_exist(folder, "model.safetensors")
     vocabulary, lowercase = _vocabulary(folder)
-    backbone = _from_preset(keras_hub.models.BertBackbone, str(folder))
-    architecture = _architecture(backbone)
-    architecture["activation"] = activations[activation]
-    architecture["epsilon"] = float(config.get("layer_norm_eps", 1e-12))
-    return _preset(str(folder), architecture, vocabulary, lowercase, backbone)
+    try:
+        architecture = {
+            "layers": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+            "width": config["hidden_size"],
+            "intermediate": config["intermediate_size"],
+            "positions": config["max_position_embeddings"],
+            "segments": config.get("type_vocab_size", 2),
+            "activation": activations[activation],
+            "epsilon": float(config.get("layer_norm_eps", 1e-12)),
+        }
+        rows = config["vocab_size"]
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged: it lacks {error}.") from None
+    return _preset(
+        str(folder), architecture, vocabulary, lowercase, rows, _read_weights(folder, architecture)
+    )
+
+
+# Our names of a block's parts, and Hugging Face's.
+_PARTS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def _read_weights(folder: Path, architecture: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Reads model.safetensors; keras-hub's reader wants a pooler, which many checkpoints lack."""
+    from safetensors.tensorflow import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        # Task checkpoints put "bert." before the encoder's names; float16 and bfloat16 become float32.
+        tensors = {name.removeprefix("bert."): tensor for name, tensor in load_file(path).items()}
+    except Exception as error:  # a damaged file raises whatever its reader does
+        raise UserError(f"{path} cannot be read ({_reason(error)}); bring back the whole file.") from None
+
+    def read(name: str, older: str = "") -> np.ndarray:
+        # Old checkpoints call a layer norm's parts gamma and beta.
+        found = tensors.get(name, tensors.get(older))
+        if found is None:
+            raise UserError(
+                f"{path} lacks {name}, which config.json speaks of: bring back the file that is damaged."
+            )
+        return np.asarray(found).astype(np.float32)
+
+    def norm(ours: str, theirs: str) -> dict[str, np.ndarray]:
+        return {
+            f"{ours}/gamma": read(f"{theirs}.weight", f"{theirs}.gamma"),
+            f"{ours}/beta": read(f"{theirs}.bias", f"{theirs}.beta"),
+        }
+
+    def dense(ours: str, theirs: str) -> dict[str, np.ndarray]:
+        return {f"{ours}/kernel": read(f"{theirs}.weight").T, f"{ours}/bias": read(f"{theirs}.bias")}
+
+    weights = {
+        "token_embedding": read("embeddings.word_embeddings.weight"),
+        "position_embedding": read("embeddings.position_embeddings.weight"),
+        "segment_embedding": read("embeddings.token_type_embeddings.weight"),
+        **norm("norm", "embeddings.LayerNorm"),
+    }
+    for number in range(architecture["layers"]):
+        for ours, theirs in _PARTS.items():
+            names = f"block_{number}/{ours}", f"encoder.layer.{number}.{theirs}"
+            weights |= norm(*names) if ours.endswith("norm") else dense(*names)
+    if "pooler.dense.weight" in tensors:
+        weights |= dense("pooled", "pooler.dense")
+    return weights
 
 
 def _vocabulary(folder: Path) -> tuple[list[str], bool]:
@@ -161,7 +230,8 @@ def _load_hub(name: str) -> Preset:
     backbone = _from_preset(keras_hub.models.BertBackbone, name)
     tokenizer = _from_preset(keras_hub.models.BertTokenizer, name)
     architecture = {**_architecture(backbone), "activation": "gelu_approximate", "epsilon": 1e-12}
-    return _preset(name, architecture, tokenizer.get_vocabulary(), bool(tokenizer.lowercase), backbone)
+    pieces, lowercase = tokenizer.get_vocabulary(), bool(tokenizer.lowercase)
+    return _preset(name, architecture, pieces, lowercase, backbone.vocabulary_size, _hub_weights(backbone))
 
 
 def _from_preset(kind: Any, name: str) -> Any:
@@ -185,16 +255,37 @@ def _architecture(backbone: Any) -> dict[str, Any]:
 
 
 def _preset(
-    name: str, architecture: dict[str, Any], vocabulary: list[str], lowercase: bool, backbone: Any
+    name: str,
+    architecture: dict[str, Any],
+    vocabulary: list[str],
+    lowercase: bool,
+    rows: int,
+    weights: dict[str, np.ndarray],
 ) -> Preset:
-    if len(vocabulary) > backbone.vocabulary_size:
+    width = architecture["width"]
+    expected = {
+        "token_embedding": (rows, width),
+        "position_embedding": (architecture["positions"], width),
+        "segment_embedding": (architecture["segments"], width),
+        **{
+            f"block_{number}/intermediate/kernel": (width, architecture["intermediate"])
+            for number in range(architecture["layers"])
+        },
+    }
+    for part, shape in expected.items():
+        if weights[part].shape != shape:
+            raise UserError(
+                f"{name}: config.json and the weights do not fit: {part} should be {shape}. "
+                f"Received: {weights[part].shape}."
+            )
+    if len(vocabulary) > rows:
         raise UserError(
             f"{name}: the vocabulary has {len(vocabulary):,} pieces, and the weights have "
-            f"{backbone.vocabulary_size:,}; they do not belong together."
+            f"{rows:,}; they do not belong together."
         )
     # Some checkpoints have rows to spare beyond their vocabulary.
-    architecture["vocabulary_size"] = backbone.vocabulary_size
-    return Preset(architecture, list(vocabulary), lowercase, _hub_weights(backbone))
+    architecture["vocabulary_size"] = rows
+    return Preset(architecture, list(vocabulary), lowercase, weights)
 
 
 # --- Weights by name ------------------------------------------------------------------------------
