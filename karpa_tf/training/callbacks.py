@@ -111,14 +111,24 @@ class Progress(keras.callbacks.Callback):
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
         shown: figures beside the loss.
+        period: what `on_epoch_end` counts, the first word of its line.
     """
 
-    def __init__(self, total: int, *, units_per_step: int, unit: str, shown: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        units_per_step: int,
+        unit: str,
+        shown: tuple[str, ...] = (),
+        period: str = "epoch",
+    ) -> None:
         super().__init__()
         self.total = total
         self.units_per_step = units_per_step
         self.unit = unit
         self.shown = ("loss", *shown)
+        self.period = period
         self._bar: Any = None
         self._start = 0
 
@@ -153,9 +163,12 @@ class Progress(keras.callbacks.Callback):
         seconds = time.monotonic() - self._begin
         speed = self._done * self.units_per_step / max(seconds, 1e-9)
         left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        figures = "  ".join(
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+            for name, value in (logs or {}).items()
+        )
         self._bar.write(
-            f"epoch {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
+            f"{self.period} {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
             file=sys.stderr,
         )
 
