@@ -314,7 +314,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="q-learning",
             config=TabularConfig,
-            module="karpa_tf.recipes.q_learning",
+            module="karpa_tf.recipes.tabular",
             summary="Q-learning with a table on Taxi-v3",
             default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
             rate_unit="episodes",
@@ -322,7 +322,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="sarsa",
             config=TabularConfig,
-            module="karpa_tf.recipes.sarsa",
+            module="karpa_tf.recipes.tabular",
             summary="SARSA with a table on Taxi-v3",
             default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
             rate_unit="episodes",

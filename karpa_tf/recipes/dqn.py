@@ -361,8 +361,8 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
         raise UserError(f"dqn is judged in the run's own environment and takes no --data. Received: {data}.")
     runtime.use_threads(1)
     config = DqnConfig(**folder.read_config())
-    returns, _ = play(config.env, play_with(load_policy(folder)), CERTIFICATE_SEEDS)
-    chance, _ = play(config.env, random_policy(config.env), CERTIFICATE_SEEDS)
+    returns, _ = play(lambda: make_flat(config.env), play_with(load_policy(folder)), CERTIFICATE_SEEDS)
+    chance, _ = play(lambda: make_flat(config.env), random_policy(config.env), CERTIFICATE_SEEDS)
     facts = read_facts(folder)
     counts = {name: facts[name] for name in ("environment_steps", "selection_environment_steps")}
     return {

@@ -8,6 +8,7 @@ them: random numbers that are functions of counters, and so can be saved, and on
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from tf_agents.trajectories import policy_step, trajectory  # noqa: E402
 from tf_agents.utils import common  # noqa: E402
 
 from karpa_tf.rl.environment import CartPole, cartpole_returns, load_environment  # noqa: E402
-from karpa_tf.rl.episodes import observation_scale, play  # noqa: E402
+from karpa_tf.rl.episodes import make_flat, observation_scale, play  # noqa: E402
 
 # Gymnasium's seeds of the episodes that choose a policy begin here; those of training lie far below, and
 # those of the certificate (`karpa_tf.rl.episodes.CERTIFICATE_SEEDS`) between the two.
@@ -252,7 +253,7 @@ class Learner:
             returns = self._judge(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
             return returns, returns  # a reward of 1 a step
         first = SELECTION_SEEDS + number * 10_000
-        return play(self.config.env, self._greedy, range(first, first + count))
+        return play(lambda: make_flat(self.config.env), self._greedy, range(first, first + count))
 
     def graph(self) -> Any:
         """Returns the q-network as a TensorFlow graph, to be looked at."""
@@ -337,10 +338,14 @@ def _counter(name: str) -> tf.Variable:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back the warnings that TF-Agents makes TensorFlow give about TF-Agents itself."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [tf.get_logger(), logging.getLogger("absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

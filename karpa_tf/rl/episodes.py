@@ -12,8 +12,10 @@ import numpy as np
 
 from karpa_tf.errors import UserError, did_you_mean
 
-# Observations, float32 (n, size), to actions, integers (n,).
+# Observations, float32 (n, size) or numbers of states (n,), to actions, integers (n,).
 Policy = Callable[[np.ndarray], np.ndarray]
+
+_AT_ONCE = 100
 
 # The seeds of the episodes that certify a policy. Training's lie below a billion, those that choose a policy
 # from two billion on: no episode that judges was seen before.
@@ -104,41 +106,48 @@ def summary(returns: np.ndarray) -> dict[str, float]:
     }
 
 
-def play(name: str, policy: Policy, seeds: Iterable[int], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def play(
+    make_env: Callable[[], gymnasium.Env], policy: Policy, seeds: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Plays one episode a seed.
 
-    All episodes go in step, so that the policy is asked once for all of them.
+    Up to a hundred go in step, so that the policy is asked once for all of them.
 
     Args:
-        name: the environment.
-        policy: observations to actions.
+        make_env: makes an environment with discrete actions.
+        policy: observations to actions, numbers from 0.
         seeds: what each episode's `reset` gets.
-        options: passed on to the environment.
 
     Returns:
         The sums of rewards, undiscounted, float64 (episodes,), and the lengths in steps, int64 (episodes,).
     """
     seeds = list(seeds)
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     with contextlib.ExitStack() as stack:
-        envs = [stack.enter_context(contextlib.closing(make_flat(name, **options))) for _ in seeds]
-        observations = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
-        observations = observations.astype(np.float32)
-        start = int(envs[0].action_space.start)
-        returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)
-        going = np.arange(len(envs))
-        while going.size:
-            actions = policy(observations[going])
-            ended = []
-            for index, action in zip(going, actions, strict=True):
-                observation, reward, terminated, truncated, _ = envs[index].step(start + int(action))
-                observations[index] = observation
-                returns[index] += float(reward)
-                lengths[index] += 1
-                if terminated or truncated:
-                    ended.append(index)
-            if ended:
-                going = np.setdiff1d(going, ended)
+        envs = [stack.enter_context(contextlib.closing(make_env())) for _ in seeds[:_AT_ONCE]]
+        start = int(envs[0].action_space.start)  # type: ignore[attr-defined]
+        for begin in range(0, len(seeds), _AT_ONCE):
+            going = {
+                begin + i: _number(env.reset(seed=seed)[0])
+                for i, (env, seed) in enumerate(zip(envs, seeds[begin : begin + _AT_ONCE], strict=False))
+            }
+            while going:
+                actions = policy(np.stack(list(going.values())))
+                for index, action in zip(list(going), actions, strict=True):
+                    observation, reward, terminated, truncated, _ = envs[index - begin].step(start + int(action))
+                    returns[index] += float(reward)
+                    lengths[index] += 1
+                    if terminated or truncated:
+                        del going[index]
+                    else:
+                        going[index] = _number(observation)
     return returns, lengths
+
+
+def _number(observation: Any) -> np.ndarray:
+    """Returns an observation as policies take it: float32, or int64 where it is the number of a state."""
+    value = np.asarray(observation)
+    return value.astype(np.int64 if value.ndim == 0 else np.float32)
 
 
 def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any) -> list[np.ndarray]:
