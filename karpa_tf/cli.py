@@ -370,9 +370,7 @@ def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> RunConf
     return recipe.config(**{**{key: checked[key] for key in values}, **typed})
 
 
-def _config_to_resume(
-    recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str
-) -> RunConfig:
+def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str) -> RunConfig:
     if folder.recipe != recipe.name:
         raise UserError(f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}.")
     if config_option:
@@ -403,8 +401,8 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
 
 
 def _load(recipe: Recipe) -> Any:
-    if recipe.legacy_keras:
-        os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # read by TensorFlow when it is imported
+    if recipe.legacy_keras and "tensorflow" not in sys.modules:
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read by TensorFlow when it is imported
     with _quiet_import():
         return recipe.load()
 

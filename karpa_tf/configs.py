@@ -236,13 +236,17 @@ class TabularConfig(RunConfig):
     """Control with a table of values: states and actions are numbers."""
 
     env: str = option("Taxi-v3", "Gymnasium's id of an environment whose states and actions are numbers.")
-    slippery: bool = option(True, "FrozenLake's ice: whether a step may go astray; other environments: ignored.")
+    slippery: bool = option(
+        True, "FrozenLake's ice: whether a step may go astray; other environments: ignored."
+    )
     episodes: int = option(10_000, "Episodes to learn from.")
     learning_rate: float = option(0.5, "Share of the TD error that goes into the table, at first.")
     learning_rate_end: float = option(0.05, "The same in the end; it falls linearly over the episodes.")
     gamma: float = option(0.99, "Discount of a step.")
     epsilon_start: float = option(1.0, "Share of random actions at first.")
-    epsilon_end: float = option(0.0, "The same in the end; it falls linearly over the first 90 % of the episodes.")
+    epsilon_end: float = option(
+        0.0, "The same in the end; it falls linearly over the first 90 % of the episodes."
+    )
     initial_value: float = option(0.0, "What the table holds at first; high values make it explore.")
     log_every: int = option(100, "Episodes between two points of the learning curve.")
 

@@ -26,8 +26,8 @@ def build_q_network(
         dueling: value and advantages apart (Wang et al. 2016, equation 9).
 
     Returns:
-        A model from observations, float32 (batch, len(scale)), to values, float32 (batch, actions). Its weights
-        are those of the trained network, in the same order.
+        A model from observations, float32 (batch, len(scale)), to values, float32 (batch, actions). Its
+        weights are those of the trained network, in the same order.
 
     Example:
 

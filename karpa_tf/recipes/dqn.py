@@ -3,8 +3,8 @@
     karpa-tf train dqn                       half a minute on two cores, mostly imports
     karpa-tf train dqn --env Acrobot-v1      any Gymnasium environment with discrete actions
 
-What it reaches stands in the header of each file in `karpa_tf/settings/dqn`. Training needs TF-Agents and legacy
-Keras (`karpa_tf.rl.dqn`); judging, predicting and serving what was learned need neither.
+What it reaches stands in the header of each file in `karpa_tf/settings/dqn`. Training needs TF-Agents and
+legacy Keras (`karpa_tf.rl.dqn`); judging, predicting and serving what was learned need neither.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                     figures = learner.run(config.judge_every)
                 except tf.errors.InvalidArgumentError:
                     raise Diverged(
-                        f"The loss is not a number after {steps} environment steps: training stopped; try a smaller "
-                        "learning_rate."
+                        f"The loss is not a number after {steps} environment steps: training stopped; try "
+                        "a smaller learning_rate."
                     ) from None
                 seconds = time.perf_counter() - start
                 greedy = best.judge()
@@ -139,7 +139,11 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
     result = evaluate(folder)
     steps = int(learner.environment_steps.numpy())
     log.film(play_with(load_policy(folder)), steps)
-    metrics = {**result["metrics"], "best_step": best.step, "gradient_steps": int(learner.gradient_steps.numpy())}
+    metrics = {
+        **result["metrics"],
+        "best_step": best.step,
+        "gradient_steps": int(learner.gradient_steps.numpy()),
+    }
     folder.write_metrics({**metrics, "baselines": result["baselines"], "facts": result["facts"]})
     write_final(folder.path, metrics, steps)
     return metrics
@@ -148,10 +152,10 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
 class BestPolicy:
     """Judges the greedy policy as training goes, and keeps the weights of the best one.
 
-    DQN forgets: the last policy is often not the best, and may be a bad one. A policy plays `judge_episodes` first;
-    if none was better there, 100 more, whose mean decides. One that reached `target_return` in all of them plays
-    1,000; if it does so again it is perfect, and training may stop. All are episodes that training does not
-    see, and their steps are counted.
+    DQN forgets: the last policy is often not the best, and may be a bad one. A policy plays `judge_episodes`
+    first; if none was better there, 100 more, whose mean decides. One that reached `target_return` in all of
+    them plays 1,000; if it does so again it is perfect, and training may stop. All are episodes that
+    training does not see, and their steps are counted.
     """
 
     def __init__(self, config: DqnConfig, folder: RunFolder, learner: Learner) -> None:
@@ -244,7 +248,8 @@ class Log:
             cut_events(folder.path / name, resumed_at)
         cut_events(folder.path / "hparams", None)
         self._train, self._validation, hparams = (
-            tf.summary.create_file_writer(str(folder.path / name)) for name in ("train", "validation", "hparams")
+            tf.summary.create_file_writer(str(folder.path / name))
+            for name in ("train", "validation", "hparams")
         )
         with hparams.as_default():
             write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
@@ -259,7 +264,7 @@ class Log:
         return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
 
     def write(self, figures: Mapping[str, float], greedy_return: float, seconds: float) -> None:
-        """Writes the figures of one `Learner.run` that took so many seconds, and of the judgement behind it."""
+        """Writes the figures of one `Learner.run`, the seconds it took, and those of the judgement."""
         steps, gradient_steps = self._counts()
         scalars = {
             "episode/return": figures.get("return"),
@@ -470,14 +475,16 @@ The greedy policy of a DQN trained in {config["env"]}.
 - in: `observation` float32 [n, size], as the environment gives it (it is divided by {scale} inside)
 - out: `action` int64 [n]; `q_values` float32 [n, actions], the expected discounted returns
 
-Over {metrics["episodes"]} episodes of Gymnasium's {config["env"]} (seeds {metrics["facts"]["seeds"]}), not discounted:
+Over {metrics["episodes"]} episodes of Gymnasium's {config["env"]} (seeds {metrics["facts"]["seeds"]}), not
+discounted:
 
 | | mean_return | std_return | min_return |
 |---|---|---|---|
 | this policy | {metrics["mean_return"]:.4g} | {metrics["std_return"]:.4g} | {metrics["min_return"]:.4g} |
 | a random one | {metrics["baselines"]["random"]["mean_return"]:.4g} | | |
 
-Training took {metrics["environment_steps"]:,} environment steps, choosing the policy {metrics["selection_environment_steps"]:,}.
+Training took {metrics["environment_steps"]:,} environment steps, choosing the policy
+{metrics["selection_environment_steps"]:,}.
 
 Settings of the run:
 

@@ -26,7 +26,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
-from karpa_tf.rl.episodes import make_tabular, play, summary
+from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import Progress
@@ -50,12 +50,13 @@ def make_env(config: TabularConfig) -> gymnasium.Env:
 def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
     """Trains into a run folder and returns the final figures.
 
-    Every random number is a function of the seed and the episode, those of the environment too: a run that was
-    stopped goes on to the same table.
+    Every random number is a function of the seed and the episode, those of the environment too: a run that
+    was stopped goes on to the same table.
     """
     runtime.use_threads(1)
     env = make_env(config)
-    shape = [int(env.observation_space.n), int(env.action_space.n)]  # type: ignore[attr-defined]
+    assert isinstance(env.observation_space, gymnasium.spaces.Discrete)
+    shape = [int(env.observation_space.n), actions_of(env)[0]]
     values = tf.Variable(tf.fill(shape, tf.constant(config.initial_value, tf.float64)), name="q_values")
     checkpoints = Checkpoints(
         folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
@@ -69,7 +70,9 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
     with tf.summary.create_file_writer(str(folder.path / "hparams")).as_default():
         write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
     writer = tf.summary.create_file_writer(str(folder.path / "train"))
-    progress = Progress(config.episodes, units_per_step=1, unit="episodes", shown=("return",), period="episode")
+    progress = Progress(
+        config.episodes, units_per_step=1, unit="episodes", shown=("return",), period="episode"
+    )
     progress.on_resume(begin)
     print(f"{config.env}: {shape[0]} states, {shape[1]} actions; run {folder.path}", file=sys.stderr)
 
@@ -177,7 +180,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
         write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
         served = load_signature(Path(temporary) / "1")
     env = make_env(config)
-    actions = int(env.action_space.n)  # type: ignore[attr-defined]
+    actions, _ = actions_of(env)
     generator = np.random.default_rng(0)
     policies = {
         "model": lambda states: served({"observation": states})["action"],
@@ -225,12 +228,15 @@ def signature(folder: RunFolder) -> Signature:
 # --- Export ---------------------------------------------------------------------------------------
 
 
-def export(folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False, **_: Any) -> dict[str, Any]:
+def export(
+    folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False, **_: Any
+) -> dict[str, Any]:
     """Writes the next version of `savedmodels/q-learning` or `sarsa`; returns its place and signatures."""
     metrics = folder.read_metrics()
     if metrics is None:
         raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume {folder.path}`."
+            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
+            f"{folder.path}`."
         )
     chance = metrics["baselines"]["random"]["mean_return"]
     if metrics["mean_return"] <= chance and not force:

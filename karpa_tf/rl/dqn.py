@@ -1,8 +1,9 @@
 """TF-Agents' DQN: agent, replay buffer, and the loop of collecting and training inside TensorFlow.
 
-The only file that knows legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after Mnih
-et al. 2015 and van Hasselt et al. 2015; `TFUniformReplayBuffer`). What is written here is what stands between
-them: random numbers that are functions of counters, and so can be saved, and one `tf.function` for many steps.
+The only file that knows legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after
+Mnih et al. 2015 and van Hasselt et al. 2015; `TFUniformReplayBuffer`). What is written here is what stands
+between them: random numbers that are functions of counters, and so can be saved, and one `tf.function` for
+many steps.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class QNetwork(network.Network):
         super().__init__(input_tensor_spec=input_tensor_spec, state_spec=(), name=name)
 
         def dense(width: int, number: int, activation: str | None = None) -> tf_keras.layers.Dense:
-            weights = tf_keras.initializers.VarianceScaling(2.0 if activation else 1.0, seed=seed * 100 + number)
+            weights = tf_keras.initializers.VarianceScaling(
+                2.0 if activation else 1.0, seed=seed * 100 + number
+            )
             return tf_keras.layers.Dense(width, activation, kernel_initializer=weights)
 
         self._factor = np.array([1 / value for value in scale], np.float32)
@@ -90,8 +93,8 @@ class QNetwork(network.Network):
 class ReplayBuffer(tf_uniform_replay_buffer.TFUniformReplayBuffer):
     """TF-Agents' uniform buffer, drawing with random numbers that are a function of (seed, draws so far).
 
-    The parent draws with TensorFlow's stateful generator, whose state cannot be saved: no run could go on as if it
-    had never been stopped. It also locks its counter, which a single loop does not need.
+    The parent draws with TensorFlow's stateful generator, whose state cannot be saved: no run could go on as
+    if it had never been stopped. It also locks its counter, which a single loop does not need.
     """
 
     def __init__(self, data_spec: Any, batch_size: int, max_length: int, seed: int) -> None:
@@ -128,8 +131,8 @@ class ReplayBuffer(tf_uniform_replay_buffer.TFUniformReplayBuffer):
 class Learner:
     """An agent, its environments and its memory; `run` lets it collect and train.
 
-    Everything that changes is in `variables`, and every random number is a function of the seed and of a counter
-    among them: who restores the variables goes on where they were saved, to the bit.
+    Everything that changes is in `variables`, and every random number is a function of the seed and of a
+    counter among them: who restores the variables goes on where they were saved, to the bit.
 
     Args:
         config: the recipe's settings.
@@ -138,7 +141,9 @@ class Learner:
     def __init__(self, config: DqnConfig) -> None:
         self.config = config
         self.environment: tf_environment.TFEnvironment = load_environment(
-            config.env, config.environments, 4 * config.seed if config.env == "CartPole-v1" else 1000 * config.seed
+            config.env,
+            config.environments,
+            4 * config.seed if config.env == "CartPole-v1" else 1000 * config.seed,
         )
         # Four streams of random numbers: first states, draws from the buffer, exploration, judgement.
         observation, action = self.environment.observation_spec(), self.environment.action_spec()
@@ -149,7 +154,14 @@ class Learner:
         self.gradient_steps = _counter("gradient_steps")
         self.q_network, target = (
             QNetwork(
-                observation, self.scale, self.actions, config.units, config.layers, config.dueling, config.seed, name
+                observation,
+                self.scale,
+                self.actions,
+                config.units,
+                config.layers,
+                config.dueling,
+                config.seed,
+                name,
             )
             for name in ("QNetwork", "TargetQNetwork")
         )
@@ -173,7 +185,9 @@ class Learner:
         self.agent.initialize()
         self.optimizer._create_all_weights(self.q_network.trainable_variables)
         length = config.buffer_size // config.environments
-        self.buffer = ReplayBuffer(self.agent.collect_data_spec, config.environments, length, 4 * config.seed + 1)
+        self.buffer = ReplayBuffer(
+            self.agent.collect_data_spec, config.environments, length, 4 * config.seed + 1
+        )
 
         self.environment_steps = _counter("environment_steps")
         self._collections = _counter("collections")
@@ -217,8 +231,9 @@ class Learner:
         """Collects at least so many environment steps, training as it goes, in one call of TensorFlow.
 
         Returns:
-            `episodes` that ended, their mean `return` and `length` (left out if none has), `q`, the mean value of the
-            best action where the policy came by, `loss` (left out while there is no training) and `epsilon`.
+            `episodes` that ended, their mean `return` and `length` (left out if none has), `q`, the mean
+            value of the best action where the policy came by, `loss` (left out while there is no training)
+            and `epsilon`.
         """
         iterations = -(-steps // self.config.environments)
         with _quiet():
@@ -239,7 +254,9 @@ class Learner:
         """Returns the share of random actions: all while the buffer is filled, then falling linearly."""
         config, steps = self.config, self.environment_steps
         done = tf.cast(steps - config.initial_steps, tf.float32) / max(config.epsilon_steps, 1)
-        falling = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * tf.clip_by_value(done, 0, 1)
+        falling = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * tf.clip_by_value(
+            done, 0, 1
+        )
         return tf.where(steps < config.initial_steps, 1.0, falling)
 
     def judge(self, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -321,8 +338,8 @@ def within_an_episode(experience: trajectory.Trajectory) -> tf.Tensor | None:
     """Returns 0 for windows that run over a cut into another episode, else 1: float32 (batch,).
 
     Behind an episode that has ended the discount is 0, and what follows does not count. Behind one that was
-    only cut off it is 1, and TF-Agents would add the next episode's rewards to this one's. The window that begins
-    with an episode's last frame is masked by TF-Agents itself. None where a window is a single step.
+    only cut off it is 1, and TF-Agents would add the next episode's rewards to this one's. The window that
+    begins with an episode's last frame is masked by TF-Agents itself. None where a window is a single step.
     """
     inner = experience.step_type[:, 1:-1]
     if inner.shape[1] == 0:

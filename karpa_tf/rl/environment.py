@@ -1,7 +1,7 @@
 """Environments for TF-Agents: CartPole-v1 in TensorFlow ops, and any of Gymnasium's with discrete actions.
 
-An agent that collects, samples and trains inside one `tf.function` needs its environment in there too; through
-Python a step costs a millisecond.
+An agent that collects, samples and trains inside one `tf.function` needs its environment in there too;
+through Python a step costs a millisecond.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.rl import require_tf_agents
-from karpa_tf.rl.episodes import make_flat
+from karpa_tf.rl.episodes import actions_of, make_flat
 
 require_tf_agents()
 
@@ -38,7 +38,7 @@ def cartpole_step(state: tf.Tensor, action: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     Returns:
         The next state, and whether the pole has fallen or the cart has left the track, bool (n,).
     """
-    position, velocity, angle, spin = tf.unstack(state, axis=1)
+    _, velocity, angle, spin = tf.unstack(state, axis=1)
     sine, cosine = tf.sin(angle), tf.cos(angle)
     mass = CART_MASS + POLE_MASS
     moment = POLE_MASS * POLE_HALF_LENGTH
@@ -82,9 +82,9 @@ def cartpole_returns(
 class CartPole(tf_environment.TFEnvironment):
     """Gymnasium's CartPole-v1, many at a time, in TensorFlow ops.
 
-    Each has episodes of its own: the step after an episode's last one starts the next and ignores the action, as
-    TF-Agents wants it. The discount is 0 where the pole fell or the cart left the track, and 1 where the
-    episode was only cut at 500 steps.
+    Each has episodes of its own: the step after an episode's last one starts the next and ignores the
+    action, as TF-Agents wants it. The discount is 0 where the pole fell or the cart left the track, and 1
+    where the episode was only cut at 500 steps.
 
     Args:
         batch_size: how many.
@@ -166,11 +166,11 @@ class GymnasiumEnvironment(py_environment.PyEnvironment):
         super().__init__(handle_auto_reset=False)
         self._envs = [make_flat(name) for _ in range(batch_size)]
         self._seeds: list[int | None] = [seed + index for index in range(batch_size)]
-        space, actions = self._envs[0].observation_space, self._envs[0].action_space
+        space = self._envs[0].observation_space
+        actions, self._start = actions_of(self._envs[0])
         assert space.shape is not None
         self._observation_spec = array_spec.ArraySpec(space.shape, np.float32, "observation")
-        self._action_spec = array_spec.BoundedArraySpec((), np.int64, 0, int(actions.n) - 1, "action")
-        self._start = int(actions.start)
+        self._action_spec = array_spec.BoundedArraySpec((), np.int64, 0, actions - 1, "action")
         self._last: np.ndarray = np.zeros(batch_size, bool)
 
     @property

@@ -21,8 +21,8 @@ _AT_ONCE = 100
 # from two billion on: no episode that judges was seen before.
 CERTIFICATE_SEEDS = range(1_000_000_000, 1_000_000_100)
 
-# Where an episode of CartPole-v1 ends, and speeds that are usual on the way: divided by these, the numbers of an
-# observation have the same size. The space itself has twice the limits, and no bounds of the speeds.
+# Where an episode of CartPole-v1 ends, and speeds that are usual on the way: divided by these, the numbers
+# of an observation have the same size. The space itself has twice the limits, and no bounds of the speeds.
 _SCALES = {"CartPole-v1": [2.4, 2.0, 0.2, 2.0]}
 
 
@@ -64,6 +64,13 @@ def make_flat(name: str, **options: Any) -> gymnasium.Env:
     return gymnasium.wrappers.FlattenObservation(env)
 
 
+def actions_of(env: gymnasium.Env) -> tuple[int, int]:
+    """Returns how many discrete actions an environment has, and the number of the first one."""
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Discrete)
+    return int(space.n), int(space.start)
+
+
 def observation_scale(name: str) -> list[float]:
     """Returns what to divide each number of an observation by: its bound, or 1 where it has none."""
     if name in _SCALES:
@@ -84,20 +91,22 @@ def make_tabular(name: str, **options: Any) -> gymnasium.Env:
     env = make(name, **options)
     for what, space in (("states", env.observation_space), ("actions", env.action_space)):
         if not isinstance(space, gymnasium.spaces.Discrete) or space.start != 0:
-            raise UserError(f"--env: the {what} of {name} are not numbers from 0 but {space}; use dqn for it.")
+            raise UserError(
+                f"--env: the {what} of {name} are not numbers from 0 but {space}; use dqn for it."
+            )
     return env
 
 
 def random_policy(name: str, seed: int = 0) -> Policy:
     """Returns a policy that takes each action with the same probability."""
     with contextlib.closing(make_flat(name)) as env:
-        actions = int(env.action_space.n)
+        actions, _ = actions_of(env)
     generator = np.random.default_rng(seed)
     return lambda observations: generator.integers(actions, size=len(observations))
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of some episodes: mean, standard deviation and least of the returns, and how many."""
+    """Returns the metrics of some episodes: mean, deviation and least of the returns; how many."""
     return {
         "mean_return": float(returns.mean()),
         "std_return": float(returns.std()),
@@ -125,7 +134,7 @@ def play(
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env())) for _ in seeds[:_AT_ONCE]]
-        start = int(envs[0].action_space.start)  # type: ignore[attr-defined]
+        _, start = actions_of(envs[0])
         for begin in range(0, len(seeds), _AT_ONCE):
             going = {
                 begin + i: _number(env.reset(seed=seed)[0])
@@ -134,7 +143,8 @@ def play(
             while going:
                 actions = policy(np.stack(list(going.values())))
                 for index, action in zip(list(going), actions, strict=True):
-                    observation, reward, terminated, truncated, _ = envs[index - begin].step(start + int(action))
+                    env = envs[index - begin]
+                    observation, reward, terminated, truncated, _ = env.step(start + int(action))
                     returns[index] += float(reward)
                     lengths[index] += 1
                     if terminated or truncated:
@@ -161,7 +171,7 @@ def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any)
     actions: list[int] = []
     with contextlib.closing(make_flat(name, **options)) as env:
         observation, _ = env.reset(seed=seed)
-        start = int(env.action_space.start)
+        _, start = actions_of(env)
         done = False
         while not done:
             actions.append(start + int(policy(np.asarray(observation, np.float32)[None])[0]))

@@ -1,12 +1,13 @@
 """Control with a table of values: Q-learning and SARSA (Sutton & Barto 2018, sections 6.4 and 6.5).
 
-States and actions are numbers, and the table holds the return that is expected of an action in a state. After each
-step the entry moves a little towards what was seen:
+States and actions are numbers, and the table holds the return that is expected of an action in a state.
+After each step the entry moves a little towards what was seen:
 
     Q(s, a) += learning_rate * (r + gamma * next - Q(s, a))
 
-where `next` is the value of the best action in the next state (Q-learning: learns about the greedy policy while
-another one explores), or of the action that will be taken there (SARSA: learns about the policy that it follows).
+where `next` is the value of the best action in the next state (Q-learning: learns about the greedy policy
+while another one explores), or of the action that will be taken there (SARSA: learns about the policy that
+it follows).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def play_and_learn(
 
     Args:
         env: its states and actions are numbers from 0.
-        table: a row a state, a value an action; changed in place. Lists, because a step reads and writes single
-            numbers, which NumPy does many times slower.
+        table: a row a state, a value an action; changed in place. Lists, because a step reads and writes
+            single numbers, which NumPy does many times slower.
         generator: of all random numbers, those of the environment too.
         epsilon: share of random actions.
         learning_rate: share of the error that goes into the table.
