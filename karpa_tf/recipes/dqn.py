@@ -124,8 +124,9 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                     "epsilon": figures["epsilon"],
                 }
                 progress.on_train_batch_end(0, {"loss": figures.get("loss", 0.0), **shown})
-                if best.number % _EVERY == 0 or best.perfect:
-                    progress.on_epoch_end(int(learner.environment_steps.numpy()) - 1, shown)
+                now = int(learner.environment_steps.numpy())
+                if best.number % _EVERY == 0 or best.perfect or now >= config.environment_steps:
+                    progress.on_epoch_end(now - 1, shown)
                 if stopping.is_set():
                     save()
                     raise KeyboardInterrupt

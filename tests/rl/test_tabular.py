@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from tensorflow.core.framework import tensor_pb2
 
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training.run_folder import RunFolder
@@ -115,7 +116,7 @@ def test_the_learning_curve_is_in_tensorboard(frozen) -> None:
         tag for folder, tag, _ in events if folder == "hparams"
     }
     returns = {
-        step: float(tf.make_ndarray(tf.compat.v1.TensorProto.FromString(value[0])))
+        step: float(tf.make_ndarray(tensor_pb2.TensorProto.FromString(value[0])))
         for (_, tag, step), value in events.items()
         if tag == "episode/return"
     }
@@ -169,7 +170,7 @@ def test_a_state_that_is_none_is_one_sentence(frozen, karpa, row) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--env", "Taxi"], "--env: "),
+        (["--env", "Texi-v3"], 'no environment "Texi-v3"; did you mean "Taxi-v3"?'),
         (["--env", "CartPole-v1"], "are not numbers from 0"),
         (["--episodes", "0"], "episodes must be at least 1"),
         (["--epochs", "3"], "has no option --epochs"),
