@@ -107,7 +107,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                     break
                 start = time.perf_counter()
                 try:
-                    figures = learner.run(config.judge_every)
+                    figures = learner.run(min(config.judge_every, config.environment_steps - steps))
                 except tf.errors.InvalidArgumentError:
                     raise Diverged(
                         f"The loss is not a number after {steps} environment steps: training stopped; try "
@@ -116,7 +116,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                 seconds = time.perf_counter() - start
                 greedy = best.judge()
                 episodes += int(figures["episodes"])
-                log.write(figures, greedy, seconds)
+                log.write(figures, greedy, seconds, best.number)
                 shown = {
                     "episodes": episodes,
                     "return": figures.get("return", float("nan")),
@@ -258,14 +258,13 @@ class Log:
         if resumed_at is None:
             with self._train.as_default():
                 tf.summary.graph(learner.graph())
-        self._written = 0
         self._steps, self._gradient_steps = self._counts()
 
     def _counts(self) -> tuple[int, int]:
         return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
 
-    def write(self, figures: Mapping[str, float], greedy_return: float, seconds: float) -> None:
-        """Writes the figures of one `Learner.run`, the seconds it took, and those of the judgement."""
+    def write(self, figures: Mapping[str, float], greedy_return: float, seconds: float, number: int) -> None:
+        """Writes the figures of one `Learner.run`, the seconds it took, and judgement number so-and-so."""
         steps, gradient_steps = self._counts()
         scalars = {
             "episode/return": figures.get("return"),
@@ -280,13 +279,12 @@ class Log:
             for tag, value in scalars.items():
                 if value is not None:
                     tf.summary.scalar(tag, value, steps)
-            if self._written % _EVERY == 0:
+            if number % _EVERY == 1:
                 for variable in self.learner.q_network.variables:
                     tf.summary.histogram(f"weights/{variable.name.split(':')[0]}", variable, steps)
         with self._validation.as_default():
             # Under the name of the training's, so that they lie on one chart.
             tf.summary.scalar("episode/return", greedy_return, steps)
-        self._written += 1
         self._steps, self._gradient_steps = steps, gradient_steps
 
     def film(self, policy: Policy, steps: int) -> None:

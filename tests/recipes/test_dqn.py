@@ -62,7 +62,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_the_run_folder_is_complete(trained) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert 1200 <= metrics["environment_steps"] < 1300 and metrics["gradient_steps"] > 400
+    assert 1200 <= metrics["environment_steps"] < 1208 and metrics["gradient_steps"] > 400
     assert metrics["selection_environment_steps"] > 0
     assert metrics["mean_return"] >= metrics["min_return"] and metrics["episodes"] == 100
     assert metrics["baselines"]["random"]["mean_return"] < 50
@@ -171,14 +171,13 @@ def test_export_serves_the_policy_and_tf_agents_own_form(trained, tmp_path) -> N
     np.testing.assert_allclose(served["q_values"], model(x), atol=1e-5)
     np.testing.assert_array_equal(served["action"], np.argmax(model(x), axis=1))
     assert "mean_return" in (Path(report["savedmodel"]) / "assets.extra" / "model_card.md").read_text()
-    saver = tf.saved_model.load(str(tmp_path / "dqn-policy" / "1"))
-    inputs = {
-        "0/step_type": tf.zeros([7], tf.int32),
-        "0/reward": tf.zeros([7]),
-        "0/discount": tf.ones([7]),
-        "0/observation": tf.constant(x),
-    }
-    np.testing.assert_array_equal(saver.signatures["action"](**inputs)["action"], served["action"])
+    # As TensorFlow Serving loads it; Python's loader would need TF-Agents.
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "dqn-policy" / "1"))
+        action = meta.signature_def["action"]
+        step = {"step_type": np.zeros(7), "reward": np.zeros(7), "discount": np.ones(7), "observation": x}
+        feed = {info.name: step[name.removeprefix("0/")] for name, info in action.inputs.items()}
+        np.testing.assert_array_equal(session.run(action.outputs["action"].name, feed), served["action"])
 
 
 def test_export_without_legacy_keras(trained, tmp_path) -> None:
