@@ -7,8 +7,8 @@ Python environment, one step and one gradient step a call).
 
     python benchmarks/dqn_cartpole.py [--seeds 10] [--peers 3] [--picture docs/dqn.svg]
 
-The last line is one JSON object. `sb3_time` is Stable-Baselines3's median time of `learn` over our median time
-of all that `train` does, from the first line of it to the certificate and the last file: tracing, judging,
+The last line is one JSON object. `sb3_time` is Stable-Baselines3's median time of `learn` over our median
+time of all that `train` does, from its first line to the certificate and the last file: tracing, judging,
 TensorBoard, checkpoints, filmstrip. `sb3_process` is the same with the imports of both, `sb3_cpu` that in
 processor time. `stock_*` are TF-Agents' times of a step over ours.
 """
