@@ -87,7 +87,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
         -(-config.environment_steps // config.judge_every),
         units_per_step=config.judge_every,
         unit="environment steps",
-        shown=("return", "greedy_return", "epsilon"),
+        shown=("episodes", "return", "greedy_return", "epsilon"),
         period="step",
     )
     progress.on_resume(begin // config.judge_every)

@@ -155,7 +155,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
         if self._terminal:
-            figures = "  ".join(f"{name} {(logs or {}).get(name, 0):.3f}" for name in self.shown)
+            figures = "  ".join(_figure(name, (logs or {}).get(name, 0.0), 3) for name in self.shown)
             self._bar.set_description_str(figures, refresh=False)
             self._bar.update(self.units_per_step)
 
@@ -163,10 +163,7 @@ class Progress(keras.callbacks.Callback):
         seconds = time.monotonic() - self._begin
         speed = self._done * self.units_per_step / max(seconds, 1e-9)
         left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
-        figures = "  ".join(
-            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
-            for name, value in (logs or {}).items()
-        )
+        figures = "  ".join(_figure(name, value, 4) for name, value in (logs or {}).items())
         self._bar.write(
             f"{self.period} {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
             file=sys.stderr,
@@ -175,6 +172,11 @@ class Progress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _figure(name: str, value: float, digits: int) -> str:
+    """Returns `name value`; a whole number, such as a count, without decimals."""
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.{digits}f}"
 
 
 def _clock(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,75 +18,41 @@ from karpa_tf.configs import DqnConfig, find_recipe, read_settings
 from karpa_tf.errors import UserError
 from karpa_tf.recipes import dqn
 from karpa_tf.training.run_folder import RunFolder
+from tests.conftest import TINY_DQN, own_process
 from tests.training.test_loop import read_events
 
 # TF-Agents' pins end at Python 3.11.
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="TF-Agents needs Python 3.11")
 
-SMALL = [
-    *(
-        "--environment_steps",
-        "1200",
-        "--initial_steps",
-        "200",
-        "--target_return",
-        "1000",
-        "--judge_every",
-        "200",
-    ),
-    *("--epsilon_steps", "500", "--units", "32", "--deterministic", "--updates", "4"),
-]
 
-
-def command(*words: object) -> subprocess.CompletedProcess[str]:
-    """Runs karpa-tf in a process of its own, as users do."""
-    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
-    return subprocess.run(
-        [sys.executable, "-m", "karpa_tf", *map(str, words)], capture_output=True, text=True, env=environment
-    )
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
-    """A finished small run, with all its checkpoints; tests only read it."""
-    logs = tmp_path_factory.mktemp("dqn")
-    keep = ["--checkpoint_seconds", 0, "--keep_checkpoints", 100]
-    done = command("train", "dqn", *SMALL, *keep, "--logs", logs, "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["run"] == str(logs / "dqn" / "1") and report["metrics"]["episodes"] == 100
-    assert "greedy_return" in done.stderr and "environment steps/s" in done.stderr
-    return logs / "dqn" / "1"
-
-
-def test_the_run_folder_is_complete(trained) -> None:
-    metrics = json.loads((trained / "metrics.json").read_text())
+def test_the_run_folder_is_complete(balanced) -> None:
+    metrics = json.loads((balanced / "metrics.json").read_text())
     assert 1200 <= metrics["environment_steps"] < 1208 and metrics["gradient_steps"] > 400
     assert metrics["selection_environment_steps"] > 0
     assert metrics["mean_return"] >= metrics["min_return"] and metrics["episodes"] == 100
     assert metrics["baselines"]["random"]["mean_return"] < 50
     for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "assets/policy.json"):
-        assert (trained / name).is_file()
-    assert DqnConfig(**yaml.safe_load((trained / "config.yaml").read_text())).units == 32
+        assert (balanced / name).is_file()
+    assert DqnConfig(**yaml.safe_load((balanced / "config.yaml").read_text())).units == 32
 
 
-def test_the_best_policy_is_kept_and_not_the_last(trained) -> None:
+def test_the_best_policy_is_kept_and_not_the_last(balanced) -> None:
     """The weights in the file are those of the step at which no judgement was better."""
-    metrics = json.loads((trained / "metrics.json").read_text())
+    metrics = json.loads((balanced / "metrics.json").read_text())
     state = {}
-    for path in (trained / "checkpoints").glob("step-*.npz"):
+    for path in (balanced / "checkpoints").glob("step-*.npz"):
         with np.load(path) as file:
             state = json.loads(file["state"].tobytes())
             if int(path.stem.split("-")[1]) == metrics["best_step"]:
                 kept = [file[f"{index:05d}"] for index in range(6)]
     assert state["best"]["step"] <= metrics["best_step"]
-    _, model = dqn.open_model(RunFolder(trained))
+    _, model = dqn.open_model(RunFolder(balanced))
     for mine, weights in zip(model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(mine, weights)
 
 
-def test_tensorboard_shows_what_the_page_says(trained) -> None:
-    events = read_events(trained)
+def test_tensorboard_shows_what_the_page_says(balanced) -> None:
+    events = read_events(balanced)
     tags = {
         folder: {tag for f, tag, _ in events if f == folder} for folder in ("train", "validation", "hparams")
     }
@@ -100,8 +65,8 @@ def test_tensorboard_shows_what_the_page_says(trained) -> None:
         assert f"`{tag}`" in page or tag.startswith("weights/"), tag
 
 
-def test_a_resumed_run_ends_to_the_bit_as_if_never_stopped(trained, tmp_path) -> None:
-    run = shutil.copytree(trained, tmp_path / "dqn" / "1")
+def test_a_resumed_run_ends_to_the_bit_as_if_never_stopped(balanced, tmp_path) -> None:
+    run = shutil.copytree(balanced, tmp_path / "dqn" / "1")
     paths = sorted((run / "checkpoints").glob("step-*.npz"))
     middle = len(paths) // 2
     with np.load(paths[middle]) as file:
@@ -109,54 +74,54 @@ def test_a_resumed_run_ends_to_the_bit_as_if_never_stopped(trained, tmp_path) ->
     for path in paths[middle + 1 :]:
         path.unlink()
     (run / "metrics.json").unlink()
-    done = command("train", "dqn", "--resume", run)
+    done = own_process("train", "dqn", "--resume", run)
     assert done.returncode == 0, done.stderr
     assert best["number"] == middle + 1
-    with np.load(paths[-1]) as mine, np.load(trained / "checkpoints" / paths[-1].name) as whole:
+    with np.load(paths[-1]) as mine, np.load(balanced / "checkpoints" / paths[-1].name) as whole:
         assert sorted(mine.files) == sorted(whole.files)
         for name in whole.files:
             np.testing.assert_array_equal(mine[name], whole[name])
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run, trained)]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run, balanced)]
     # The best weights of the finished run lie in the folder: those up to the checkpoint are its own.
     assert metrics[0]["best_step"] == metrics[1]["best_step"]
     points = [
         {key: value for key, value in read_events(folder).items() if key[1] != "filmstrip"}
-        for folder in (run, trained)
+        for folder in (run, balanced)
     ]
     assert points[0] == points[1]
 
 
-def test_evaluate_certifies_through_a_savedmodel(trained, karpa) -> None:
-    report = karpa("evaluate", trained, "--json").json
-    metrics = json.loads((trained / "metrics.json").read_text())
+def test_evaluate_certifies_through_a_savedmodel(balanced, karpa) -> None:
+    report = karpa("evaluate", balanced, "--json").json
+    metrics = json.loads((balanced / "metrics.json").read_text())
     assert report["data"] == "CartPole-v1" and set(report["baselines"]) == {"random"}
     for name, value in report["metrics"].items():
         assert metrics[name] == value
     assert metrics["facts"]["seeds"] == "1000000000 to 1000000099"
-    result = karpa("evaluate", trained, "--data", "rows.csv")
+    result = karpa("evaluate", balanced, "--data", "rows.csv")
     assert result.status == 2 and "takes no --data. Received: rows.csv" in result.err
 
 
-def test_predict_gives_actions_and_values(trained, karpa, tmp_path) -> None:
+def test_predict_gives_actions_and_values(balanced, karpa, tmp_path) -> None:
     (tmp_path / "in.jsonl").write_text('{"observation": [0, 0, 0.1, 0]}\n{"observation": [0, 0, -0.1, 0]}\n')
-    rows = karpa("predict", trained, "--input", tmp_path / "in.jsonl", "--json").json["predictions"]
+    rows = karpa("predict", balanced, "--input", tmp_path / "in.jsonl", "--json").json["predictions"]
     assert [set(row) for row in rows] == [{"action", "q_values"}] * 2
     assert all(row["action"] == int(np.argmax(row["q_values"])) for row in rows)
-    typed = karpa("predict", trained, "[0, 0, 0.1, 0]", "--json").json["predictions"]
+    typed = karpa("predict", balanced, "[0, 0, 0.1, 0]", "--json").json["predictions"]
     assert typed == rows[:1]
 
 
 @pytest.mark.parametrize(
     "row", ["[0, 0, 1]", '["a", 0, 0, 0]', "[NaN, 0, 0, 0]", "3", '{"observation": null}']
 )
-def test_a_wrong_observation_is_one_sentence(trained, karpa, row) -> None:
-    result = karpa("predict", trained, row)
+def test_a_wrong_observation_is_one_sentence(balanced, karpa, row) -> None:
+    result = karpa("predict", balanced, row)
     assert result.status == 2 and "Observation 1 must be 4 numbers" in result.err
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_export_serves_the_policy_and_tf_agents_own_form(trained, tmp_path) -> None:
-    done = command("export", trained, "--to", tmp_path, "--force", "--json")
+def test_export_serves_the_policy_and_tf_agents_own_form(balanced, tmp_path) -> None:
+    done = own_process("export", balanced, "--to", tmp_path, "--force", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["signatures"]["serving_default"] == {
@@ -167,7 +132,7 @@ def test_export_serves_the_policy_and_tf_agents_own_form(trained, tmp_path) -> N
     served = tf.saved_model.load(report["savedmodel"]).signatures["serving_default"](
         observation=tf.constant(x)
     )
-    _, model = dqn.open_model(RunFolder(trained))
+    _, model = dqn.open_model(RunFolder(balanced))
     np.testing.assert_allclose(served["q_values"], model(x), atol=1e-5)
     np.testing.assert_array_equal(served["action"], np.argmax(model(x), axis=1))
     assert "mean_return" in (Path(report["savedmodel"]) / "assets.extra" / "model_card.md").read_text()
@@ -180,9 +145,9 @@ def test_export_serves_the_policy_and_tf_agents_own_form(trained, tmp_path) -> N
         np.testing.assert_array_equal(session.run(action.outputs["action"].name, feed), served["action"])
 
 
-def test_export_without_legacy_keras(trained, tmp_path) -> None:
+def test_export_without_legacy_keras(balanced, tmp_path) -> None:
     """In this process, whose TensorFlow came with Keras 3."""
-    folder = RunFolder(trained)
+    folder = RunFolder(balanced)
     with pytest.raises(UserError, match="set TF_USE_LEGACY_KERAS=1"):
         dqn.export(folder, tmp_path, force=True)
     assert not list(tmp_path.iterdir())
@@ -216,15 +181,15 @@ def test_a_mistake_is_one_sentence(karpa, tmp_path, monkeypatch, flags, sentence
     assert not list(tmp_path.iterdir())
 
 
-def test_resume_takes_environment_steps_alone(trained, karpa) -> None:
-    result = karpa("train", "dqn", "--resume", trained, "--units", 8)
+def test_resume_takes_environment_steps_alone(balanced, karpa) -> None:
+    result = karpa("train", "dqn", "--resume", balanced, "--units", 8)
     assert result.status == 2 and "only --environment_steps may grow" in result.err
-    result = karpa("train", "dqn", "--resume", trained, "--environment_steps", 100)
+    result = karpa("train", "dqn", "--resume", balanced, "--environment_steps", 100)
     assert result.status == 2 and "--environment_steps may only grow" in result.err
 
 
-def test_damaged_weights_are_one_sentence(trained, karpa, tmp_path) -> None:
-    run = shutil.copytree(trained, tmp_path / "dqn" / "1")
+def test_damaged_weights_are_one_sentence(balanced, karpa, tmp_path) -> None:
+    run = shutil.copytree(balanced, tmp_path / "dqn" / "1")
     (run / "best.weights.h5").write_bytes(b"damaged")
     result = karpa("evaluate", run)
     assert result.status == 2 and "best.weights.h5 cannot be read" in result.err
@@ -234,7 +199,7 @@ def test_damaged_weights_are_one_sentence(trained, karpa, tmp_path) -> None:
 
 
 def test_a_wrong_environment_leaves_nothing(tmp_path) -> None:
-    done = command("train", "dqn", "--env", "CartPole-v7", "--logs", tmp_path / "logs")
+    done = own_process("train", "dqn", "--env", "CartPole-v7", "--logs", tmp_path / "logs")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert '--env: Gymnasium has no environment "CartPole-v7"; did you mean "CartPole-v1"?' in done.stderr
     assert not (tmp_path / "logs").exists()
@@ -242,13 +207,13 @@ def test_a_wrong_environment_leaves_nothing(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_the_default_settings_get_their_certificate(tmp_path) -> None:
-    done = command("train", "dqn", "--seed", 3, "--logs", tmp_path, "--json")
+    done = own_process("train", "dqn", "--seed", 3, "--logs", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["metrics"]
     assert (metrics["mean_return"], metrics["std_return"], metrics["min_return"]) == (500, 0, 500)
     steps = read_settings(find_recipe("dqn"), "default")["environment_steps"]
     assert metrics["environment_steps"] <= steps
-    again = command(
+    again = own_process(
         "train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", steps + 1, "--json"
     )
     assert json.loads(again.stdout)["metrics"] == metrics, "a perfect policy needs no more training"
@@ -257,11 +222,13 @@ def test_the_default_settings_get_their_certificate(tmp_path) -> None:
 @pytest.mark.slow
 def test_another_environment_trains_through_python(tmp_path) -> None:
     small = ["--environment_steps", 1500, "--initial_steps", 500, "--judge_every", 500, "--judge_episodes", 2]
-    done = command("train", "dqn", "--env", "Acrobot-v1", *small, "--logs", tmp_path, "--json")
+    done = own_process("train", "dqn", "--env", "Acrobot-v1", *small, "--logs", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["metrics"]
     assert -500 <= metrics["mean_return"] < 0 and metrics["environment_steps"] >= 1500
-    done = command("train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", 2000, "--json")
+    done = own_process(
+        "train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", 2000, "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["environment_steps"] >= 2000
 
@@ -282,18 +249,18 @@ def test_ctrl_c_keeps_the_best_policy_and_says_how_to_go_on(tmp_path) -> None:
     assert "karpa-tf train dqn --resume" in "".join(lines)
     run = tmp_path / "dqn" / "1"
     assert list((run / "checkpoints").glob("step-*.npz")) and not (run / "metrics.json").exists()
-    done = command("predict", run, "[0, 0, 0, 0]", "--json")
+    done = own_process("predict", run, "[0, 0, 0, 0]", "--json")
     assert json.loads(done.stdout)["predictions"][0]["action"] in (0, 1)
 
 
 @pytest.mark.slow
-def test_init_starts_from_another_runs_weights(trained, tmp_path) -> None:
-    settings = [*SMALL, "--environment_steps", 200, "--initial_steps", 199, "--logs", tmp_path]
-    done = command("train", "dqn", *settings, "--init", trained, "--learning_rate", "1e-9")
+def test_init_starts_from_another_runs_weights(balanced, tmp_path) -> None:
+    settings = [*TINY_DQN, "--environment_steps", 200, "--initial_steps", 199, "--logs", tmp_path]
+    done = own_process("train", "dqn", *settings, "--init", balanced, "--learning_rate", "1e-9")
     assert done.returncode == 0, done.stderr
-    _, before = dqn.open_model(RunFolder(trained))
+    _, before = dqn.open_model(RunFolder(balanced))
     _, after = dqn.open_model(RunFolder(tmp_path / "dqn" / "1"))
     for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    done = command("train", "dqn", *SMALL, "--units", 16, "--logs", tmp_path, "--init", trained)
+    done = own_process("train", "dqn", *TINY_DQN, "--units", 16, "--logs", tmp_path, "--init", balanced)
     assert done.returncode == 2 and "--init: " in done.stderr

@@ -14,8 +14,7 @@ from tensorflow.core.framework import tensor_pb2
 
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training.run_folder import RunFolder
-
-SMALL = ["--env", "FrozenLake-v1", "--slippery", "false", "--log_every", "20", "--epsilon_end", "0.1"]
+from tests.conftest import TINY_TABLE
 
 
 class Corridor(gymnasium.Env):
@@ -75,28 +74,6 @@ def test_value_iteration_finds_the_way_over_the_ice() -> None:
     assert optimal_values(Corridor()) is None
 
 
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory):
-    """A finished run of each kind on ice that does not slip; tests only read it."""
-    from karpa_tf.cli import main
-
-    logs = tmp_path_factory.mktemp("frozen")
-    for recipe in ("q-learning", "sarsa"):
-        command = [
-            "train",
-            recipe,
-            *SMALL,
-            "--episodes",
-            "1500",
-            "--initial_value",
-            "0.5",
-            "--logs",
-            str(logs),
-        ]
-        assert main([*command, "--gamma", "0.95"]) == 0
-    return logs
-
-
 @pytest.mark.parametrize("recipe", ["q-learning", "sarsa"])
 def test_it_reaches_the_optimum(frozen, karpa, recipe) -> None:
     report = karpa("evaluate", frozen / recipe / "1", "--json").json
@@ -126,7 +103,7 @@ def test_the_learning_curve_is_in_tensorboard(frozen) -> None:
 
 @pytest.mark.parametrize("recipe", ["q-learning", "sarsa"])
 def test_a_resumed_run_ends_with_the_same_table(frozen, karpa, tmp_path, recipe) -> None:
-    command = ["train", recipe, *SMALL, "--initial_value", "0.5", "--gamma", "0.95", "--logs", tmp_path]
+    command = ["train", recipe, *TINY_TABLE, "--logs", tmp_path]
     assert (
         karpa(*command, "--episodes", 1500, "--checkpoint_seconds", 0, "--keep_checkpoints", 100).status == 0
     )

@@ -39,12 +39,13 @@ def steps_of(folder: Path) -> list[int]:
 # --- The tags -------------------------------------------------------------------------------------
 
 
-def test_document_lists_every_tag_and_no_other(trained: Path) -> None:
+def test_document_lists_every_tag_and_no_other(trained: Path, balanced: Path, frozen: Path) -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(rows)) == len(rows)
     written = {
         (tag, folder.name)
-        for folder in (trained, *trained.iterdir())
+        for run in (trained, balanced, *frozen.glob("*/1"))
+        for folder in (run, *run.iterdir())
         if folder.is_dir()
         for tag in tags_of(read_events(folder))
     }
