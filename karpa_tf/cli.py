@@ -24,7 +24,7 @@ from karpa_tf import __version__
 from karpa_tf.configs import (
     RECIPES,
     Recipe,
-    TrainingConfig,
+    RunConfig,
     find_recipe,
     read_settings,
     shipped_settings,
@@ -218,12 +218,13 @@ def _run(argv: list[str]) -> int:
     verb_args = args[verb]
     if verb == "train":
         recipe = find_recipe(verb_args.recipe)
-        typed = _parse(parser, leaves, argv, defaults=False)["train"].get(recipe.name) or {}
+        typed = _parse(parser, leaves, argv, defaults=False)["train"].get(recipe.name)
+        typed = vars(typed) if typed else {}  # an empty namespace counts as false
         fields = {field.name for field in dataclasses.fields(recipe.config)}
         result = _train(
             verb_args[recipe.name],
             recipe,
-            {name: value for name, value in vars(typed).items() if name in fields},
+            {name: value for name, value in dict(typed).items() if name in fields},
         )
         verb_args = verb_args[recipe.name]
     else:
@@ -294,7 +295,12 @@ def _train_parser(recipe: Recipe) -> ArgumentParser:
         default="",
         help=f"Settings: {', '.join(shipped_settings(recipe.name))}, or a YAML file of yours.",
     )
-    parser.add_argument("--resume", type=str, default="", help="Go on with this run; only --epochs may grow.")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        default="",
+        help=f"Go on with this run; only --{recipe.config.length} may grow.",
+    )
     defaults = dataclasses.asdict(recipe.config())
     defaults.update(read_settings(recipe, "default"))
     hints = _field_types(recipe.config)
@@ -317,7 +323,7 @@ def _common(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object on standard output.")
 
 
-def _field_types(config: type[TrainingConfig]) -> dict[str, Any]:
+def _field_types(config: type[RunConfig]) -> dict[str, Any]:
     from typing import get_type_hints
 
     return get_type_hints(config)
@@ -368,7 +374,7 @@ def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], a
 # --- Shared by the verbs --------------------------------------------------------------------------
 
 
-def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> TrainingConfig:
+def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> RunConfig:
     """The dataclass's defaults, under the settings file, under the typed flags."""
     values = read_settings(recipe, name_or_path)
     # The same parser checks the types of a file and of the flags.
@@ -379,27 +385,26 @@ def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> Trainin
     return recipe.config(**{**{key: checked[key] for key in values}, **typed})
 
 
-def _config_to_resume(
-    recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str
-) -> TrainingConfig:
+def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str) -> RunConfig:
     if folder.recipe != recipe.name:
         raise UserError(f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}.")
     if config_option:
         raise UserError("--config cannot go with --resume: the run's own config.yaml is used.")
+    length = recipe.config.length
     for name in typed:
-        if name != "epochs":
+        if name != length:
             raise UserError(
                 f"--{name} cannot go with --resume: everything comes from the run's config.yaml, "
-                "and only --epochs may grow."
+                f"and only --{length} may grow."
             )
     config = _config(recipe, str(folder.path / "config.yaml"), {})
-    if "epochs" in typed:
-        if typed["epochs"] < config.epochs:
+    if length in typed:
+        before = getattr(config, length)
+        if typed[length] < before:
             raise UserError(
-                f"--epochs may only grow with --resume: the run has {config.epochs}. "
-                f"Received: {typed['epochs']}."
+                f"--{length} may only grow with --resume: the run has {before}. Received: {typed[length]}."
             )
-        config.epochs = typed["epochs"]
+        setattr(config, length, typed[length])
     return config
 
 
@@ -411,6 +416,8 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
 
 
 def _load(recipe: Recipe) -> Any:
+    if recipe.legacy_keras and "tensorflow" not in sys.modules:
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read by TensorFlow when it is imported
     with _quiet_import():
         return recipe.load()
 

@@ -26,42 +26,22 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(kw_only=True)
-class TrainingConfig:
-    """What every supervised recipe can be told."""
+class RunConfig:
+    """What every recipe can be told, supervised or not."""
 
-    data: str = option("embedded", "What to train on: a file, a folder, tfds:NAME, or the default.")
-    epochs: int = option(10, "Passes over the training data.")
-    batch_size: int = option(32, "Examples in an update of the weights, over all workers.")
-    learning_rate: float = option(1e-3, "Peak of the learning rate.")
     seed: int = option(0, "Seed of the weights, masks, dropout and order of the examples.")
     deterministic: bool = option(
         False, "Bit-identical results on one machine, even through --resume; may cost speed."
     )
-    strategy: Literal["none", "mirrored", "multi-worker"] = option(
-        "none", "Where to train: one device, every GPU of this machine, or TF_CONFIG's workers."
-    )
-    precision: Literal["auto", "float32", "mixed_bfloat16"] = option(
-        "auto", "Arithmetic; auto takes mixed_bfloat16 where the CPU or GPU has it."
-    )
-    accumulate: int = option(
-        1, "Parts in which a batch is computed to save memory; the update stays the same."
-    )
-    clip_norm: float = option(1.0, "Largest global norm of the gradient; 0 leaves it as it is.")
     checkpoint_seconds: float = option(20.0, "Seconds between checkpoints to resume from.")
     keep_checkpoints: int = option(2, "How many of the last checkpoints stay on disk.")
-    profile: str = option("", "START:STOP, the steps that TensorBoard's profiler records.")
-    init: str = option("", "A run whose best weights to start from.")
+    learning_rate: float = option(1e-3, "Peak of the learning rate.")
+
+    # The field that says how long a run is: the only one that may grow with --resume.
+    length: ClassVar[str] = "epochs"
 
     # Smallest value of a number, and the value it must stay below.
-    _least: ClassVar[dict[str, float]] = {
-        "epochs": 1,
-        "batch_size": 1,
-        "seed": 0,
-        "accumulate": 1,
-        "clip_norm": 0,
-        "checkpoint_seconds": 0,
-        "keep_checkpoints": 1,
-    }
+    _least: ClassVar[dict[str, float]] = {"seed": 0, "checkpoint_seconds": 0, "keep_checkpoints": 1}
     _below: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self) -> None:
@@ -74,6 +54,38 @@ class TrainingConfig:
                 raise UserError(f"{name} must be at least {least}{bound}. Received: {value}.")
         if self.learning_rate <= 0 and "learning_rate" not in self._least:
             raise UserError(f"learning_rate must be above 0. Received: {self.learning_rate}.")
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(RunConfig):
+    """What every supervised recipe can be told."""
+
+    data: str = option("embedded", "What to train on: a file, a folder, tfds:NAME, or the default.")
+    epochs: int = option(10, "Passes over the training data.")
+    batch_size: int = option(32, "Examples in an update of the weights, over all workers.")
+    strategy: Literal["none", "mirrored", "multi-worker"] = option(
+        "none", "Where to train: one device, every GPU of this machine, or TF_CONFIG's workers."
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = option(
+        "auto", "Arithmetic; auto takes mixed_bfloat16 where the CPU or GPU has it."
+    )
+    accumulate: int = option(
+        1, "Parts in which a batch is computed to save memory; the update stays the same."
+    )
+    clip_norm: float = option(1.0, "Largest global norm of the gradient; 0 leaves it as it is.")
+    profile: str = option("", "START:STOP, the steps that TensorBoard's profiler records.")
+    init: str = option("", "A run whose best weights to start from.")
+
+    _least: ClassVar[dict[str, float]] = RunConfig._least | {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "clip_norm": 0,
+    }
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
         if self.profile:
             self.profile_steps()
 
@@ -277,16 +289,130 @@ class BertTaggerConfig(BertConfig):
     )
 
 
+@dataclass(kw_only=True)
+class DqnConfig(RunConfig):
+    """Deep Q-learning in an environment with discrete actions."""
+
+    env: str = option("CartPole-v1", "Gymnasium's id of an environment with discrete actions.")
+    environment_steps: int = option(50_000, "Steps of the environments to learn from, at most.")
+    target_return: float = option(
+        500.0, "Stop once a policy reaches this return in each of 1,000 fresh episodes."
+    )
+    environments: int = option(8, "How many environments are stepped side by side.")
+    initial_steps: int = option(1_000, "Environment steps taken at random before training begins.")
+    updates: int = option(8, "Gradient steps after each step of all the environments.")
+    batch_size: int = option(64, "Transitions in a gradient step.")
+    learning_rate: float = option(3e-3, "Adam's learning rate.")
+    clip_norm: float = option(10.0, "Largest norm of each variable's gradient; 0 leaves it as it is.")
+    units: int = option(64, "Units of each hidden layer.")
+    layers: int = option(2, "Hidden layers.")
+    double: bool = option(True, "Choose the next action by the network itself, not by its older copy.")
+    dueling: bool = option(False, "Learn the value of a state and the advantages of actions apart.")
+    n_step: int = option(1, "Rewards summed up before the target network's estimate takes over.")
+    loss: Literal["mse", "huber"] = option("mse", "How a TD error counts: squared, or linear beyond 1.")
+    gamma: float = option(0.99, "Discount of a step.")
+    target_update_period: int = option(100, "Gradient steps between updates of the target network.")
+    target_update_tau: float = option(1.0, "Share of the new weights in such an update.")
+    buffer_size: int = option(50_000, "Steps that the replay buffer holds.")
+    epsilon_start: float = option(1.0, "Share of random actions when training begins.")
+    epsilon_end: float = option(0.04, "Share of random actions in the end.")
+    epsilon_steps: int = option(5_000, "Environment steps in which it falls.")
+    judge_every: int = option(200, "Environment steps between two judgements of the greedy policy.")
+    judge_episodes: int = option(20, "Episodes of a judgement; promising policies play 100 more.")
+    init: str = option("", "A run whose best weights to start from.")
+
+    length: ClassVar[str] = "environment_steps"
+    _least: ClassVar[dict[str, float]] = RunConfig._least | {
+        "environment_steps": 1,
+        "environments": 1,
+        "initial_steps": 1,
+        "updates": 1,
+        "batch_size": 1,
+        "clip_norm": 0,
+        "units": 1,
+        "layers": 0,
+        "n_step": 1,
+        "gamma": 0,
+        "target_update_period": 1,
+        "target_update_tau": 0,
+        "epsilon_start": 0,
+        "epsilon_end": 0,
+        "epsilon_steps": 0,
+        "judge_every": 1,
+        "judge_episodes": 1,
+    }
+    # Seeds of Gymnasium's environments from a billion on are those that judge a policy.
+    _below: ClassVar[dict[str, float]] = {
+        "seed": 1_000_000,
+        "gamma": 1.01,
+        "target_update_tau": 1.01,
+        "epsilon_start": 1.01,
+        "epsilon_end": 1.01,
+    }
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        held = self.environments * (self.n_step + 2)
+        if self.buffer_size < held or self.initial_steps < held:
+            raise UserError(
+                f"buffer_size and initial_steps must be at least {held}, environments times (n_step + 2). "
+                f"Received: {self.buffer_size} and {self.initial_steps}."
+            )
+
+
+@dataclass(kw_only=True)
+class TabularConfig(RunConfig):
+    """Control with a table of values: states and actions are numbers."""
+
+    env: str = option("Taxi-v3", "Gymnasium's id of an environment whose states and actions are numbers.")
+    slippery: bool = option(
+        True, "FrozenLake's ice: whether a step may go astray; other environments: ignored."
+    )
+    episodes: int = option(10_000, "Episodes to learn from.")
+    learning_rate: float = option(0.5, "Share of the TD error that goes into the table, at first.")
+    learning_rate_end: float = option(0.05, "The same in the end; it falls linearly over the episodes.")
+    gamma: float = option(0.99, "Discount of a step.")
+    epsilon_start: float = option(1.0, "Share of random actions at first.")
+    epsilon_end: float = option(
+        0.0, "The same in the end; it falls linearly over the first 90 % of the episodes."
+    )
+    initial_value: float = option(0.0, "What the table holds at first; high values make it explore.")
+    log_every: int = option(100, "Episodes between two points of the learning curve.")
+
+    length: ClassVar[str] = "episodes"
+    _least: ClassVar[dict[str, float]] = RunConfig._least | {
+        "episodes": 1,
+        "learning_rate_end": 0,
+        "gamma": 0,
+        "epsilon_start": 0,
+        "epsilon_end": 0,
+        "log_every": 1,
+    }
+    _below: ClassVar[dict[str, float]] = {
+        "seed": 1_000_000,
+        "learning_rate_end": 1.01,
+        "gamma": 1.01,
+        "epsilon_start": 1.01,
+        "epsilon_end": 1.01,
+    }
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A row of `karpa-tf list`."""
+    """A row of `karpa-tf list`.
+
+    Attributes:
+        legacy_keras: whether training needs TensorFlow to be imported with TF_USE_LEGACY_KERAS=1.
+    """
 
     name: str
-    config: type[TrainingConfig]
+    config: type[RunConfig]
     module: str
     summary: str
     default_data: str
     rate_unit: str
+    legacy_keras: bool = False
 
     def load(self) -> ModuleType:
         """Imports the recipe's file, and with it TensorFlow."""
@@ -325,6 +451,31 @@ RECIPES: dict[str, Recipe] = {
             summary="BERT fine-tuned on tagged words: named entities, slots",
             default_data="embedded: slots of home-assistant-intents, split by template",
             rate_unit="examples",
+        ),
+        Recipe(
+            name="dqn",
+            config=DqnConfig,
+            module="karpa_tf.recipes.dqn",
+            summary="TF-Agents DQN on CartPole-v1, its loop inside TensorFlow",
+            default_data="CartPole-v1; --env takes any Gymnasium environment with discrete actions",
+            rate_unit="environment steps",
+            legacy_keras=True,
+        ),
+        Recipe(
+            name="q-learning",
+            config=TabularConfig,
+            module="karpa_tf.recipes.tabular",
+            summary="Q-learning with a table on Taxi-v3",
+            default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
+            rate_unit="episodes",
+        ),
+        Recipe(
+            name="sarsa",
+            config=TabularConfig,
+            module="karpa_tf.recipes.tabular",
+            summary="SARSA with a table on Taxi-v3",
+            default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
+            rate_unit="episodes",
         ),
     ]
 }

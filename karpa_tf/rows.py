@@ -72,6 +72,8 @@ def _from_line(line: str, inputs: list[str]) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError:
         row = None
+    if len(inputs) == 1 and row is not None and not isinstance(row, dict):
+        row = {inputs[0]: row}
     if not isinstance(row, dict) or not set(inputs) <= set(row):
         raise UserError(f"A row is one JSON object with {', '.join(inputs)}. Received: {line[:80]}.")
     return {name: row[name] for name in inputs}

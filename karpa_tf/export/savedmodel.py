@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,32 @@ def export_savedmodel(
     Raises:
         UserError: the disk is full or cannot be written, or the model does not pass the check.
     """
+
+    def write(model: Path) -> None:
+        write_savedmodel(signatures, model, assets or {})
+        extra = model / "assets.extra"
+        extra.mkdir()
+        write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
+        (extra / "model_card.md").write_text(model_card, encoding="utf-8")
+        _verify(signatures, model, model.parent, examples)
+
+    return publish(write, to, name)
+
+
+def publish(write: Callable[[Path], Any], to: str | Path, name: str) -> Path:
+    """Lets `write` make a folder, and makes it the next version of a model, `to/name/version`.
+
+    Raises:
+        UserError: the disk is full or cannot be written; or what `write` raises. Nothing is left behind then.
+    """
     parent = Path(to) / name
     existed = parent.exists()
     temporary = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=parent))
-        model = temporary / "model"
-        _write(signatures, model, assets or {})
-        extra = model / "assets.extra"
-        extra.mkdir()
-        write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
-        (extra / "model_card.md").write_text(model_card, encoding="utf-8")
-        _verify(signatures, model, temporary, examples)
-        version = _publish(model, parent)
+        write(temporary / "model")
+        version = _publish(temporary / "model", parent)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
         reason = " ".join(reason.split())
@@ -74,7 +86,8 @@ def export_savedmodel(
     return version
 
 
-def _write(signatures: Mapping[str, Signature], path: Path, assets: Mapping[str, str]) -> None:
+def write_savedmodel(signatures: Mapping[str, Signature], path: Path, assets: Mapping[str, str]) -> None:
+    """Writes a SavedModel as it is, without a version, a warm-up file and a check."""
     # Only what inference reads: tracking a compiled model would add the optimizer's slots. And its
     # tf.Variables: TensorFlow Serving does not find those that only a Keras object holds.
     module = tf.Module()
@@ -121,7 +134,8 @@ def _verify(
         [sys.executable, verify.__file__, str(model), str(folder / "cases.npz")],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": ""},
+        # A server knows nothing of legacy Keras, which the recipe may have asked for.
+        env={**os.environ, "PYTHONPATH": "", "TF_USE_LEGACY_KERAS": "0"},
     )
     lines = result.stdout.strip().splitlines()
     if result.returncode or not lines:

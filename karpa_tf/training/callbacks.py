@@ -162,14 +162,24 @@ class Progress(keras.callbacks.Callback):
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
         shown: figures beside the loss.
+        period: what `on_epoch_end` counts, the first word of its line.
     """
 
-    def __init__(self, total: int, *, units_per_step: int, unit: str, shown: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        units_per_step: int,
+        unit: str,
+        shown: tuple[str, ...] = (),
+        period: str = "epoch",
+    ) -> None:
         super().__init__()
         self.total = total
         self.units_per_step = units_per_step
         self.unit = unit
         self.shown = ("loss", *shown)
+        self.period = period
         self._bar: Any = None
         self._start = 0
 
@@ -196,7 +206,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
         if self._terminal:
-            figures = "  ".join(f"{name} {logs[name]:.3f}" for name in self.shown if logs and name in logs)
+            figures = "  ".join(_figure(name, logs[name], 3) for name in self.shown if logs and name in logs)
             self._bar.set_description_str(figures, refresh=False)
             self._bar.update(self.units_per_step)
 
@@ -205,18 +215,23 @@ class Progress(keras.callbacks.Callback):
         speed = self._done * self.units_per_step / max(seconds, 1e-9)
         left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
         figures = "  ".join(
-            f"{name} {value:.4f}"
+            _figure(name, value, 4)
             for name, value in (logs or {}).items()
             if name.removeprefix("val_") in self.shown
         )
         self._bar.write(
-            f"epoch {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
+            f"{self.period} {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
             file=sys.stderr,
         )
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _figure(name: str, value: float, digits: int) -> str:
+    """Returns `name value`; a whole number, such as a count, without decimals."""
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.{digits}f}"
 
 
 def _clock(seconds: float) -> str:

@@ -148,7 +148,7 @@ def fit(
     model.stop_training = watch.stopped
     callback_list.on_train_begin()
     with ExitStack() as stack:
-        stopping = stack.enter_context(_stop_signal())
+        stopping = stack.enter_context(stop_signal())
         stack.callback(callback_list.on_train_end)  # whatever ends the training, logs are flushed
         stack.enter_context(needing_all_workers())
         batches = iter(_distribute(data, strategy, step, epochs * per_epoch))
@@ -498,7 +498,7 @@ class _Watch:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """Sets an event at the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

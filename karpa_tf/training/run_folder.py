@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from karpa_tf.configs import RECIPES, TrainingConfig
+from karpa_tf.configs import RECIPES, RunConfig
 from karpa_tf.errors import UserError, did_you_mean
 
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
@@ -56,7 +56,7 @@ class RunFolder:
     def assets(self) -> Path:
         return self.path / "assets"
 
-    def write_config(self, config: TrainingConfig) -> None:
+    def write_config(self, config: RunConfig) -> None:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
         write_whole(self.path / "config.yaml", text)
 
@@ -65,6 +65,10 @@ class RunFolder:
         if not isinstance(values, dict):
             raise UserError(f"{self.path / 'config.yaml'} is damaged: it holds no fields.")
         return values
+
+    def read_json(self, name: str) -> Any:
+        """Returns what a JSON file of the run holds, e.g. `assets/policy.json`."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def write_environment(self, seed: int, **facts: Any) -> None:
         write_json(self.path / "environment.json", {**environment(), "seed": seed, **facts})

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from karpa_tf.configs import TrainingConfig
+from karpa_tf.configs import RunConfig, TrainingConfig
 from karpa_tf.errors import UserError
 
 
@@ -107,13 +107,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return _leads(resolver.task_type, resolver.task_id, resolver.cluster_spec().jobs)
 
 
-def will_be_chief(config: TrainingConfig) -> bool:
+def will_be_chief(config: RunConfig) -> bool:
     """Says what `is_chief` will, before there is a strategy.
 
     Raises:
         UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`.
     """
-    if config.strategy != "multi-worker":
+    if not isinstance(config, TrainingConfig) or config.strategy != "multi-worker":
         return True
     cluster, kind, index = _tf_config()
     return _leads(kind, index, cluster)

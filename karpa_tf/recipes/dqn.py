@@ -1,0 +1,491 @@
+"""`dqn`: TF-Agents' DQN on CartPole-v1, from an environment to a served policy.
+
+    karpa-tf train dqn                       about half a minute on two cores
+    karpa-tf train dqn --env Acrobot-v1      any Gymnasium environment with discrete actions
+
+What it reaches stands in the header of each file in `karpa_tf/settings/dqn`. Training needs TF-Agents and
+legacy Keras (`karpa_tf.rl.dqn`); judging, predicting and serving what was learned need neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.configs import DqnConfig
+from karpa_tf.errors import UserError
+from karpa_tf.export.loader import load_signature
+from karpa_tf.export.savedmodel import describe, export_savedmodel, publish, write_savedmodel
+from karpa_tf.export.signature import Signature
+from karpa_tf.models import build_q_network
+from karpa_tf.rl.episodes import (
+    CERTIFICATE_SEEDS,
+    Policy,
+    film,
+    make_flat,
+    observation_scale,
+    play,
+    random_policy,
+    strip,
+    summary,
+)
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import Progress
+from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.loop import Diverged, stop_signal
+from karpa_tf.training.run_folder import RunFolder, write_json, writing
+from karpa_tf.training.tensorboard import cut_events, write_final, write_hparams
+
+if TYPE_CHECKING:  # importing it needs legacy Keras
+    from karpa_tf.rl.dqn import Learner
+
+# Episodes of the second and the third judgement: the second says which policy is the best, the third whether
+# there can be a better one.
+MORE_EPISODES, LAST_EPISODES = 100, 1_000
+# A line of progress and a histogram of the weights every so many judgements.
+_EVERY = 10
+
+
+# --- Train ----------------------------------------------------------------------------------------
+
+
+def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+    """Trains into a run folder and returns the final figures, those of the best policy's certificate."""
+    # Its ops are so small that a second thread only makes the first one wait.
+    runtime.use_threads(1)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    from karpa_tf.rl.dqn import Learner
+
+    learner = Learner(config)
+    if config.init:
+        learner.set_weights(weights_of(config.init, config))
+    best = BestPolicy(config, folder, learner)
+    checkpoints = Checkpoints(
+        folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
+    )
+    saved = checkpoints.restore(learner.variables) if resume else None
+    begin = int(learner.environment_steps.numpy())
+    episodes = 0
+    if saved:
+        best.set_state(saved["best"])
+        episodes = saved["episodes"]
+    folder.write_config(config)
+    folder.write_environment(config.seed)
+    log = Log(config, folder, learner, resumed_at=begin if saved else None)
+    progress = Progress(
+        -(-config.environment_steps // config.judge_every),
+        units_per_step=config.judge_every,
+        unit="environment steps",
+        shown=("episodes", "return", "greedy_return", "epsilon"),
+        period="step",
+    )
+    progress.on_resume(begin // config.judge_every)
+    print(f"{config.env}: {config.environments} side by side; run {folder.path}", file=sys.stderr)
+
+    def save() -> None:
+        best.write()
+        log.flush()
+        state = {"best": best.get_state(), "episodes": episodes}
+        checkpoints.save(int(learner.environment_steps.numpy()), learner.variables, state)
+
+    progress.on_train_begin()
+    try:
+        with stop_signal() as stopping:
+            while (steps := int(learner.environment_steps.numpy())) < config.environment_steps:
+                if best.perfect:
+                    break
+                start = time.perf_counter()
+                try:
+                    figures = learner.run(min(config.judge_every, config.environment_steps - steps))
+                except tf.errors.InvalidArgumentError:
+                    raise Diverged(
+                        f"The loss is not a number after {steps} environment steps: training stopped; try "
+                        "a smaller learning_rate."
+                    ) from None
+                seconds = time.perf_counter() - start
+                greedy = best.judge()
+                episodes += int(figures["episodes"])
+                log.write(figures, greedy, seconds, best.number)
+                shown = {
+                    "episodes": episodes,
+                    "return": figures.get("return", float("nan")),
+                    "greedy_return": greedy,
+                    "epsilon": figures["epsilon"],
+                }
+                progress.on_train_batch_end(0, {"loss": figures.get("loss", 0.0), **shown})
+                now = int(learner.environment_steps.numpy())
+                if best.number % _EVERY == 0 or best.perfect or now >= config.environment_steps:
+                    progress.on_epoch_end(now - 1, shown)
+                if stopping.is_set():
+                    save()
+                    raise KeyboardInterrupt
+                if checkpoints.due():
+                    save()
+            save()
+    finally:
+        progress.on_train_end()
+        log.flush()
+
+    result = evaluate(folder)
+    steps = int(learner.environment_steps.numpy())
+    log.film(play_with(load_policy(folder)), steps)
+    metrics = {
+        **result["metrics"],
+        "best_step": best.step,
+        "gradient_steps": int(learner.gradient_steps.numpy()),
+    }
+    folder.write_metrics({**metrics, "baselines": result["baselines"], "facts": result["facts"]})
+    write_final(folder.path, metrics, steps)
+    return metrics
+
+
+class BestPolicy:
+    """Judges the greedy policy as training goes, and keeps the weights of the best one.
+
+    DQN forgets: the last policy is often not the best, and may be a bad one. A policy plays `judge_episodes`
+    first; if none was better there, 100 more, whose mean decides. One that reached `target_return` in all of
+    them plays 1,000; if it does so again it is perfect, and training may stop. All are episodes that
+    training does not see, and their steps are counted.
+    """
+
+    def __init__(self, config: DqnConfig, folder: RunFolder, learner: Learner) -> None:
+        self.config = config
+        self.folder = folder
+        self.learner = learner
+        self.mean: float | None = None
+        self.step = 0
+        self.number = 0
+        self.judged_steps = 0
+        self.perfect = False
+        self._played = 0
+        self._weights: list[np.ndarray] | None = None
+        self._model: keras.Model | None = None
+
+    def judge(self) -> float:
+        """Judges the present weights and returns the mean return of the first episodes."""
+        self.number += 1
+        first = self._play(self.config.judge_episodes)
+        if self.mean is not None and first.mean() < self.mean:
+            return float(first.mean())
+        returns = self._play(MORE_EPISODES)
+        if min(first.min(), returns.min()) >= self.config.target_return:
+            returns = np.concatenate([returns, self._play(LAST_EPISODES)])
+            self.perfect = bool(returns.min() >= self.config.target_return)
+        mean = float(returns.mean())
+        if self.mean is None or mean > self.mean or self.perfect:
+            self.mean, self.step = mean, int(self.learner.environment_steps.numpy())
+            self._weights = self.learner.get_weights()
+        return float(first.mean())
+
+    def _play(self, count: int) -> np.ndarray:
+        self._played += 1
+        returns, lengths = self.learner.judge(count, self._played)
+        self.judged_steps += int(lengths.sum())
+        return returns
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "mean": self.mean,
+            "step": self.step,
+            "number": self.number,
+            "judged_steps": self.judged_steps,
+            "perfect": self.perfect,
+            "_played": self._played,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def write(self) -> None:
+        """Writes the best weights, if there are new ones, and what choosing them cost."""
+        weights = self._weights
+        if self.mean is None:  # stopped before the first judgement: what there is, is the best there is
+            weights = self.learner.get_weights()
+        with writing(self.folder.path):
+            if weights is not None:
+                if self._model is None:
+                    self._model = build_model(self.config, self.learner.scale, self.learner.actions)
+                self._model.set_weights(weights)
+                temporary = self.folder.best_weights.with_name(f".tmp-{self.folder.best_weights.name}")
+                self._model.save_weights(temporary)
+                temporary.replace(self.folder.best_weights)
+                self._weights = None
+            facts = {
+                "observation_scale": self.learner.scale,
+                "actions": self.learner.actions,
+                "environment_steps": int(self.learner.environment_steps.numpy()),
+                "selection_environment_steps": self.judged_steps,
+            }
+            write_json(self.folder.assets / "policy.json", facts)
+
+
+class Log:
+    """What TensorBoard shows of a run; docs/tensorboard.md is the table. Its step is the environment's.
+
+    Args:
+        config: the run's settings.
+        folder: its folder.
+        learner: what is trained.
+        resumed_at: the environment step at which the run goes on; what lies beyond it is taken out.
+    """
+
+    def __init__(
+        self, config: DqnConfig, folder: RunFolder, learner: Learner, resumed_at: int | None
+    ) -> None:
+        self.config = config
+        self.learner = learner
+        for name in ("train", "validation"):
+            cut_events(folder.path / name, resumed_at)
+        cut_events(folder.path / "hparams", None)
+        self._train, self._validation, hparams = (
+            tf.summary.create_file_writer(str(folder.path / name))
+            for name in ("train", "validation", "hparams")
+        )
+        with hparams.as_default():
+            write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
+        hparams.close()
+        if resumed_at is None:
+            with self._train.as_default():
+                tf.summary.graph(learner.graph())
+        self._steps, self._gradient_steps = self._counts()
+
+    def _counts(self) -> tuple[int, int]:
+        return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
+
+    def write(self, figures: Mapping[str, float], greedy_return: float, seconds: float, number: int) -> None:
+        """Writes the figures of one `Learner.run`, the seconds it took, and judgement number so-and-so."""
+        steps, gradient_steps = self._counts()
+        scalars = {
+            "episode/return": figures.get("return"),
+            "episode/length": figures.get("length"),
+            "batch/loss": figures.get("loss"),
+            "q": figures["q"],
+            "epsilon": figures["epsilon"],
+            "speed/environment_steps_per_second": (steps - self._steps) / seconds,
+            "speed/gradient_steps_per_second": (gradient_steps - self._gradient_steps) / seconds,
+        }
+        with self._train.as_default():
+            for tag, value in scalars.items():
+                if value is not None:
+                    tf.summary.scalar(tag, value, steps)
+            if number % _EVERY == 1:
+                for variable in self.learner.q_network.variables:
+                    tf.summary.histogram(f"weights/{variable.name.split(':')[0]}", variable, steps)
+        with self._validation.as_default():
+            # Under the name of the training's, so that they lie on one chart.
+            tf.summary.scalar("episode/return", greedy_return, steps)
+        self._steps, self._gradient_steps = steps, gradient_steps
+
+    def film(self, policy: Policy, steps: int) -> None:
+        """Writes pictures of one episode, the first of the certificate's."""
+        pictures = film(self.config.env, policy, CERTIFICATE_SEEDS[0])
+        with self._validation.as_default():
+            if pictures:
+                tf.summary.image("filmstrip", strip(pictures)[None], steps)
+        self.flush()
+
+    def flush(self) -> None:
+        self._train.flush()
+        self._validation.flush()
+
+
+# --- Evaluate -------------------------------------------------------------------------------------
+
+
+def build_model(config: DqnConfig, scale: Sequence[float], actions: int) -> keras.Model:
+    return build_q_network(
+        scale, actions, units=config.units, hidden_layers=config.layers, dueling=config.dueling
+    )
+
+
+def open_model(folder: RunFolder) -> tuple[DqnConfig, keras.Model]:
+    """Returns the settings of a run and its best q-network, in Keras 3."""
+    config = DqnConfig(**folder.read_config())
+    try:
+        facts = read_facts(folder)
+        model = build_model(config, facts["observation_scale"], facts["actions"])
+        model.load_weights(folder.best_weights)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train dqn --resume "
+            f"{folder.path}`, or train again."
+        ) from None
+    return config, model
+
+
+def read_facts(folder: RunFolder) -> dict[str, Any]:
+    """Returns what the best weights were written with: counts of steps, sizes."""
+    return folder.read_json("assets/policy.json")
+
+
+def weights_of(run: str, config: DqnConfig) -> list[np.ndarray]:
+    """Returns the best weights of another run, for `--init`."""
+    from karpa_tf.training.run_folder import open_run
+
+    other, model = open_model(open_run(run))
+    sizes = [(c.env, c.units, c.layers, c.dueling) for c in (config, other)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"--init: {run} has (env, units, layers, dueling) {sizes[1]}; give this run the same. "
+            f"Received: {sizes[0]}."
+        )
+    return model.get_weights()
+
+
+def load_policy(folder: RunFolder) -> Signature:
+    """Returns the run's policy as TensorFlow Serving would have it: out of a SavedModel."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "1"
+        write_savedmodel({"serving_default": signature(folder)}, path, {})
+        return load_signature(path)
+
+
+def play_with(served: Signature) -> Policy:
+    return lambda observations: served({"observation": observations})["action"]
+
+
+def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
+    """Certifies a run: 100 greedy episodes in Gymnasium's own environment, played by a SavedModel.
+
+    Their seeds are none of those that trained or chose the policy. A random policy plays the same ones.
+    """
+    if data:
+        raise UserError(f"dqn is judged in the run's own environment and takes no --data. Received: {data}.")
+    runtime.use_threads(1)
+    config = DqnConfig(**folder.read_config())
+    returns, _ = play(lambda: make_flat(config.env), play_with(load_policy(folder)), CERTIFICATE_SEEDS)
+    chance, _ = play(lambda: make_flat(config.env), random_policy(config.env), CERTIFICATE_SEEDS)
+    facts = read_facts(folder)
+    counts = {name: facts[name] for name in ("environment_steps", "selection_environment_steps")}
+    return {
+        "data": config.env,
+        "metrics": {**summary(returns), **counts},
+        "baselines": {"random": summary(chance)},
+        "facts": {"seeds": f"{CERTIFICATE_SEEDS[0]} to {CERTIFICATE_SEEDS[-1]}"},
+    }
+
+
+def signature(folder: RunFolder) -> Signature:
+    """Returns the greedy policy of a run, as `predict` calls it and `export` writes it."""
+    config, model = open_model(folder)
+    size = model.input_shape[-1]
+
+    def act(observation: tf.Tensor) -> dict[str, tf.Tensor]:
+        q_values = model(observation, training=False)
+        return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
+
+    def check(rows: Sequence[Mapping[str, Any]]) -> None:
+        for number, row in enumerate(rows, 1):
+            try:
+                value = np.array(row["observation"], np.float32)
+            except (TypeError, ValueError):
+                value = np.array(np.nan)
+            if value.shape != (size,) or not np.isfinite(value).all():
+                raise UserError(
+                    f"Observation {number} must be {size} numbers, as {config.env} gives them. "
+                    f"Received: {str(row['observation'])[:80]}."
+                )
+
+    return Signature(
+        act,
+        {"observation": tf.TensorSpec([None, size], tf.float32)},
+        variables=model.variables,
+        check=check,
+    )
+
+
+# --- Export ---------------------------------------------------------------------------------------
+
+
+def export(
+    folder: RunFolder,
+    to: str | Path = "savedmodels",
+    *,
+    force: bool = False,
+    policy_saver: bool = True,
+    **_: Any,
+) -> dict[str, Any]:
+    """Writes the next version of `savedmodels/dqn`, and of `savedmodels/dqn-policy`.
+
+    Args:
+        folder: the run.
+        to: where models live.
+        force: export even a policy that is no better than chance.
+        policy_saver: also write the policy in the form of TF-Agents' PolicySaver, as `dqn-policy`: for those
+            who feed it time steps. It needs legacy Keras.
+
+    Returns:
+        The place and the signatures of `dqn`.
+    """
+    metrics = folder.read_metrics()
+    if metrics is None:
+        raise UserError(
+            f"{folder.path} has not ended: go on with `karpa-tf train dqn --resume {folder.path}`."
+        )
+    chance = metrics["baselines"]["random"]["mean_return"]
+    if metrics["mean_return"] <= chance and not force:
+        raise UserError(
+            f"{folder.path} has not learned its task: mean return {metrics['mean_return']:.1f}, and a random "
+            f"policy's is {chance:.1f}; train longer, or --force."
+        )
+    config, model = open_model(folder)
+    if policy_saver:
+        from karpa_tf.rl.dqn import Learner
+    signatures = {"serving_default": signature(folder)}
+    path = export_savedmodel(
+        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics)
+    )
+    result = {"savedmodel": str(path), "signatures": describe(signatures)}
+    if policy_saver:
+        learner = Learner(config)
+        learner.set_weights(model.get_weights())
+        result["policy_saver"] = str(publish(learner.save_policy, to, "dqn-policy"))
+    return result
+
+
+def examples(config: DqnConfig) -> list[dict[str, Any]]:
+    """Returns the first observations of a few episodes."""
+    env = make_flat(config.env)
+    rows = [{"observation": np.asarray(env.reset(seed=seed)[0], float).tolist()} for seed in range(4)]
+    env.close()
+    return rows
+
+
+def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
+    config = folder.read_config()
+    scale = ", ".join(f"{value:g}" for value in observation_scale(config["env"]))
+    settings = "\n".join(f"    {key}: {value}" for key, value in config.items())
+    return f"""# dqn
+
+The greedy policy of a DQN trained in {config["env"]}.
+
+- in: `observation` float32 [n, size], as the environment gives it (it is divided by {scale} inside)
+- out: `action` int64 [n]; `q_values` float32 [n, actions], the expected discounted returns
+
+Over {metrics["episodes"]} episodes of Gymnasium's {config["env"]} (seeds {metrics["facts"]["seeds"]}), not
+discounted:
+
+| | mean_return | std_return | min_return |
+|---|---|---|---|
+| this policy | {metrics["mean_return"]:.4g} | {metrics["std_return"]:.4g} | {metrics["min_return"]:.4g} |
+| a random one | {metrics["baselines"]["random"]["mean_return"]:.4g} | | |
+
+Training took {metrics["environment_steps"]:,} environment steps, choosing the policy
+{metrics["selection_environment_steps"]:,}.
+
+Settings of the run:
+
+{settings}
+"""

@@ -1,0 +1,282 @@
+"""`q-learning` and `sarsa`: control with a table, from a small environment to a served policy.
+
+    karpa-tf train q-learning                        Taxi-v3: about ten seconds
+    karpa-tf train sarsa --config frozen-lake        FrozenLake-v1, on slippery ice
+
+One file for both, because they differ in one line of `karpa_tf/rl/tabular.py`; which of the two a run is, its
+folder says. What they reach stands in the headers of `karpa_tf/settings/q-learning` and `sarsa`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.configs import TabularConfig
+from karpa_tf.errors import UserError
+from karpa_tf.export.loader import load_signature
+from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
+from karpa_tf.export.signature import Signature
+from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
+from karpa_tf.rl.tabular import optimal_values, play_and_learn
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import Progress
+from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.loop import stop_signal
+from karpa_tf.training.run_folder import RunFolder, writing
+from karpa_tf.training.tensorboard import cut_events, write_final, write_hparams
+
+# Seeds of the episodes that judge; those of training lie below.
+JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)
+
+
+def make_env(config: TabularConfig) -> gymnasium.Env:
+    options = {"is_slippery": config.slippery} if config.env.startswith("FrozenLake") else {}
+    return make_tabular(config.env, **options)
+
+
+# --- Train ----------------------------------------------------------------------------------------
+
+
+def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+    """Trains into a run folder and returns the final figures.
+
+    Every random number is a function of the seed and the episode, those of the environment too: a run that
+    was stopped goes on to the same table.
+    """
+    runtime.use_threads(1)
+    env = make_env(config)
+    assert isinstance(env.observation_space, gymnasium.spaces.Discrete)
+    shape = [int(env.observation_space.n), actions_of(env)[0]]
+    values = tf.Variable(tf.fill(shape, tf.constant(config.initial_value, tf.float64)), name="q_values")
+    checkpoints = Checkpoints(
+        folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
+    )
+    saved = checkpoints.restore([values]) if resume else None
+    begin = saved["step"] if saved else 0
+    folder.write_config(config)
+    folder.write_environment(config.seed)
+    cut_events(folder.path / "train", begin if saved else None)
+    cut_events(folder.path / "hparams", None)
+    with tf.summary.create_file_writer(str(folder.path / "hparams")).as_default():
+        write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
+    writer = tf.summary.create_file_writer(str(folder.path / "train"))
+    progress = Progress(
+        config.episodes, units_per_step=1, unit="episodes", shown=("return",), period="episode"
+    )
+    progress.on_resume(begin)
+    print(f"{config.env}: {shape[0]} states, {shape[1]} actions; run {folder.path}", file=sys.stderr)
+
+    table = values.numpy().tolist()
+
+    def save(episode: int) -> None:
+        values.assign(table)
+        writer.flush()
+        write_table(folder, values.numpy())
+        checkpoints.save(episode, [values], {})
+
+    progress.on_train_begin()
+    try:
+        with stop_signal() as stopping:
+            # What lies before the last point of the curve is lost with a resume; so save only there.
+            for first in range(begin, config.episodes, config.log_every):
+                start = time.perf_counter()
+                played = []
+                for episode in range(first, min(first + config.log_every, config.episodes)):
+                    epsilon, learning_rate = schedule(config, episode)
+                    generator = np.random.default_rng([config.seed, episode])
+                    played.append(
+                        play_and_learn(
+                            env,
+                            table,
+                            generator,
+                            epsilon=epsilon,
+                            learning_rate=learning_rate,
+                            gamma=config.gamma,
+                            on_policy=folder.recipe == "sarsa",
+                        )
+                    )
+                    progress.on_train_batch_end(0, {"loss": 0.0, "return": played[-1][0]})
+                done = first + len(played)
+                figures = {
+                    "episode/return": float(np.mean([total for total, _ in played])),
+                    "episode/length": float(np.mean([steps for _, steps in played])),
+                    "epsilon": epsilon,
+                    "learning_rate": learning_rate,
+                    "speed/environment_steps_per_second": sum(steps for _, steps in played)
+                    / (time.perf_counter() - start),
+                }
+                with writer.as_default():
+                    for tag, value in figures.items():
+                        tf.summary.scalar(tag, value, done)
+                    tf.summary.histogram("q_values", np.array(table), done)
+                if (done // config.log_every) % 20 == 0 or done == config.episodes:
+                    progress.on_epoch_end(done - 1, {"return": figures["episode/return"], "epsilon": epsilon})
+                if stopping.is_set():
+                    save(done)
+                    raise KeyboardInterrupt
+                if checkpoints.due():
+                    save(done)
+            save(max(begin, config.episodes))
+    finally:
+        progress.on_train_end()
+        writer.close()
+        env.close()
+    result = evaluate(folder)
+    folder.write_metrics({**result["metrics"], "baselines": result["baselines"], "facts": result["facts"]})
+    write_final(folder.path, result["metrics"], config.episodes)
+    return result["metrics"]
+
+
+def schedule(config: TabularConfig, episode: int) -> tuple[float, float]:
+    """Returns epsilon and the learning rate of an episode."""
+    done = min(episode / (0.9 * config.episodes), 1.0)
+    epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * done
+    done = episode / config.episodes
+    return epsilon, config.learning_rate + (config.learning_rate_end - config.learning_rate) * done
+
+
+def write_table(folder: RunFolder, table: np.ndarray) -> None:
+    """Writes the table, float32 (states, actions), whole or not at all."""
+    path = folder.assets / "q_values.npy"
+    temporary = folder.assets / ".tmp-q_values.npy"
+    with writing(path):
+        np.save(temporary, table.astype(np.float32))
+        temporary.replace(path)
+
+
+def read_table(folder: RunFolder) -> np.ndarray:
+    try:
+        return np.load(folder.assets / "q_values.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `karpa-tf train "
+            f"{folder.recipe} --resume {folder.path}`, or train again."
+        ) from None
+
+
+# --- Evaluate -------------------------------------------------------------------------------------
+
+
+def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
+    """Judges a run: 1,000 greedy episodes, played by a SavedModel, none of which training has seen.
+
+    Beside it a random policy and, where the environment says how it works, the best one that there is.
+    """
+    if data:
+        raise UserError(f"{folder.recipe} is judged in the run's own environment. Received: --data {data}.")
+    runtime.use_threads(1)
+    config = TabularConfig(**folder.read_config())
+    with tempfile.TemporaryDirectory() as temporary:
+        write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
+        served = load_signature(Path(temporary) / "1")
+    env = make_env(config)
+    actions, _ = actions_of(env)
+    generator = np.random.default_rng(0)
+    policies = {
+        "model": lambda states: served({"observation": states})["action"],
+        "random": lambda states: generator.integers(actions, size=len(states)),
+    }
+    best = optimal_values(env)
+    if best is not None:
+        policies["optimal"] = lambda states: best[states].argmax(axis=1)
+    env.close()
+    results = {
+        name: summary(play(lambda: make_env(config), policy, JUDGING_SEEDS)[0])
+        for name, policy in policies.items()
+    }
+    return {
+        "data": config.env,
+        "metrics": results.pop("model"),
+        "baselines": results,
+        "facts": {"seeds": f"{JUDGING_SEEDS[0]} to {JUDGING_SEEDS[-1]}"},
+    }
+
+
+def signature(folder: RunFolder) -> Signature:
+    """Returns the greedy policy of a run, as `predict` calls it and `export` writes it."""
+    table = tf.Variable(read_table(folder), trainable=False)
+    states = int(table.shape[0])
+
+    def act(observation: tf.Tensor) -> dict[str, tf.Tensor]:
+        q_values = tf.gather(table, observation)
+        return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
+
+    def check(rows: Sequence[Mapping[str, Any]]) -> None:
+        for number, row in enumerate(rows, 1):
+            value = row["observation"]
+            if isinstance(value, str) and value.strip().isdecimal():
+                value = int(value)  # from a .csv
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < states:
+                raise UserError(
+                    f"Observation {number} must be a state, a whole number from 0 to {states - 1}. "
+                    f"Received: {str(row['observation'])[:80]}."
+                )
+
+    return Signature(act, {"observation": tf.TensorSpec([None], tf.int64)}, resources=[table], check=check)
+
+
+# --- Export ---------------------------------------------------------------------------------------
+
+
+def export(
+    folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False, **_: Any
+) -> dict[str, Any]:
+    """Writes the next version of `savedmodels/q-learning` or `sarsa`; returns its place and signatures."""
+    metrics = folder.read_metrics()
+    if metrics is None:
+        raise UserError(
+            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
+            f"{folder.path}`."
+        )
+    chance = metrics["baselines"]["random"]["mean_return"]
+    if metrics["mean_return"] <= chance and not force:
+        raise UserError(
+            f"{folder.path} has not learned its task: mean return {metrics['mean_return']:.2f}, and a random "
+            f"policy's is {chance:.2f}; train longer, or --force."
+        )
+    signatures = {"serving_default": signature(folder)}
+    path = export_savedmodel(
+        signatures,
+        to,
+        folder.recipe,
+        examples=[{"observation": state} for state in range(min(4, len(read_table(folder))))],
+        model_card=model_card(folder, metrics),
+    )
+    return {"savedmodel": str(path), "signatures": describe(signatures)}
+
+
+def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
+    config = folder.read_config()
+    rows = {"this policy": metrics, **metrics["baselines"]}
+    lines = "\n".join(
+        f"| {name} | {row['mean_return']:.4g} | {row['std_return']:.4g} | {row['min_return']:.4g} |"
+        for name, row in rows.items()
+    )
+    settings = "\n".join(f"    {key}: {value}" for key, value in config.items())
+    return f"""# {folder.recipe}
+
+The greedy policy of a table of values, learned in {config["env"]}.
+
+- in: `observation` int64 [n], numbers of states
+- out: `action` int64 [n]; `q_values` float32 [n, actions], the expected discounted returns
+
+Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not discounted:
+
+| | mean_return | std_return | min_return |
+|---|---|---|---|
+{lines}
+
+Settings of the run:
+
+{settings}
+"""

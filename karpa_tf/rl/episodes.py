@@ -1,0 +1,201 @@
+"""Episodes of Gymnasium's own environments: making them, playing them with a policy, filming one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from karpa_tf.errors import UserError, did_you_mean
+
+# Observations, float32 (n, size) or numbers of states (n,), to actions, integers (n,).
+Policy = Callable[[np.ndarray], np.ndarray]
+
+_AT_ONCE = 100
+
+# The seeds of the episodes that certify a policy. Training's lie below a billion, those that choose a policy
+# from two billion on: no episode that judges was seen before.
+CERTIFICATE_SEEDS = range(1_000_000_000, 1_000_000_100)
+
+# Where an episode of CartPole-v1 ends, and speeds that are usual on the way: divided by these, the numbers
+# of an observation have the same size. The space itself has twice the limits, and no bounds of the speeds.
+_SCALES = {"CartPole-v1": [2.4, 2.0, 0.2, 2.0]}
+
+
+def make(name: str, **options: Any) -> gymnasium.Env:
+    """Makes a Gymnasium environment.
+
+    Args:
+        name: its id, e.g. `CartPole-v1`.
+        options: passed on to the environment, e.g. `render_mode`.
+
+    Raises:
+        UserError: no such environment, or something that it needs is not installed.
+    """
+    try:
+        return gymnasium.make(name, disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        if name in gymnasium.registry:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--env: {name} cannot be made: {reason}.") from None
+        raise UserError(
+            f'--env: Gymnasium has no environment "{name}"{did_you_mean(name, gymnasium.registry)}'
+        ) from None
+
+
+def make_flat(name: str, **options: Any) -> gymnasium.Env:
+    """Makes an environment with discrete actions, its observations as one vector of numbers each.
+
+    Raises:
+        UserError: as `make`; or the actions are not discrete.
+    """
+    env = make(name, **options)
+    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        raise UserError(f"--env: {name} has no discrete actions but {env.action_space}; dqn needs them.")
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return env
+    if not space.is_np_flattenable:
+        raise UserError(f"--env: the observations of {name} are no vector and cannot be made one: {space}.")
+    return gymnasium.wrappers.FlattenObservation(env)
+
+
+def actions_of(env: gymnasium.Env) -> tuple[int, int]:
+    """Returns how many discrete actions an environment has, and the number of the first one."""
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Discrete)
+    return int(space.n), int(space.start)
+
+
+def observation_scale(name: str) -> list[float]:
+    """Returns what to divide each number of an observation by: its bound, or 1 where it has none."""
+    if name in _SCALES:
+        return _SCALES[name]
+    with contextlib.closing(make_flat(name)) as env:
+        space = env.observation_space
+        assert isinstance(space, gymnasium.spaces.Box)
+        bound = np.maximum(np.abs(space.low), np.abs(space.high)).astype(float)
+        return np.where(np.isfinite(bound) & (bound > 0) & (bound < 1e6), bound, 1.0).tolist()
+
+
+def make_tabular(name: str, **options: Any) -> gymnasium.Env:
+    """Makes an environment whose states and actions are numbers from 0.
+
+    Raises:
+        UserError: as `make`; or states or actions are of another kind.
+    """
+    env = make(name, **options)
+    for what, space in (("states", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, gymnasium.spaces.Discrete) or space.start != 0:
+            raise UserError(
+                f"--env: the {what} of {name} are not numbers from 0 but {space}; use dqn for it."
+            )
+    return env
+
+
+def random_policy(name: str, seed: int = 0) -> Policy:
+    """Returns a policy that takes each action with the same probability."""
+    with contextlib.closing(make_flat(name)) as env:
+        actions, _ = actions_of(env)
+    generator = np.random.default_rng(seed)
+    return lambda observations: generator.integers(actions, size=len(observations))
+
+
+def summary(returns: np.ndarray) -> dict[str, float]:
+    """Returns the metrics of some episodes: mean, deviation and least of the returns; how many."""
+    return {
+        "mean_return": float(returns.mean()),
+        "std_return": float(returns.std()),
+        "min_return": float(returns.min()),
+        "episodes": len(returns),
+    }
+
+
+def play(
+    make_env: Callable[[], gymnasium.Env], policy: Policy, seeds: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays one episode a seed.
+
+    Up to a hundred go in step, so that the policy is asked once for all of them.
+
+    Args:
+        make_env: makes an environment with discrete actions.
+        policy: observations to actions, numbers from 0.
+        seeds: what each episode's `reset` gets.
+
+    Returns:
+        The sums of rewards, undiscounted, float64 (episodes,), and the lengths in steps, int64 (episodes,).
+    """
+    seeds = list(seeds)
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    with contextlib.ExitStack() as stack:
+        envs = [stack.enter_context(contextlib.closing(make_env())) for _ in seeds[:_AT_ONCE]]
+        _, start = actions_of(envs[0])
+        for begin in range(0, len(seeds), _AT_ONCE):
+            going = {
+                begin + i: _number(env.reset(seed=seed)[0])
+                for i, (env, seed) in enumerate(zip(envs, seeds[begin : begin + _AT_ONCE], strict=False))
+            }
+            while going:
+                actions = policy(np.stack(list(going.values())))
+                for index, action in zip(list(going), actions, strict=True):
+                    env = envs[index - begin]
+                    observation, reward, terminated, truncated, _ = env.step(start + int(action))
+                    returns[index] += float(reward)
+                    lengths[index] += 1
+                    if terminated or truncated:
+                        del going[index]
+                    else:
+                        going[index] = _number(observation)
+    return returns, lengths
+
+
+def _number(observation: Any) -> np.ndarray:
+    """Returns an observation as policies take it: float32, or int64 where it is the number of a state."""
+    value = np.asarray(observation)
+    return value.astype(np.int64 if value.ndim == 0 else np.float32)
+
+
+def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any) -> list[np.ndarray]:
+    """Plays one episode and returns pictures of it, evenly spread, uint8 (height, width, 3) each.
+
+    Empty where the environment cannot be drawn. The episode is played once for its actions, then again for
+    the pictures: drawing a frame takes longer than playing it.
+    """
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for a sound card, at length
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    actions: list[int] = []
+    with contextlib.closing(make_flat(name, **options)) as env:
+        observation, _ = env.reset(seed=seed)
+        _, start = actions_of(env)
+        done = False
+        while not done:
+            actions.append(start + int(policy(np.asarray(observation, np.float32)[None])[0]))
+            observation, _, terminated, truncated, _ = env.step(actions[-1])
+            done = terminated or truncated
+    wanted = set(np.linspace(0, len(actions), min(frames, len(actions) + 1)).round().astype(int).tolist())
+    pictures = []
+    try:
+        with contextlib.closing(make_flat(name, render_mode="rgb_array", **options)) as env:
+            env.reset(seed=seed)
+            for number in range(len(actions) + 1):
+                if number in wanted:
+                    pictures.append(np.asarray(env.render(), np.uint8))
+                if number < len(actions):
+                    env.step(actions[number])
+    except (UserError, gymnasium.error.Error):
+        return []
+    return pictures
+
+
+def strip(pictures: Sequence[np.ndarray], columns: int = 4, width: int = 200) -> np.ndarray:
+    """Lays small copies of pictures out in rows: uint8 (height, width, 3)."""
+    step = max(1, pictures[0].shape[1] // width)
+    small = [picture[::step, ::step] for picture in pictures]
+    small += [np.full_like(small[0], 255)] * (-len(small) % columns)
+    rows = [np.concatenate(small[i : i + columns], axis=1) for i in range(0, len(small), columns)]
+    return np.concatenate(rows, axis=0)

@@ -1,0 +1,266 @@
+"""`dqn` from an environment to a served policy. Training runs in processes of its own, with legacy Keras."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from karpa_tf.configs import DqnConfig, find_recipe, read_settings
+from karpa_tf.errors import UserError
+from karpa_tf.recipes import dqn
+from karpa_tf.training.run_folder import RunFolder
+from tests.conftest import TINY_DQN, own_process
+from tests.training.test_loop import read_events
+
+# TF-Agents' pins end at Python 3.11.
+pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="TF-Agents needs Python 3.11")
+
+
+def test_the_run_folder_is_complete(balanced) -> None:
+    metrics = json.loads((balanced / "metrics.json").read_text())
+    assert 1200 <= metrics["environment_steps"] < 1208 and metrics["gradient_steps"] > 400
+    assert metrics["selection_environment_steps"] > 0
+    assert metrics["mean_return"] >= metrics["min_return"] and metrics["episodes"] == 100
+    assert metrics["baselines"]["random"]["mean_return"] < 50
+    for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "assets/policy.json"):
+        assert (balanced / name).is_file()
+    assert DqnConfig(**yaml.safe_load((balanced / "config.yaml").read_text())).units == 32
+
+
+def test_the_best_policy_is_kept_and_not_the_last(balanced) -> None:
+    """The weights in the file are those of the step at which no judgement was better."""
+    metrics = json.loads((balanced / "metrics.json").read_text())
+    state = {}
+    for path in (balanced / "checkpoints").glob("step-*.npz"):
+        with np.load(path) as file:
+            state = json.loads(file["state"].tobytes())
+            if int(path.stem.split("-")[1]) == metrics["best_step"]:
+                kept = [file[f"{index:05d}"] for index in range(6)]
+    assert state["best"]["step"] <= metrics["best_step"]
+    _, model = dqn.open_model(RunFolder(balanced))
+    for mine, weights in zip(model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(mine, weights)
+
+
+def test_tensorboard_shows_what_the_page_says(balanced) -> None:
+    events = read_events(balanced)
+    tags = {
+        folder: {tag for f, tag, _ in events if f == folder} for folder in ("train", "validation", "hparams")
+    }
+    assert {"episode/return", "episode/length", "batch/loss", "q", "epsilon"} <= tags["train"]
+    assert any(tag.startswith("weights/") for tag in tags["train"])
+    assert tags["validation"] == {"episode/return", "filmstrip"}
+    assert {"final/mean_return", "final/environment_steps"} <= tags["hparams"]
+    page = (Path(__file__).parent.parent.parent / "docs" / "tensorboard.md").read_text()
+    for tag in tags["train"] | tags["validation"] | tags["hparams"]:
+        assert f"`{tag}`" in page or tag.startswith("weights/"), tag
+
+
+def test_a_resumed_run_ends_to_the_bit_as_if_never_stopped(balanced, tmp_path) -> None:
+    run = shutil.copytree(balanced, tmp_path / "dqn" / "1")
+    paths = sorted((run / "checkpoints").glob("step-*.npz"))
+    middle = len(paths) // 2
+    with np.load(paths[middle]) as file:
+        best = json.loads(file["state"].tobytes())["best"]
+    for path in paths[middle + 1 :]:
+        path.unlink()
+    (run / "metrics.json").unlink()
+    done = own_process("train", "dqn", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert best["number"] == middle + 1
+    with np.load(paths[-1]) as mine, np.load(balanced / "checkpoints" / paths[-1].name) as whole:
+        assert sorted(mine.files) == sorted(whole.files)
+        for name in whole.files:
+            np.testing.assert_array_equal(mine[name], whole[name])
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run, balanced)]
+    # The best weights of the finished run lie in the folder: those up to the checkpoint are its own.
+    assert metrics[0]["best_step"] == metrics[1]["best_step"]
+    points = [
+        {key: value for key, value in read_events(folder).items() if key[1] != "filmstrip"}
+        for folder in (run, balanced)
+    ]
+    assert points[0] == points[1]
+
+
+def test_evaluate_certifies_through_a_savedmodel(balanced, karpa) -> None:
+    report = karpa("evaluate", balanced, "--json").json
+    metrics = json.loads((balanced / "metrics.json").read_text())
+    assert report["data"] == "CartPole-v1" and set(report["baselines"]) == {"random"}
+    for name, value in report["metrics"].items():
+        assert metrics[name] == value
+    assert metrics["facts"]["seeds"] == "1000000000 to 1000000099"
+    result = karpa("evaluate", balanced, "--data", "rows.csv")
+    assert result.status == 2 and "takes no --data. Received: rows.csv" in result.err
+
+
+def test_predict_gives_actions_and_values(balanced, karpa, tmp_path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"observation": [0, 0, 0.1, 0]}\n{"observation": [0, 0, -0.1, 0]}\n')
+    rows = karpa("predict", balanced, "--input", tmp_path / "in.jsonl", "--json").json["predictions"]
+    assert [set(row) for row in rows] == [{"action", "q_values"}] * 2
+    assert all(row["action"] == int(np.argmax(row["q_values"])) for row in rows)
+    typed = karpa("predict", balanced, "[0, 0, 0.1, 0]", "--json").json["predictions"]
+    assert typed == rows[:1]
+
+
+@pytest.mark.parametrize(
+    "row", ["[0, 0, 1]", '["a", 0, 0, 0]', "[NaN, 0, 0, 0]", "3", '{"observation": null}']
+)
+def test_a_wrong_observation_is_one_sentence(balanced, karpa, row) -> None:
+    result = karpa("predict", balanced, row)
+    assert result.status == 2 and "Observation 1 must be 4 numbers" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_export_serves_the_policy_and_tf_agents_own_form(balanced, tmp_path) -> None:
+    done = own_process("export", balanced, "--to", tmp_path, "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["signatures"]["serving_default"] == {
+        "inputs": {"observation": "float32 [n, 4]"},
+        "outputs": {"action": "int64 [n]", "q_values": "float32 [n, 2]"},
+    }
+    x = np.random.default_rng(0).normal(size=[7, 4]).astype(np.float32)
+    served = tf.saved_model.load(report["savedmodel"]).signatures["serving_default"](
+        observation=tf.constant(x)
+    )
+    _, model = dqn.open_model(RunFolder(balanced))
+    np.testing.assert_allclose(served["q_values"], model(x), atol=1e-5)
+    np.testing.assert_array_equal(served["action"], np.argmax(model(x), axis=1))
+    assert "mean_return" in (Path(report["savedmodel"]) / "assets.extra" / "model_card.md").read_text()
+    # As TensorFlow Serving loads it; Python's loader would need TF-Agents.
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "dqn-policy" / "1"))
+        action = meta.signature_def["action"]
+        step = {"step_type": np.zeros(7), "reward": np.zeros(7), "discount": np.ones(7), "observation": x}
+        feed = {info.name: step[name.removeprefix("0/")] for name, info in action.inputs.items()}
+        np.testing.assert_array_equal(session.run(action.outputs["action"].name, feed), served["action"])
+
+
+def test_export_without_legacy_keras(balanced, tmp_path) -> None:
+    """In this process, whose TensorFlow came with Keras 3."""
+    folder = RunFolder(balanced)
+    with pytest.raises(UserError, match="set TF_USE_LEGACY_KERAS=1"):
+        dqn.export(folder, tmp_path, force=True)
+    assert not list(tmp_path.iterdir())
+    result = dqn.export(folder, tmp_path, force=True, policy_saver=False)
+    assert result["savedmodel"] == str(tmp_path / "dqn" / "1")
+
+
+def test_training_in_a_process_with_keras_3_is_one_sentence(karpa, tmp_path) -> None:
+    result = karpa("train", "dqn", "--logs", tmp_path / "logs")
+    assert result.status == 2 and "set TF_USE_LEGACY_KERAS=1" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--epochs", "3"], "has no option --epochs"),
+        (["--environment_step", "3"], 'did you mean "--environment_steps"?'),
+        (["--environments", "0"], "environments must be at least 1. Received: 0."),
+        (["--gamma", "2"], "gamma must be at least 0 and below 1.01. Received: 2.0."),
+        (["--buffer_size", "10"], "buffer_size and initial_steps must be at least 24"),
+        (["--loss", "hubert"], 'did you mean "huber"?'),
+    ],
+)
+def test_a_mistake_is_one_sentence(karpa, tmp_path, monkeypatch, flags, sentence) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = karpa("train", "dqn", *flags)
+    assert result.status == 2 and sentence in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_takes_environment_steps_alone(balanced, karpa) -> None:
+    result = karpa("train", "dqn", "--resume", balanced, "--units", 8)
+    assert result.status == 2 and "only --environment_steps may grow" in result.err
+    result = karpa("train", "dqn", "--resume", balanced, "--environment_steps", 100)
+    assert result.status == 2 and "--environment_steps may only grow" in result.err
+
+
+def test_damaged_weights_are_one_sentence(balanced, karpa, tmp_path) -> None:
+    run = shutil.copytree(balanced, tmp_path / "dqn" / "1")
+    (run / "best.weights.h5").write_bytes(b"damaged")
+    result = karpa("evaluate", run)
+    assert result.status == 2 and "best.weights.h5 cannot be read" in result.err
+    (run / "metrics.json").unlink()
+    result = karpa("export", run, "--to", tmp_path / "models")
+    assert result.status == 2 and "has not ended" in result.err and not (tmp_path / "models").exists()
+
+
+def test_a_wrong_environment_leaves_nothing(tmp_path) -> None:
+    done = own_process("train", "dqn", "--env", "CartPole-v7", "--logs", tmp_path / "logs")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert '--env: Gymnasium has no environment "CartPole-v7"; did you mean "CartPole-v1"?' in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_the_default_settings_get_their_certificate(tmp_path) -> None:
+    done = own_process("train", "dqn", "--seed", 3, "--logs", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert (metrics["mean_return"], metrics["std_return"], metrics["min_return"]) == (500, 0, 500)
+    steps = read_settings(find_recipe("dqn"), "default")["environment_steps"]
+    assert metrics["environment_steps"] <= steps
+    again = own_process(
+        "train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", steps + 1, "--json"
+    )
+    assert json.loads(again.stdout)["metrics"] == metrics, "a perfect policy needs no more training"
+
+
+@pytest.mark.slow
+def test_another_environment_trains_through_python(tmp_path) -> None:
+    small = ["--environment_steps", 1500, "--initial_steps", 500, "--judge_every", 500, "--judge_episodes", 2]
+    done = own_process("train", "dqn", "--env", "Acrobot-v1", *small, "--logs", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert -500 <= metrics["mean_return"] < 0 and metrics["environment_steps"] >= 1500
+    done = own_process(
+        "train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", 2000, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["environment_steps"] >= 2000
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_best_policy_and_says_how_to_go_on(tmp_path) -> None:
+    words = ["train", "dqn", "--target_return", "1000", "--logs", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "karpa_tf", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step "):
+            process.send_signal(signal.SIGINT)
+            break
+    lines += process.stderr.readlines()
+    assert process.wait(timeout=60) == 130
+    assert "karpa-tf train dqn --resume" in "".join(lines)
+    run = tmp_path / "dqn" / "1"
+    assert list((run / "checkpoints").glob("step-*.npz")) and not (run / "metrics.json").exists()
+    done = own_process("predict", run, "[0, 0, 0, 0]", "--json")
+    assert json.loads(done.stdout)["predictions"][0]["action"] in (0, 1)
+
+
+@pytest.mark.slow
+def test_init_starts_from_another_runs_weights(balanced, tmp_path) -> None:
+    settings = [*TINY_DQN, "--environment_steps", 200, "--initial_steps", 199, "--logs", tmp_path]
+    done = own_process("train", "dqn", *settings, "--init", balanced, "--learning_rate", "1e-9")
+    assert done.returncode == 0, done.stderr
+    _, before = dqn.open_model(RunFolder(balanced))
+    _, after = dqn.open_model(RunFolder(tmp_path / "dqn" / "1"))
+    for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    done = own_process("train", "dqn", *TINY_DQN, "--units", 16, "--logs", tmp_path, "--init", balanced)
+    assert done.returncode == 2 and "--init: " in done.stderr
