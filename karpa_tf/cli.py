@@ -364,7 +364,7 @@ def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], a
         reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
         value = re.search(r"Got value: (.*)$", reason)
         options = re.search(r"one of (.*?)\. Got", reason)
-        hint = ""
+        hint = "."
         if value and options:
             hint = did_you_mean(value[1], re.findall(r"'(.*?)'", options[1]))
         return f"--{wrong[1]}: {reason}{hint}"

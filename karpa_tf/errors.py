@@ -13,7 +13,7 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean "..."?` for the nearest known word, or an empty string."""
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
+    """Returns the end of a sentence: `; did you mean "..."?` with the nearest known word, or `otherwise`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    return f'; did you mean "{near[0]}"?' if near else otherwise

@@ -232,9 +232,7 @@ def no_such_path(source: str, wanted: str) -> UserError:
     """Returns the error of a path that leads nowhere; it names what is beside it and sounds alike."""
     path = Path(source)
     near = did_you_mean(path.name, [*(x.name for x in path.parent.glob("*")), "embedded"])
-    return UserError(
-        f'There is no file or folder "{source}"{near or "."} Give {wanted}, tfds:NAME, or embedded.'
-    )
+    return UserError(f'There is no file or folder "{source}"{near} Give {wanted}, tfds:NAME, or embedded.')
 
 
 def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
@@ -363,7 +361,7 @@ def _check_column(path: Path, name: str, header: list[str], columns: Columns) ->
         )
     if name not in header:
         raise UserError(
-            f'{path} has no column "{name}"{did_you_mean(name, header) or "."} Its columns: '
+            f'{path} has no column "{name}"{did_you_mean(name, header)} Its columns: '
             f"{', '.join(map(repr, header))}; name yours with --{flag}."
         )
     if header.count(name) > 1:
@@ -388,7 +386,7 @@ def _read_tfds(source: str, columns: Columns) -> dict[Split, Rows]:
     for name in filter(None, (columns.text, columns.label, columns.text_b)):
         if name not in features:
             raise UserError(
-                f'{source} has no feature "{name}"{did_you_mean(name, features) or "."} It has: '
+                f'{source} has no feature "{name}"{did_you_mean(name, features)} It has: '
                 f"{', '.join(features)}."
             )
     kind = features[columns.label]
@@ -444,7 +442,7 @@ def label_ids(labels: Sequence[str], names: Sequence[str], where: str) -> np.nda
         more = f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else ""
         raise UserError(
             f'{where} has the label "{label}" ({rows}{more}), which training never saw'
-            f"{did_you_mean(label, names) or '.'} It knows: {', '.join(islice(names, 10))}"
+            f"{did_you_mean(label, names)} It knows: {', '.join(islice(names, 10))}"
             f"{' ...' if len(names) > 10 else ''}."
         )
     return np.array([place[label] for label in labels], np.int32)

@@ -74,7 +74,7 @@ def load_preset(name: str) -> Preset:
         return _load_hub(name)
     else:
         what = "folder" if "/" in name or name.startswith(".") else "preset or folder"
-        hint = did_you_mean(name, known) or "; give a folder, a preset's name, hf://USER/MODEL, or scratch."
+        hint = did_you_mean(name, known, "; give a folder, a preset's name, hf://USER/MODEL, or scratch.")
         raise UserError(f'There is no {what} "{name}"{hint}')
     config = _json(folder / "config.json")
     if "registered_name" in config or "class_name" in config:

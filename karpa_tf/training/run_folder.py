@@ -137,8 +137,10 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
         numbers = [int(p.name) for p in _runs_in(parent)]
         if not numbers:
             recipe = path.parent.name
-            hint = "" if recipe in RECIPES else did_you_mean(recipe, RECIPES)
-            raise UserError(f"There is no run of {recipe} in {logs}{hint or '; train one first.'}")
+            hint = "; train one first."
+            if recipe not in RECIPES:
+                hint = did_you_mean(recipe, RECIPES, hint)
+            raise UserError(f"There is no run of {recipe} in {logs}{hint}")
         return RunFolder(parent / str(max(numbers)))
     for candidate in (path, Path(logs) / path):
         if (candidate / "config.yaml").is_file():
