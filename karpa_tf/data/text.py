@@ -55,7 +55,7 @@ class TextData:
 def load_text(
     source: str | Corpus = "embedded",
     *,
-    vocabulary: str | Path = "",
+    vocabulary: str | Path | WordPiece = "",
     vocabulary_size: int = 10_000,
     lowercase: bool = True,
     sequence_length: int = 64,
@@ -74,9 +74,9 @@ def load_text(
 
     Args:
         source: `embedded`, a .txt or .txt.gz file, a folder of them, `tfds:NAME`, or an open corpus.
-        vocabulary: a vocab.txt; empty: learn one from the training split.
+        vocabulary: a vocab.txt, or an open one; empty: learn one from the training split.
         vocabulary_size: largest number of pieces to learn.
-        lowercase: read text in lower case and without accents.
+        lowercase: read text in lower case and without accents; an open vocabulary has its own way.
         sequence_length: pieces in a window.
         batch_size: windows in a batch.
         mask_rate: share of the pieces of a window that are masked.
@@ -90,7 +90,9 @@ def load_text(
         UserError: the source or the vocabulary cannot be used.
     """
     corpus = source if isinstance(source, Corpus) else open_corpus(source)
-    if vocabulary:
+    if isinstance(vocabulary, WordPiece):
+        wordpiece = vocabulary
+    elif vocabulary:
         wordpiece = WordPiece.load(vocabulary, lowercase)
     else:
         wordpiece = cached_vocabulary(corpus, vocabulary_size, lowercase)

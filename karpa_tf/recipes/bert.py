@@ -11,11 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
-from karpa_tf.data.text import cache_folder, load_text
+from karpa_tf.data.text import load_text
 from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
@@ -125,6 +126,7 @@ def pretrain(
     texts: Sequence[str],
     tell: Callable[..., Any],
     resume: bool,
+    strategy: tf.distribute.Strategy,
 ) -> Mapping[str, np.ndarray] | None:
     """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing asked for.
 
@@ -137,28 +139,24 @@ def pretrain(
     if path.exists():
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    vocabulary = cache_folder() / f"pretraining-{folder.path.parent.name}-{folder.path.name}.txt"
-    vocabulary.parent.mkdir(parents=True, exist_ok=True)
-    start.wordpiece.save(vocabulary)
     source: str | Corpus = config.pretrain_data
     if source == "same":
         source = texts_corpus(texts)
-    try:
-        data = load_text(
-            source,
-            vocabulary=vocabulary,
-            lowercase=config.lowercase,
-            sequence_length=min(64, config.sequence_length),
-            batch_size=config.batch_size,
-            objective="masked",
-            seed=config.seed,
-        )
-    finally:
-        vocabulary.unlink(missing_ok=True)
+    data = load_text(
+        source,
+        vocabulary=start.wordpiece,
+        sequence_length=min(64, config.sequence_length),
+        batch_size=config.batch_size,
+        objective="masked",
+        seed=config.seed,
+    )
     steps = config.pretrain_epochs * data.train.steps_per_epoch
-    bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
-    model = build_bert_masked_lm(bert)
-    model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+    with strategy.scope():
+        bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+        model = build_bert_masked_lm(bert)
+        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+    chief = runtime.is_chief(strategy)
+    progress = Progress(steps, units_per_step=config.batch_size, unit="windows", shown=("top1_accuracy",))
     tell(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
     fit(
         model,
@@ -166,16 +164,15 @@ def pretrain(
         validation=data.validation,
         epochs=config.pretrain_epochs,
         metrics={"top1_accuracy": keras.metrics.sparse_categorical_accuracy},
-        callbacks=[
-            Progress(steps, units_per_step=config.batch_size, unit="windows", shown=("top1_accuracy",))
-        ],
+        callbacks=[progress] if chief else [],
         checkpoints=Checkpoints(folder.checkpoints / "pretraining", seconds=config.checkpoint_seconds),
         resume=resume,
     )
     weights = {name: np.asarray(v) for name, v in encoder_variables(model).items()}
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **weights)  # type: ignore[arg-type]
-    temporary.replace(path)
+    if chief:
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **weights)  # type: ignore[arg-type]
+        temporary.replace(path)
     return weights
 
 
@@ -243,11 +240,13 @@ def fine_tune(
     metrics: Mapping[str, Any],
     projector: Callable[[], tuple[np.ndarray, Sequence[str]]],
     resume: bool,
-    chief: bool,
+    strategy: tf.distribute.Strategy,
 ) -> tuple[History, BestWeights]:
-    """Compiles and trains a task's model into the run folder."""
+    """Compiles and trains a task's model, built under the strategy, into the run folder."""
+    chief = runtime.is_chief(strategy)
     steps = config.epochs * train.steps_per_epoch
-    model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
+    with strategy.scope():
+        model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
     best = BestWeights(
         folder.best_weights,
         f"val_{monitor}",

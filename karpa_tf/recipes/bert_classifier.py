@@ -135,7 +135,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
         write_json(folder.assets / "labels.json", names)
         write_json(folder.assets / "data.json", {"fingerprint": table.fingerprint})
 
-    weights = bert.pretrain(config, folder, start, rows["train"].texts, tell, resume)
+    weights = bert.pretrain(config, folder, start, rows["train"].texts, tell, resume, strategy)
     with strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names)(encoder)
@@ -168,7 +168,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
         metrics=TRAINING_METRICS,
         projector=projector,
         resume=resume,
-        chief=chief,
+        strategy=strategy,
     )
     if not chief:
         runtime.wait_for_all(strategy)

@@ -223,7 +223,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
         write_json(folder.assets / "tags.json", names)
         write_json(folder.assets / "data.json", {"fingerprint": tagged.fingerprint})
 
-    weights = bert.pretrain(config, folder, start, texts, tell, resume)
+    weights = bert.pretrain(config, folder, start, texts, tell, resume, strategy)
     with strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names, start.wordpiece)(encoder)
@@ -259,7 +259,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
         metrics=TRAINING_METRICS,
         projector=projector,
         resume=resume,
-        chief=chief,
+        strategy=strategy,
     )
     if not chief:
         runtime.wait_for_all(strategy)

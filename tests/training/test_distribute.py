@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import BERT_TINY, TINY, make_intents, write_csv
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
@@ -135,6 +135,28 @@ def test_two_workers_train_as_one_does(text_file, tmp_path) -> None:
     assert [path.name for path in (two.folder / "logs" / "mlm-gru").iterdir()] == ["1"]
     assert json.loads((two.folder / "1.out").read_text()) == {"run": None, "metrics": {}}
     assert "run " not in (two.folder / "1.err").read_text()
+
+
+def test_two_workers_fine_tune_as_one_does(tmp_path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_intents(240))
+    words = [
+        "train",
+        "bert-classifier",
+        "--strategy",
+        "multi-worker",
+        *BERT_TINY,
+        "--data",
+        data,
+        "--epochs",
+        1,
+    ]
+    words += ["--pretrain_data", "same", "--pretrain_epochs", 1]
+    with Job(tmp_path / "one") as one, Job(tmp_path / "two") as two:
+        one.start(1, *words)
+        two.start(2, *words)
+        # Masked words first, then labels; the embedding's lazy Adam in both.
+        assert_same_training(one.finish(), two.finish(), steps=15)
+    assert [path.name for path in (two.folder / "logs" / "bert-classifier").iterdir()] == ["1"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.recipes import mlm_gru
+from karpa_tf.recipes import bert, mlm_gru
 from karpa_tf.training import loop
 
 
@@ -40,7 +40,8 @@ def main(out: str, devices: str, *words: str) -> int:
         )
     fit = loop.fit
     record = Record(Path(out))
-    mlm_gru.fit = lambda *args, callbacks, **kwargs: fit(*args, callbacks=[*callbacks, record], **kwargs)
+    for recipe in (mlm_gru, bert):
+        recipe.fit = lambda *args, callbacks, **kwargs: fit(*args, callbacks=[*callbacks, record], **kwargs)
     return karpa(words)
 
 
