@@ -464,7 +464,12 @@ def _print_table(table: dict[str, dict[str, Any]], args: Namespace) -> None:
     print(" ".join([" " * width, *cells]), file=_text(args))
     for row, values in table.items():
         cells = [
-            f"{values[name]:>{size}.4g}" if name in values else " " * size
+            f"{_figure(values[name]):>{size}}" if name in values else " " * size
             for name, size in zip(names, widths, strict=True)
         ]
         print(" ".join([f"{row:<{width}}", *cells]), file=_text(args))
+
+
+def _figure(value: float) -> str:
+    """Returns a figure as a table shows it: four digits, but counts whole."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
