@@ -1,6 +1,6 @@
 """`dqn`: TF-Agents' DQN on CartPole-v1, from an environment to a served policy.
 
-    karpa-tf train dqn                       about half a minute on two cores
+    karpa-tf train dqn                       10 to 20 seconds on two cores
     karpa-tf train dqn --env Acrobot-v1      any Gymnasium environment with discrete actions
 
 What it reaches stands in the header of each file in `karpa_tf/settings/dqn`. Training needs TF-Agents and
