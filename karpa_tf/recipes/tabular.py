@@ -1,6 +1,6 @@
 """`q-learning` and `sarsa`: control with a table, from a small environment to a served policy.
 
-    karpa-tf train q-learning                        Taxi-v3: about ten seconds
+    karpa-tf train q-learning                        Taxi-v3: half a minute to a minute
     karpa-tf train sarsa --config frozen-lake        FrozenLake-v1, on slippery ice
 
 One file for both, because they differ in one line of `karpa_tf/rl/tabular.py`; which of the two a run is, its
