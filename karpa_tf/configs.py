@@ -276,6 +276,9 @@ class BertClassifierConfig(BertConfig):
         "none", "balanced: every label counts as much as the others, however rare it is."
     )
     metric: Literal["accuracy", "macro_f1"] = option("accuracy", "What decides which epoch is the best.")
+    head_rate: float = option(
+        5.0, "Factor of the learning rate of what a preset does not bring, with method full."
+    )
 
 
 @dataclass(kw_only=True)
