@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
@@ -55,8 +56,11 @@ def add_services(
     return health_service
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without an accepted token; only the health of the server is open to all."""
+class Doorkeeper(grpc.aio.ServerInterceptor):
+    """Refuses calls without an accepted token, and messages that cannot be read.
+
+    Only the health of the server is open to all.
+    """
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -71,15 +75,36 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler | None:
         """Passes a call on, or answers it with UNAUTHENTICATED."""
         given = dict(details.invocation_metadata or ()).get("authorization")
         header = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
         if details.method.startswith(_OPEN) or self._tokens.accept(header):
-            return await continuation(details)
+            return _with_readable_messages(await continuation(details))
         return self._refusal
+
+
+def _with_readable_messages(handler: grpc.RpcMethodHandler | None) -> grpc.RpcMethodHandler | None:
+    """Makes a message that is none INTERNAL, as in TensorFlow Serving; gRPC itself says UNKNOWN."""
+    if handler is None or handler.unary_unary is None:
+        return handler
+
+    def read(message: bytes) -> Any:
+        try:
+            return handler.request_deserializer(message)
+        except DecodeError:
+            return None
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        if request is None:
+            await context.abort(
+                grpc.StatusCode.INTERNAL, "The message cannot be read as this call's request."
+            )
+        return await handler.unary_unary(request, context)
+
+    return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 class _Calls:

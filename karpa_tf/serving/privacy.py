@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 _EMAIL = re.compile(r"[^\s@<>\"'(),;:]+@[^\s@<>\"'(),;:]+\.\w{2,}")
-# Digits with at most two separators between them; the number of digits tells cards from phones.
-_DIGITS = re.compile(r"(?<![\w.])[+(]{0,2}\d(?:[\s().\-/]{0,2}\d){6,}(?!\w)")
+# Digits with at most three separators between them; the number of digits tells cards from phones.
+_DIGITS = re.compile(r"(?<![\w.])[+(]{0,2}\d(?:[\s().\-/]{0,3}\d){6,}(?!\w)")
 _CARD, _PHONE = range(13, 20), range(7, 16)
 
 

@@ -71,6 +71,9 @@ class RestApi:
             response = _error(
                 Refusal("INTERNAL", f"The server failed on this request: {type(error).__name__}.")
             )
+        if not request.content.is_eof() or request.content.exception():
+            # What is left of the body would be taken for the next request.
+            response.force_close()
         call.http_status = response.status
         call.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
         self._observer.finished(call)
@@ -79,7 +82,6 @@ class RestApi:
     async def _answer(self, request: web.BaseRequest, call: Call) -> web.Response:
         path = unquote_to_bytes(request.raw_path).decode("utf-8", "replace")
         if not self._tokens.accept(request.headers.get("Authorization")):
-            request.protocol.force_close()
             raise Refusal(
                 "UNAUTHENTICATED", "Send a header Authorization: Bearer TOKEN with a token this server knows."
             )
@@ -184,29 +186,28 @@ class RestApi:
     async def _read(self, request: web.BaseRequest, call: Call, deadline: float) -> bytes:
         length = request.content_length or 0
         if length > self._max_bytes:
-            raise self._too_large(request, length)
+            raise self._too_large(length)
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout_at(deadline):
+                if request.headers.get("Expect", "").lower() == "100-continue":
+                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    request.writer.output_size = 0
                 # Counted after decompression.
                 async for chunk in request.content.iter_any():
                     chunks.append(chunk)
                     call.bytes_in += len(chunk)
                     if call.bytes_in > self._max_bytes:
-                        raise self._too_large(request, call.bytes_in)
+                        raise self._too_large(call.bytes_in)
         except TimeoutError:
-            request.protocol.force_close()
             raise Refusal("DEADLINE_EXCEEDED", "The body did not arrive in time.", 408) from None
         except (web.RequestPayloadError, ConnectionError):
-            request.protocol.force_close()
             raise invalid(
                 "The body is broken: it ended early, or is not encoded as its headers say."
             ) from None
         return b"".join(chunks)
 
-    def _too_large(self, request: web.BaseRequest, size: int) -> Refusal:
-        # The rest of the body is not read, so the connection cannot be used again.
-        request.protocol.force_close()
+    def _too_large(self, size: int) -> Refusal:
         return Refusal(
             "RESOURCE_EXHAUSTED",
             f"A body may have {self._max_bytes} bytes; send fewer rows at once. Received: {size} or more.",

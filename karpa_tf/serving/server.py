@@ -23,7 +23,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving import access, config_files
-from karpa_tf.serving.grpc_api import TokenInterceptor, add_services
+from karpa_tf.serving.grpc_api import Doorkeeper, add_services
 from karpa_tf.serving.model import Model, load_model
 from karpa_tf.serving.observing import Observer
 from karpa_tf.serving.options import ServeOptions
@@ -159,7 +159,7 @@ class Server:
         if not options.port:
             return
         self._grpc = grpc.aio.server(
-            interceptors=[TokenInterceptor(self._tokens)],
+            interceptors=[Doorkeeper(self._tokens)],
             options=[
                 ("grpc.max_receive_message_length", options.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -193,7 +193,8 @@ class Server:
         # aiohttp's own log would quote broken requests.
         silent = logging.getLogger("karpa_tf.serving.http")
         silent.disabled = True
-        handler = web.Server(api.handle, access_log=None, logger=silent)
+        # Who sends a body that was refused unread gets a second to read the answer.
+        handler = web.Server(api.handle, access_log=None, logger=silent, lingering_time=1.0)
         self._rest = web.ServerRunner(handler, shutdown_timeout=options.drain_seconds)
         await self._rest.setup()
         site = web.TCPSite(self._rest, options.host, options.rest_api_port, ssl_context=self._rest_tls)

@@ -131,7 +131,7 @@ def test_too_much_is_refused_at_once(executor) -> None:
         model = Model()
         limits = BatchLimits(rows=2, request_rows=5, waiting_rows=3)
         batcher = Batcher(model.run, NUMBERS, NUMBERS, limits, executor)
-        with pytest.raises(Refusal, match="may have 5 rows.*Received: 6") as caught:
+        with pytest.raises(Refusal, match=r"may have 5 rows.*Received: 6") as caught:
             await ask(batcher, *range(6))
         assert caught.value.code == "RESOURCE_EXHAUSTED" and caught.value.http_status == 429
         running = ask(batcher, 0)
