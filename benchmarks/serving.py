@@ -268,7 +268,7 @@ def best(results: list[dict], key: str, lower: bool = True) -> float:
 
 def measure_batching(arguments: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     """Batching on, batching off and the minimal server, with 32 clients and with one."""
-    model = make_model(folder)
+    model = Path(arguments.model) if arguments.model else make_model(folder)
     results: dict[tuple[str, int], list[dict]] = {}
     with ours(model) as on, ours(model, "--enable_batching", "false") as off, minimal(model) as least:
         servers = {"on": on[0], "off": off[0], "minimal": least[0]}
@@ -449,7 +449,7 @@ async def cut_off(port: int, rng: random.Random) -> int:
 
 
 async def wrong_type(port: int, rng: random.Random) -> int:
-    bodies = ['["x"]', "[null]", "[[1], 2]", "{}", "[true]", '[{"y": 1}]', "[[[]]]", '["\\ud800"]']
+    bodies = ['["x"]', "[null]", "[[1], 2]", "{}", "[true]", '[{"y": 1}]', "[[1], [2, 3]]", '["\\ud800"]']
     body = f'{{"instances": {rng.choice(bodies)}}}'.encode()
     return await raw(port, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
@@ -482,6 +482,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="Length of a round for each side.")
     parser.add_argument("--soak_seconds", type=float, default=600.0)
     parser.add_argument("--hostile", type=int, default=HOSTILE, help="Hostile requests in the soak.")
+    parser.add_argument("--model", help="A model's folder to use, in place of one trained for a moment.")
     parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
     # Used by this script itself, for the processes that it starts.
     parser.add_argument("--minimal", help=argparse.SUPPRESS)

@@ -30,7 +30,7 @@ _TABLE_OPS = _names("InitializeTableFromTextFile InitializeTableFromTextFileV2")
 _FILE_OPS = _names("""
     ReadFile WriteFile MatchingFiles ImmutableConst FileSystemSetConfiguration
     WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 TFRecordReader TFRecordReaderV2
-    FixedLengthRecordReader FixedLengthRecordReaderV2 LMDBReader
+    FixedLengthRecordReader FixedLengthRecordReaderV2 LMDBReader RecordInput
     TextLineDataset TFRecordDataset TFRecordDatasetV2 FixedLengthRecordDataset FixedLengthRecordDatasetV2
     SqlDataset LMDBDataset CSVDataset CSVDatasetV2 MatchingFilesDataset CacheDataset CacheDatasetV2
     SnapshotDataset SnapshotDatasetV2 SnapshotDatasetReader SnapshotNestedDatasetReader SnapshotChunkDataset
@@ -159,7 +159,9 @@ class _Program:
             position = index - (len(arguments) - len(captured))
             if position < 0 or not self._is_asset_object(captured[position]):
                 return False
-        callers = self._callers[place]
+        # Where there are objects, Python runs their functions and never the main graph.
+        objects = bool(self._meta.object_graph_def.nodes)
+        callers = [(where, node) for where, node in self._callers[place] if where or not objects]
         return (bound is not None or bool(callers)) and all(
             caller.op in ("PartitionedCall", "StatefulPartitionedCall")
             and self.comes_from_asset(where, caller.input[index], assets, depth + 1)
