@@ -62,7 +62,7 @@ def _declare() -> Mapping[str, Any]:
     }
 
 
-_MESSAGES = _declare()
+MESSAGES = _declare()
 
 
 def _parse(path: str, flag: str, message: Any) -> Any:
@@ -95,7 +95,7 @@ def read_monitoring(path: str) -> str:
     """
     if not path:
         return DEFAULT_METRICS_PATH
-    config = _parse(path, "monitoring_config_file", _MESSAGES["MonitoringConfig"]()).prometheus_config
+    config = _parse(path, "monitoring_config_file", MESSAGES["MonitoringConfig"]()).prometheus_config
     if not config.enable:
         return ""
     return config.path or DEFAULT_METRICS_PATH
@@ -116,7 +116,7 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
     threads = defaults.threads if join else cores
     if not path:
         return BatchLimits(join=join, threads=threads)
-    given = _parse(path, "batching_parameters_file", _MESSAGES["BatchingParameters"]())
+    given = _parse(path, "batching_parameters_file", MESSAGES["BatchingParameters"]())
     for field, value in given.ListFields():
         number = getattr(value, "value", 1)
         if (

@@ -35,7 +35,7 @@ _NOT_FOUND = (
 
 
 class RestApi:
-    """Answers HTTP requests; `handle` is the only method that is called from outside."""
+    """Answers HTTP requests."""
 
     def __init__(
         self,
@@ -53,10 +53,30 @@ class RestApi:
         self._metrics_path = metrics_path
         self._timeout = timeout
         self._max_bytes = max_bytes
+        self._in_flight = 0
+        self._drained: asyncio.Future[None] | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers one request. Nothing that it brings raises an error here or is logged."""
         call = Call("REST", "", request.remote or "", start=time.perf_counter())
+        self._in_flight += 1
+        try:
+            return await self._observed(request, call)
+        finally:
+            self._in_flight -= 1
+            if self._drained and not self._drained.done() and not self._in_flight:
+                self._drained.set_result(None)
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until every request has its answer, also those of which only a part has come.
+
+        Connections are closed with their answers, so that clients go elsewhere.
+        """
+        self._drained = asyncio.get_running_loop().create_future()
+        if self._in_flight:
+            await asyncio.wait({self._drained}, timeout=seconds)
+
+    async def _observed(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         try:
             response = await self._answer(request, call)
         except Refusal as refusal:
@@ -71,7 +91,7 @@ class RestApi:
             response = _error(
                 Refusal("INTERNAL", f"The server failed on this request: {type(error).__name__}.")
             )
-        if not request.content.is_eof() or request.content.exception():
+        if self._drained or not request.content.is_eof() or request.content.exception():
             # What is left of the body would be taken for the next request.
             response.force_close()
         call.http_status = response.status
@@ -187,12 +207,13 @@ class RestApi:
         length = request.content_length or 0
         if length > self._max_bytes:
             raise self._too_large(length)
+        if length and request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout_at(deadline):
-                if request.headers.get("Expect", "").lower() == "100-continue":
-                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    request.writer.output_size = 0
+            # Most bodies have come with their headers; waiting for the others ends at the deadline.
+            async with asyncio.timeout_at(None if request.content.is_eof() else deadline):
                 # Counted after decompression.
                 async for chunk in request.content.iter_any():
                     chunks.append(chunk)

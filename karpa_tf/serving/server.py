@@ -122,6 +122,7 @@ class Server:
         self._observer = Observer(self._registry, options.access_log, options.request_log)
         self._grpc: grpc.aio.Server | None = None
         self._rest: web.ServerRunner | None = None
+        self._api: RestApi | None = None
         self._health: Any = None
         self._health_task: asyncio.Task[None] | None = None
 
@@ -195,13 +196,22 @@ class Server:
         silent.disabled = True
         # Who sends a body that was refused unread gets a second to read the answer.
         handler = web.Server(api.handle, access_log=None, logger=silent, lingering_time=1.0)
-        self._rest = web.ServerRunner(handler, shutdown_timeout=options.drain_seconds)
+        self._api = api
+        self._rest = web.ServerRunner(handler, shutdown_timeout=1.0)
         await self._rest.setup()
         site = web.TCPSite(self._rest, options.host, options.rest_api_port, ssl_context=self._rest_tls)
         try:
             await site.start()
         except OSError as error:
             raise _taken(options.host, options.rest_api_port, "rest_api_port", _reason(error)) from None
+
+    async def _stop_rest(self) -> None:
+        if self._rest and self._api:
+            for site in list(self._rest.sites):
+                await site.stop()
+            # aiohttp's own way of stopping reads no more of a body that is on its way.
+            await self._api.drain(self._options.drain_seconds)
+            await self._rest.cleanup()
 
     async def _reread(self) -> None:
         config = self._config_file.read_if_changed()
@@ -247,7 +257,7 @@ class Server:
         if self._grpc:
             waiting.append(self._grpc.stop(self._options.drain_seconds))
         if self._rest:
-            waiting.append(self._rest.cleanup())
+            waiting.append(self._stop_rest())
         await asyncio.gather(*waiting)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
