@@ -80,8 +80,10 @@ def replay(running: Running, recorded_models: Path) -> Any:
 @recorded
 @pytest.mark.parametrize(("kind", "case"), CASES, ids=[f"{kind}-{case['id']}" for kind, case in CASES])
 def test_it_answers_as_tensorflow_serving(replay: Any, kind: str, case: dict[str, Any]) -> None:
-    problems = replay(kind, case)
-    if case["id"] in DIFFERENCES:
+    different = case["id"] in DIFFERENCES
+    # One of the listed differences is a stream that goes on for as long as one listens.
+    problems = replay(kind, case | {"timeout_s": 2} if different else case)
+    if different:
         assert problems, "it is listed in docs/serving_differences.json, and does not differ"
     else:
         assert not problems
