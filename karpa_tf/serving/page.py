@@ -12,7 +12,7 @@ from aiohttp import web
 
 from karpa_tf.serving.json_tensors import Spec
 from karpa_tf.serving.model import Model, Signature
-from karpa_tf.serving.registry import Registry, State, Version
+from karpa_tf.serving.registry import Registry, Served, State, Version
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,10 +41,10 @@ show();
 """
 
 
-def respond(registry: Registry) -> web.Response:
-    """Returns the page."""
+def respond(registry: Registry, address: str) -> web.Response:
+    """Returns the page; `address` is what the browser calls this server."""
     nonce = secrets.token_urlsafe(16)
-    parts = [_model(served.name, registry) for served in registry.models()]
+    parts = [_model(served, address) for served in registry.models()]
     form = _form(registry)
     html = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>karpa-tf serve</title>'
@@ -61,16 +61,16 @@ def respond(registry: Registry) -> web.Response:
     return web.Response(text=html, content_type="text/html", headers=headers)
 
 
-def _model(name: str, registry: Registry) -> str:
-    versions = [v for served in registry.models() if served.name == name for v in served.versions.values()]
-    labels = {served.name: served.labels for served in registry.models()}[name]
-    rows = "".join(_version(version, labels) for version in sorted(versions, key=lambda v: -v.number))
+def _model(served: Served, address: str) -> str:
+    versions = [served.versions[number] for number in sorted(served.versions, reverse=True)]
+    rows = "".join(_version(version, served.labels) for version in versions)
     table = f"<table><tr><th>version<th>state<th>labels<th>loaded in{rows}</table>"
-    newest = next((v.model for v in sorted(versions, key=lambda v: -v.number) if v.model), None)
-    signatures = (
-        "" if newest is None else "".join(_signature(newest, key) for key in sorted(newest.signatures))
-    )
-    return f'<section id="{escape(name)}"><h2>{escape(name)}</h2>{table}{signatures}</section>'
+    newest = next((version.model for version in versions if version.model), None)
+    signatures = ""
+    if newest is not None:
+        signatures = "".join(_signature(newest, key, address) for key in sorted(newest.signatures))
+    name = escape(served.name)
+    return f'<section id="{name}"><h2>{name}</h2>{table}{signatures}</section>'
 
 
 def _version(version: Version, labels: Mapping[str, int]) -> str:
@@ -82,10 +82,10 @@ def _version(version: Version, labels: Mapping[str, int]) -> str:
     return f"<tr><td>{version.number}<td>{escape(state)}<td>{escape(named)}<td>{seconds}"
 
 
-def _signature(model: Model, key: str) -> str:
+def _signature(model: Model, key: str, address: str) -> str:
     signature = model.signatures[key]
     body = json.dumps(example_body(signature, key))
-    curl = f"curl -d '{body}' \\\n  http://localhost:8501{_path(model)}"
+    curl = f"curl -d '{body}' \\\n  {address}/v1/models/{model.name}:predict"
     return (
         f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
         f"{_tensors('out', signature.outputs)}</table><pre>{escape(curl)}</pre>"
@@ -110,12 +110,10 @@ def _form(registry: Registry) -> str:
     for served in registry.models():
         for number in served.available():
             model = served.versions[number].model
-            if model is None:
-                continue
-            for key, signature in sorted(model.signatures.items()):
+            for key, signature in sorted(model.signatures.items() if model else []):
                 body = escape(json.dumps(example_body(signature, key), indent=1))
-                path = f"/v1/models/{model.name}/versions/{number}:predict"
-                title = escape(f"{model.name} version {number}, {key}")
+                path = f"/v1/models/{served.name}/versions/{number}:predict"
+                title = escape(f"{served.name} version {number}, {key}")
                 options += f'<option data-path="{escape(path)}" data-body="{body}">{title}</option>'
     if not options:
         return ""
@@ -126,10 +124,6 @@ def _form(registry: Registry) -> str:
         '<textarea id="body" name="body" rows="8" spellcheck="false"></textarea>'
         '<p><button>Send</button></p><label for="answer">Answer</label><output id="answer"></output></form>'
     )
-
-
-def _path(model: Model) -> str:
-    return f"/v1/models/{model.name}:predict"
 
 
 def example_body(signature: Signature, key: str) -> dict[str, Any]:

@@ -229,14 +229,21 @@ class Registry:
         """Looks at the disk once, and loads and unloads what that asks for."""
         async with self._turn:
             if self._root is not None:
-                found = models_in(self._root)
-                for name, path in found.items():
-                    if name not in self._models:
-                        self._models[name] = Served(name, path, Policy(all=Policy.All()))
-                for name, model in self._models.items():
-                    model.removed = name not in found
+                self._find_models(self._root)
             for model in list(self._models.values()):
                 await self._poll_model(model)
+
+    def _find_models(self, root: Path) -> None:
+        try:
+            found = models_in(root)
+        except OSError as error:
+            log.warning("%s cannot be read: %s", root, error.strerror)
+            return
+        for name, path in found.items():
+            if name not in self._models:
+                self._models[name] = Served(name, path, Policy(all=Policy.All()))
+        for name, model in self._models.items():
+            model.removed = name not in found
 
     async def _poll_model(self, model: Served) -> None:
         try:
@@ -374,8 +381,15 @@ def models_in(root: Path) -> dict[str, Path]:
     return {
         path.name: path
         for path in sorted(root.absolute().iterdir())
-        if path.is_dir() and not path.name.startswith(".") and versions_in(path)
+        if path.is_dir() and not path.name.startswith(".") and _holds_versions(path)
     }
+
+
+def _holds_versions(path: Path) -> bool:
+    try:
+        return bool(versions_in(path))
+    except OSError:
+        return True  # unreadable for now: no reason to take it down
 
 
 def versions_in(base_path: Path) -> dict[int, Path]:

@@ -108,7 +108,7 @@ class RestApi:
         if path == self._metrics_path:
             return web.Response(body=self._observer.metrics(), content_type="text/plain")
         if path == "/" and request.method in ("GET", "HEAD"):
-            return page.respond(self._registry)
+            return page.respond(self._registry, f"{request.scheme}://{request.host}")
         if not re.match(r"/v1/models(/|$|\?)", path):
             return web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
         if request.method == "GET":
@@ -207,7 +207,7 @@ class RestApi:
         length = request.content_length or 0
         if length > self._max_bytes:
             raise self._too_large(length)
-        if length and request.headers.get("Expect", "").lower() == "100-continue":
+        if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         chunks: list[bytes] = []
