@@ -29,6 +29,9 @@ _METADATA = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}/metadata")
 _ACTION = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<api>predict|classify|regress)")
 _INT64_MAX = 2**63 - 1
 
+# Of all bodies that are held at one time, as many as this of the largest size.
+_LARGEST_BODIES = 16
+
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 )
@@ -54,6 +57,7 @@ class RestApi:
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._in_flight = 0
+        self._held_bytes = 0
         self._drained: asyncio.Future[None] | None = None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -64,6 +68,7 @@ class RestApi:
             return await self._observed(request, call)
         finally:
             self._in_flight -= 1
+            self._held_bytes -= call.bytes_in
             if self._drained and not self._drained.done() and not self._in_flight:
                 self._drained.set_result(None)
 
@@ -218,8 +223,13 @@ class RestApi:
                 async for chunk in request.content.iter_any():
                     chunks.append(chunk)
                     call.bytes_in += len(chunk)
+                    self._held_bytes += len(chunk)
                     if call.bytes_in > self._max_bytes:
                         raise self._too_large(call.bytes_in)
+                    if self._held_bytes > _LARGEST_BODIES * self._max_bytes:
+                        raise Refusal(
+                            "RESOURCE_EXHAUSTED", "Too much is being sent at once; try again later."
+                        )
         except TimeoutError:
             raise Refusal("DEADLINE_EXCEEDED", "The body did not arrive in time.", 408) from None
         except (web.RequestPayloadError, ConnectionError):
