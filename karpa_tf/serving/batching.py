@@ -7,7 +7,6 @@ client never waits for company, and the busier the server, the larger its batche
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -144,8 +143,7 @@ class Batcher:
             batch = self._next_batch()
             if batch:
                 self._running += 1
-                task = asyncio.get_running_loop().run_in_executor(self._executor, self._execute, batch)
-                task.add_done_callback(functools.partial(self._finish, batch))
+                self._executor.submit(self._execute, asyncio.get_running_loop(), batch)
         if not self._queue and not self._running:
             self._idle.set()
 
@@ -170,17 +168,22 @@ class Batcher:
         self._queue.extendleft(reversed(left))
         return batch
 
-    def _execute(self, batch: list[_Item]) -> tuple[list[Arrays | BaseException], RunReport]:
+    def _execute(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
         """Runs in a thread of the executor."""
         start = time.perf_counter()
-        results = self._joined(batch) if len(batch) > 1 else [self._alone(batch[0])]
+        results: list[Arrays | BaseException]
+        try:
+            results = self._joined(batch) if len(batch) > 1 else [self._alone(batch[0])]
+        except Exception as error:  # whatever happens, nobody is left waiting
+            results = [error for _ in batch]
         report = RunReport(
             sum(item.rows for item in batch),
             len(batch),
             time.perf_counter() - start,
             [start - item.since for item in batch],
         )
-        return results, report
+        # Straight back, without the futures that asyncio would chain.
+        loop.call_soon_threadsafe(self._finish, batch, results, report)
 
     def _alone(self, item: _Item) -> Arrays | BaseException:
         try:
@@ -219,9 +222,8 @@ class Batcher:
         width = max(_used_columns(array) for array in strings)
         return {name: array[:, :width] if name in self._ragged else array for name, array in outputs.items()}
 
-    def _finish(self, batch: list[_Item], task: asyncio.Future[Any]) -> None:
+    def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
-        results, report = task.result()
         self._start()
         for item, result in zip(batch, results, strict=True):
             if item.future.done():

@@ -138,6 +138,9 @@ class Server:
         options = self._options
         for flag in ("port", "rest_api_port"):
             _check_free(options.host, getattr(options, flag), flag)
+        # TensorFlow's own objects stay: collections after an unload need not look at them. Models may go.
+        gc.collect()
+        gc.freeze()
         try:
             if self._config_file.path:
                 await self._registry.serve_config(self._config_file.read())
@@ -147,9 +150,6 @@ class Server:
                 await self._registry.serve_folder(Path(self._folder))
         except Refusal as refusal:
             raise UserError(refusal.message) from None
-        # What is here now stays; collections after an unload need not look at it.
-        gc.collect()
-        gc.freeze()
         self._registry.start_polling(self._reread)
         await self._start_grpc()
         await self._start_rest()
