@@ -31,6 +31,7 @@ class Signature:
     Attributes:
         inputs, outputs: type and shape by name.
         definition: the SignatureDef of the SavedModel.
+        owner: the loaded SavedModel; the function alone does not keep its variables.
         batcher: the queue, there once the model is served.
     """
 
@@ -41,7 +42,7 @@ class Signature:
         self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
         self.definition = definition
         self._function = function
-        self._owner = owner  # the function alone does not keep its variables
+        self.owner = owner
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Calls the graph, in this thread.

@@ -87,7 +87,11 @@ def _stop_signal() -> asyncio.Future[Any]:
 
 
 class Server:
-    """A registry of models with REST and gRPC before it. Lives in one event loop."""
+    """A registry of models with REST and gRPC before it. Lives in one event loop.
+
+    Attributes:
+        registry: the models.
+    """
 
     def __init__(self, options: ServeOptions, folder: str) -> None:
         """Reads every file that the options name.
@@ -107,7 +111,7 @@ class Server:
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
         self._executor = ThreadPoolExecutor(max(cores, self._limits.threads), "run")
-        self._registry = Registry(
+        self.registry = Registry(
             functools.partial(
                 load_model,
                 allow_unsafe_ops=options.allow_unsafe_ops,
@@ -119,7 +123,7 @@ class Server:
             retry_seconds=options.load_retry_interval_micros / 1e6,
             allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
         )
-        self._observer = Observer(self._registry, options.access_log, options.request_log)
+        self._observer = Observer(self.registry, options.access_log, options.request_log)
         self._grpc: grpc.aio.Server | None = None
         self._rest: web.ServerRunner | None = None
         self._api: RestApi | None = None
@@ -143,14 +147,14 @@ class Server:
         gc.freeze()
         try:
             if self._config_file.path:
-                await self._registry.serve_config(self._config_file.read())
+                await self.registry.serve_config(self._config_file.read())
             elif options.model_base_path:
-                await self._registry.serve_config(_one_model(options))
+                await self.registry.serve_config(_one_model(options))
             else:
-                await self._registry.serve_folder(Path(self._folder))
+                await self.registry.serve_folder(Path(self._folder))
         except Refusal as refusal:
             raise UserError(refusal.message) from None
-        self._registry.start_polling(self._reread)
+        self.registry.start_polling(self._reread)
         await self._start_grpc()
         await self._start_rest()
         self._health_task = asyncio.create_task(self._report_health())
@@ -168,7 +172,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._health = add_services(self._grpc, self._registry, self._observer)
+        self._health = add_services(self._grpc, self.registry, self._observer)
         address = f"{_in_url(options.host)}:{options.port}"
         try:
             if self._grpc_tls:
@@ -184,7 +188,7 @@ class Server:
         if not options.rest_api_port:
             return
         api = RestApi(
-            self._registry,
+            self.registry,
             self._observer,
             self._tokens,
             metrics_path=self._metrics_path,
@@ -218,7 +222,7 @@ class Server:
         if config is None:
             return
         try:
-            await self._registry.serve_config(config)
+            await self.registry.serve_config(config)
         except Refusal as refusal:
             log.warning("%s is not followed: %s", self._config_file.path, refusal.message)
 
@@ -226,7 +230,7 @@ class Server:
         """Keeps gRPC's health service up to date, for the server ("") and its services."""
         status = health_pb2.HealthCheckResponse
         while self._health is not None:
-            now = status.SERVING if self._registry.ready() else status.NOT_SERVING
+            now = status.SERVING if self.registry.ready() else status.NOT_SERVING
             for service in (
                 "",
                 "tensorflow.serving.PredictionService",
@@ -243,12 +247,12 @@ class Server:
         return {
             "rest": f"{scheme}://{host}:{options.rest_api_port}" if options.rest_api_port else None,
             "grpc": f"{host}:{options.port}" if options.port else None,
-            "models": {model.name: model.available() for model in self._registry.models()},
+            "models": {model.name: model.available() for model in self.registry.models()},
         }
 
     async def stop(self) -> None:
         """Takes no more requests, waits for those in flight, and lets go of everything."""
-        await self._registry.close()
+        await self.registry.close()
         waiting = []
         if self._health_task:
             self._health_task.cancel()

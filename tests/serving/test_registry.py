@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 
 import pytest
 
@@ -43,10 +44,12 @@ def test_the_newest_version_replaces_the_old_one_and_back(models) -> None:
     shutil.rmtree(models / "add" / "2")
     with Running(model_config_file=write_config(models)) as server:
         assert server.status() == {"1": "AVAILABLE"}
+        first = weakref.ref(server.server.registry.find("add").signature("").owner)
         save_add(models / "add", 2)
         # No prediction fails on the way: one of the two always answers.
         until(lambda: server.predict([1]) == [3], "version 2 answers")
         until(lambda: server.status() == {"2": "AVAILABLE", "1": "END"}, "version 1 is unloaded")
+        until(lambda: first() is None, "its memory is given back")
         (models / "add" / "2").rename(models / "away")
         until(lambda: server.predict([1]) == [2], "version 1 answers again")
         until(lambda: server.status() == {"2": "END", "1": "AVAILABLE"}, "version 2 is unloaded")
