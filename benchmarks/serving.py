@@ -90,8 +90,8 @@ def karpa(*words: str) -> None:
 
 
 def text(rng: random.Random) -> str:
-    """A sentence of 4 to 16 words."""
-    return " ".join(rng.choices(WORDS, k=rng.randint(4, 16)))
+    """A spoken command of 4 to 9 words."""
+    return " ".join(rng.choices(WORDS, k=rng.randint(4, 9)))
 
 
 def free_port() -> int:
@@ -277,7 +277,8 @@ def measure_batching(arguments: argparse.Namespace, folder: Path) -> tuple[dict,
             run_load(port, model.name, CLIENTS, arguments.seconds / 4)  # every shape has been seen once
         for number in range(arguments.rounds):
             for clients in (CLIENTS, 1):
-                for name, port in servers.items():
+                # Now forwards, now backwards: who comes after whom must not matter.
+                for name, port in list(servers.items())[:: -1 if number % 2 else 1]:
                     result = run_load(port, model.name, clients, arguments.seconds)
                     results.setdefault((name, clients), []).append(result)
                     print(f"round {number + 1}, {clients} clients, {name}: {result}", flush=True)

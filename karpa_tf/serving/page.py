@@ -68,7 +68,7 @@ def _model(served: Served, address: str) -> str:
     newest = next((version.model for version in versions if version.model), None)
     signatures = ""
     if newest is not None:
-        signatures = "".join(_signature(newest, key, address) for key in sorted(newest.signatures))
+        signatures = "".join(_signature(newest, key, address) for key in _names(newest))
     name = escape(served.name)
     return f'<section id="{name}"><h2>{name}</h2>{table}{signatures}</section>'
 
@@ -80,6 +80,11 @@ def _version(version: Version, labels: Mapping[str, int]) -> str:
     named = ", ".join(sorted(label for label, number in labels.items() if number == version.number))
     seconds = f"{version.model.seconds:.1f} s" if version.model else ""
     return f"<tr><td>{version.number}<td>{escape(state)}<td>{escape(named)}<td>{seconds}"
+
+
+def _names(model: Model) -> list[str]:
+    """The signatures' names, the default one first."""
+    return sorted(model.signatures, key=lambda name: (name != "serving_default", name))
 
 
 def _signature(model: Model, key: str, address: str) -> str:
@@ -110,8 +115,10 @@ def _form(registry: Registry) -> str:
     for served in registry.models():
         for number in served.available():
             model = served.versions[number].model
-            for key, signature in sorted(model.signatures.items() if model else []):
-                body = escape(json.dumps(example_body(signature, key), indent=1))
+            if model is None:
+                continue
+            for key in _names(model):
+                body = escape(json.dumps(example_body(model.signatures[key], key), indent=1))
                 path = f"/v1/models/{served.name}/versions/{number}:predict"
                 title = escape(f"{served.name} version {number}, {key}")
                 options += f'<option data-path="{escape(path)}" data-body="{body}">{title}</option>'
