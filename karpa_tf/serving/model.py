@@ -131,10 +131,10 @@ def load_model(
         Refusal: it cannot be loaded; the code and sentence stand in the model's status.
     """
     start = time.perf_counter()
-    graph = _read_graph(path)
-    if not allow_unsafe_ops:
-        safety.check(graph, path)
     try:
+        graph = _read_graph(path)
+        if not allow_unsafe_ops:
+            safety.check(graph, path)
         loaded = tf.saved_model.load(str(path), tags=["serve"])
         signatures = {
             key: Signature(function, loaded, graph.signature_def[key])

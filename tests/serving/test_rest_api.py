@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -169,3 +170,16 @@ def test_a_broken_request_is_refused(small) -> None:
     assert exchange(small, b"\x16\x03\x01 nonsense\r\n\r\n").startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
     assert exchange(small, HEAD + b"Content-Length: 5, 6\r\n\r\n").split(b" ")[1] == b"400"
     assert small.predict([1]) == [4]
+
+
+def test_many_clients_get_their_own_answers(server) -> None:
+    texts = [" ".join(f"w{number}" for number in range(count % 7 + 1)) for count in range(100)]
+
+    def ask(text: str) -> Any:
+        return server.post("/v1/models/words:predict", {"instances": [text]}).json["predictions"]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, texts))
+    for text, answer in zip(texts, answers, strict=True):
+        # Not a column more, whoever was joined with it.
+        assert answer == [{"words": text.split(), "lengths": [len(word) for word in text.split()]}]
