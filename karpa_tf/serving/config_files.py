@@ -47,8 +47,6 @@ def _declare() -> Mapping[str, Any]:
         thread_pool_name=wrapped + "StringValue",
         allowed_batch_sizes=_FIELD.TYPE_INT64,
         pad_variable_length_inputs=_FIELD.TYPE_BOOL,
-        enable_large_batch_splitting=wrapped + "BoolValue",
-        max_execution_batch_size=wrapped + "Int64Value",
     )
     file.message_type[-1].field[5].label = _FIELD.LABEL_REPEATED
     pool = descriptor_pool.DescriptorPool()
@@ -116,18 +114,20 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
     threads = defaults.threads if join else cores
     if not path:
         return BatchLimits(join=join, threads=threads)
-    given = _parse(path, "batching_parameters_file", MESSAGES["BatchingParameters"]())
-    for field, value in given.ListFields():
-        number = getattr(value, "value", 1)
-        if (
-            isinstance(number, int)
-            and not isinstance(number, bool)
-            and number < (field.name[:9] != "batch_tim")
-        ):
-            raise UserError(
-                f"--batching_parameters_file: {field.name} must be at least 1. Received: {number}."
-            )
-    request_rows = given.max_batch_size.value or defaults.request_rows
-    rows = given.max_execution_batch_size.value or min(given.max_batch_size.value or defaults.rows, 10**6)
-    waiting = given.max_enqueued_batches.value * rows or defaults.waiting_rows
-    return BatchLimits(join, rows, request_rows, waiting, given.num_batch_threads.value or threads)
+    flag = "batching_parameters_file"
+    given = _parse(path, flag, MESSAGES["BatchingParameters"]())
+    for name, least in _LEAST.items():
+        if given.HasField(name) and getattr(given, name).value < least:
+            number = getattr(given, name).value
+            raise UserError(f"--{flag}: {name} must be at least {least}. Received: {number}.")
+    rows = given.max_batch_size.value or defaults.rows
+    return BatchLimits(
+        join,
+        rows=rows,
+        request_rows=given.max_batch_size.value or defaults.request_rows,
+        waiting_rows=given.max_enqueued_batches.value * rows or defaults.waiting_rows,
+        threads=given.num_batch_threads.value or threads,
+    )
+
+
+_LEAST = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
