@@ -99,6 +99,9 @@ def read_monitoring(path: str) -> str:
     return config.path or DEFAULT_METRICS_PATH
 
 
+_LEAST = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
+
+
 def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
     """Returns the limits of batches and queues.
 
@@ -108,7 +111,7 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
         cores: how many runs go on side by side when they are not.
 
     Raises:
-        UserError: the file cannot be read or parsed, or asks for what this server does not do.
+        UserError: the file cannot be read or parsed, or holds a number that makes no sense.
     """
     defaults = BatchLimits()
     threads = defaults.threads if join else cores
@@ -128,6 +131,3 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
         waiting_rows=given.max_enqueued_batches.value * rows or defaults.waiting_rows,
         threads=given.num_batch_threads.value or threads,
     )
-
-
-_LEAST = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
