@@ -7,7 +7,7 @@ LINT := .venv-lint
 LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 types-PyYAML types-tqdm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart minilm test test-all lint type format bench clean
+.PHONY: help setup quickstart minilm test test-all serve-test lint type format bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,11 @@ test: setup  ## the tests, within 15 minutes on two cores
 
 test-all: setup  ## the slow ones as well; Chromium for TensorBoard's pages
 	@$(BIN)/python -m pytest
+
+serve-test: setup  ## every export on a real TensorFlow Serving: MODEL_SERVER=/path/to/tensorflow_model_server
+	@test -z "$(MODEL_SERVER)" || test -x "$(MODEL_SERVER)" || { echo "There is no program $(MODEL_SERVER)."; exit 2; }
+	@test -n "$(MODEL_SERVER)" || echo "MODEL_SERVER is not set: TensorFlow Serving itself is left out."
+	@KARPA_TF_MODEL_SERVER="$(abspath $(MODEL_SERVER))" $(BIN)/python -m pytest tests/serving/test_exports.py
 
 lint: $(LINT)/.done  ## ruff
 	@$(LINT)/bin/ruff check .

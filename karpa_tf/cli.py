@@ -16,7 +16,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -30,6 +30,7 @@ from karpa_tf.configs import (
     shipped_settings,
 )
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.serving.options import ServeOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,9 +193,26 @@ def _export(args: Namespace) -> dict[str, Any]:
     return result
 
 
+def _serve(args: Namespace) -> None:
+    """Serves until it is stopped; what is printed is printed when it is ready."""
+    options = ServeOptions(**{field.name: args[field.name] for field in dataclasses.fields(ServeOptions)})
+    with _quiet_import():
+        from karpa_tf.serving import server
+
+    def ready(description: dict[str, Any]) -> None:
+        if args.json:
+            print(json.dumps(description), flush=True)
+            return
+        for model, versions in description["models"].items():
+            print(f"{model}: version {', '.join(map(str, versions)) or 'none'}")
+        print(f"REST {description['rest']}  gRPC {description['grpc']}  stop with Ctrl-C", flush=True)
+
+    server.run(options, args.models, ready)
+
+
 # --- The parser -----------------------------------------------------------------------------------
 
-_VERBS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
+_VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
@@ -202,6 +220,7 @@ _VERBS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
     "predict": ("Predict with a run or a SavedModel.", _predict),
     "export": ("Write a SavedModel for TensorFlow Serving.", _export),
+    "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
 }
 
 
@@ -216,6 +235,7 @@ def _run(argv: list[str]) -> int:
     args = _parse(parser, leaves, argv, defaults=True)
     verb = args.verb
     verb_args = args[verb]
+    result: dict[str, Any] | None
     if verb == "train":
         recipe = find_recipe(verb_args.recipe)
         typed = _parse(parser, leaves, argv, defaults=False)["train"].get(recipe.name)
@@ -229,6 +249,8 @@ def _run(argv: list[str]) -> int:
         verb_args = verb_args[recipe.name]
     else:
         result = _VERBS[verb][1](verb_args)
+    if result is None:
+        return 0
     if verb_args.json:
         print(json.dumps(result, ensure_ascii=False))
     return 0 if result.get("ok", True) else 1
@@ -279,6 +301,9 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
                 action="store_true",
                 help="Export even a model that has not learned its task.",
             )
+        if verb == "serve":
+            leaf.add_argument("models", type=str, nargs="?", default="savedmodels", help="Folder of models.")
+            _add_fields(leaf, ServeOptions, {})
         _common(leaf)
     return parser, leaves
 
@@ -303,15 +328,20 @@ def _train_parser(recipe: Recipe) -> ArgumentParser:
     )
     defaults = dataclasses.asdict(recipe.config())
     defaults.update(read_settings(recipe, "default"))
-    hints = _field_types(recipe.config)
-    for field in dataclasses.fields(recipe.config):
+    _add_fields(parser, recipe.config, defaults)
+    _common(parser)
+    return parser
+
+
+def _add_fields(parser: ArgumentParser, fields_of: type[Any], defaults: dict[str, Any]) -> None:
+    """Adds a flag for each field of a dataclass."""
+    hints = get_type_hints(fields_of)
+    for field in dataclasses.fields(fields_of):
         kind: dict[str, Any] = {"type": hints[field.name]}
         if hints[field.name] is bool:
             kind = dict(_FLAG)
-        kind["default"] = defaults[field.name]
+        kind["default"] = defaults.get(field.name, field.default)
         parser.add_argument(f"--{field.name}", **kind, help=field.metadata["help"])
-    _common(parser)
-    return parser
 
 
 def _parser(prog: str, description: str) -> ArgumentParser:
@@ -321,12 +351,6 @@ def _parser(prog: str, description: str) -> ArgumentParser:
 def _common(parser: ArgumentParser) -> None:
     parser.add_argument("--logs", type=str, default="logs", help="Folder of the runs.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object on standard output.")
-
-
-def _field_types(config: type[RunConfig]) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(config)
 
 
 def _parse(

@@ -27,6 +27,12 @@ _MODULES = {
     "hassil": "pip install hassil",
     "home_assistant_intents": "pip install home-assistant-intents",
     "tensorflow_datasets": "pip install tensorflow-datasets",
+    "aiohttp": "pip install aiohttp",
+    "grpc": "pip install grpcio",
+    "grpc_health.v1.health": "pip install grpcio-health-checking",
+    "grpc_reflection.v1alpha.reflection": "pip install grpcio-reflection",
+    "orjson": "pip install orjson",
+    "prometheus_client": "pip install prometheus-client",
     "tensorflow_serving.apis.predict_pb2": "pip install 'tensorflow-serving-api~=2.21.0'",
 }
 

@@ -1,0 +1,533 @@
+"""The embedded server under load: joined requests, a lone client, a minimal server, and a soak.
+
+The model is a BERT classifier of MiniLM's size (6 layers, 384 wide, 12 heads) that has hardly been trained,
+text in. All servers run side by side on loopback, each in a process of its own, and are asked in turn by the
+same load generator; the best of the rounds counts.
+
+* batching: 32 clients with one row each, and one lone client, with and without --enable_batching.
+* minimal: the same load on a server of thirty lines that calls the SavedModel per request under aiohttp.
+* overhead: the median of a lone client's request, less the median of a call of the signature in Python.
+* soak: load while a version is swapped every ten seconds and hostile requests are mixed in; memory, failures.
+
+    python benchmarks/serving.py [--rounds 3] [--seconds 8] [--soak_seconds 600] [--only batching]
+
+The last line of the output is one JSON object; a ratio above 1 means that the first-named side is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import gzip
+import json
+import os
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+CLIENTS = 32
+SIZES = ["--layers", "6", "--heads", "12", "--width", "384", "--sequence_length", "64"]
+WORDS = [
+    "please",
+    "set",
+    "the",
+    "alarm",
+    "in",
+    "my",
+    "kitchen",
+    "for",
+    "seven",
+    "and",
+    "play",
+    "some",
+    "music",
+]
+
+
+# --- The model and the servers --------------------------------------------------------------------
+
+
+def make_model(folder: Path) -> Path:
+    """Trains MiniLM's size for a moment, so that there is something to export; returns the model's folder."""
+    rng = random.Random(0)
+    rows = [f'"{text(rng)}",{rng.choice("abcdefgh")}' for _ in range(80)]
+    (folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    words = ["--data", str(folder / "rows.csv"), "--epochs", "1", "--vocabulary_size", "300", *SIZES]
+    karpa("train", "bert-classifier", *words, "--precision", "float32", "--logs", str(folder / "logs"))
+    run = str(folder / "logs" / "bert-classifier" / "1")
+    karpa("export", run, "--to", str(folder / "savedmodels"), "--force")
+    return folder / "savedmodels" / "bert-classifier"
+
+
+def make_adder(folder: Path) -> Path:
+    """A model that takes no time, as a SavedModel."""
+    code = (
+        "import sys, tensorflow as tf\n"
+        "module = tf.Module()\n"
+        "module.one = tf.Variable(1.0)\n"
+        "spec = [tf.TensorSpec([None], tf.float32, 'x')]\n"
+        "add = tf.function(lambda x: {'y': x + module.one}, input_signature=spec)\n"
+        "tf.saved_model.save(module, sys.argv[1], signatures={'serving_default': add})\n"
+    )
+    path = folder / "add" / "1"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, stderr=subprocess.DEVNULL)
+    return path.parent
+
+
+def karpa(*words: str) -> None:
+    """Runs a command of karpa-tf."""
+    subprocess.run([sys.executable, "-m", "karpa_tf", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def text(rng: random.Random) -> str:
+    """A spoken command of 4 to 9 words."""
+    return " ".join(rng.choices(WORDS, k=rng.randint(4, 9)))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, model: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process that answers for a model."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                if asyncio.run(ask_once(port, f"/v1/models/{model}", None)) == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"This server does not answer: {' '.join(command)}")
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def ours(model: Path, *flags: str) -> Iterator[tuple[int, int]]:
+    """`karpa-tf serve` with one model; its port and process id."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "karpa_tf",
+        "serve",
+        "--port",
+        str(free_port()),
+        "--rest_api_port",
+        str(port),
+    ]
+    command += [
+        "--model_name",
+        model.name,
+        "--model_base_path",
+        str(model),
+        "--access_log",
+        os.devnull,
+        *flags,
+    ]
+    with running(command, port, model.name) as process:
+        yield port, process.pid
+
+
+@contextlib.contextmanager
+def minimal(model: Path) -> Iterator[tuple[int, int]]:
+    """The minimal server with one model."""
+    port = free_port()
+    command = [sys.executable, __file__, "--minimal", str(model / "1"), "--port", str(port)]
+    with running(command, port, model.name) as process:
+        yield port, process.pid
+
+
+def serve_minimally(savedmodel: str, port: int) -> None:
+    """What one would write first: aiohttp, and a call of the signature for every request."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
+    from aiohttp import web
+
+    loaded = tf.saved_model.load(savedmodel)
+    signature = loaded.signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+
+    def plain(value: Any) -> Any:
+        value = value.numpy().tolist()
+        return [item.decode() if isinstance(item, bytes) else item for item in value]
+
+    async def predict(request: web.Request) -> web.Response:
+        rows = (await request.json())["instances"]
+        outputs = signature(**{name: tf.constant(rows)})
+        columns = {key: plain(value) for key, value in outputs.items()}
+        predictions = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return web.json_response({"predictions": predictions})
+
+    async def status(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    app = web.Application()
+    app.add_routes([web.post("/v1/models/{model}:predict", predict), web.get("/v1/models/{model}", status)])
+    web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None, access_log=None)
+
+
+# --- The load generator ---------------------------------------------------------------------------
+
+
+def request_bytes(path: str, body: Any) -> bytes:
+    """A request as it goes over the wire."""
+    if body is None:
+        return f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
+    """Sends a request, reads the whole answer, and returns its status."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    await reader.readexactly(length)
+    return int(head[9:12])
+
+
+async def ask_once(port: int, path: str, body: Any) -> int:
+    """One request on a connection of its own; its status."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await exchange(reader, writer, request_bytes(path, body))
+    finally:
+        writer.close()
+
+
+async def load(
+    port: int, model: str, clients: int, seconds: float, make_row: Callable[[random.Random], Any]
+) -> dict:
+    """Clients that each send one row, wait for the answer, and send the next."""
+    latencies: list[float] = []
+    failed: list[int] = []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        requests = [
+            request_bytes(f"/v1/models/{model}:predict", {"instances": [make_row(rng)]}) for _ in range(64)
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        turn = 0
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            status = await exchange(reader, writer, requests[turn % len(requests)])
+            latencies.append(time.perf_counter() - start)
+            turn += 1
+            if status != 200:
+                failed.append(status)
+        writer.close()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    elapsed = time.perf_counter() - begin
+    ordered = sorted(latencies)
+    return {
+        "rows_per_second": len(ordered) / elapsed,
+        "median_ms": statistics.median(ordered) * 1e3,
+        "p99_ms": ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)] * 1e3,
+        "failed": len(failed),
+    }
+
+
+def run_load(port: int, model: str, clients: int, seconds: float, numbers: bool = False) -> dict:
+    """The load, from a process of its own."""
+    command = [sys.executable, __file__, "--load", model, "--port", str(port), "--clients", str(clients)]
+    command += ["--seconds", str(seconds), *(["--numbers"] if numbers else [])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
+def best(results: list[dict], key: str, lower: bool = True) -> float:
+    """The best round's figure."""
+    return (min if lower else max)(result[key] for result in results)
+
+
+# --- The measurements -----------------------------------------------------------------------------
+
+
+def measure_batching(arguments: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+    """Batching on, batching off and the minimal server, with 32 clients and with one."""
+    model = Path(arguments.model) if arguments.model else make_model(folder)
+    results: dict[tuple[str, int], list[dict]] = {}
+    with ours(model) as on, ours(model, "--enable_batching", "false") as off, minimal(model) as least:
+        servers = {"on": on[0], "off": off[0], "minimal": least[0]}
+        for port in servers.values():
+            run_load(port, model.name, CLIENTS, arguments.seconds / 4)  # every shape has been seen once
+        for number in range(arguments.rounds):
+            for clients in (CLIENTS, 1):
+                # Now forwards, now backwards: who comes after whom must not matter.
+                for name, port in list(servers.items())[:: -1 if number % 2 else 1]:
+                    result = run_load(port, model.name, clients, arguments.seconds)
+                    results.setdefault((name, clients), []).append(result)
+                    print(f"round {number + 1}, {clients} clients, {name}: {result}", flush=True)
+    values = {
+        f"{name}_{clients}_{key}": best(rounds, key, lower=key != "rows_per_second")
+        for (name, clients), rounds in results.items()
+        for key in ("rows_per_second", "median_ms", "p99_ms")
+    }
+    values["failed"] = sum(result["failed"] for rounds in results.values() for result in rounds)
+    many = f"{CLIENTS}_"
+    return {
+        "batching_on_to_off_rows": values[f"on_{many}rows_per_second"] / values[f"off_{many}rows_per_second"],
+        "batching_on_to_off_p99": values[f"off_{many}p99_ms"] / values[f"on_{many}p99_ms"],
+        "batching_on_to_off_lone_client": values["off_1_median_ms"] / values["on_1_median_ms"],
+        "ours_to_minimal_rows": values[f"on_{many}rows_per_second"]
+        / values[f"minimal_{many}rows_per_second"],
+        "ours_to_minimal_lone_client": values["minimal_1_median_ms"] / values["on_1_median_ms"],
+    }, values
+
+
+def measure_overhead(arguments: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+    """What a request over REST takes beyond a call in Python, of a model that takes no time itself."""
+    model = make_adder(folder)
+    rest, direct = [], []
+    with ours(model) as (port, _), minimal(model) as (least, _):
+        run_load(port, model.name, 1, 2, numbers=True)
+        minimally = []
+        for number in range(arguments.rounds):
+            rest.append(run_load(port, model.name, 1, arguments.seconds / 2, numbers=True)["median_ms"])
+            minimally.append(run_load(least, model.name, 1, arguments.seconds / 2, numbers=True)["median_ms"])
+            done = subprocess.run(
+                [sys.executable, __file__, "--direct", str(model / "1")], check=True, stdout=subprocess.PIPE
+            )
+            direct.append(float(done.stdout))
+            print(f"round {number + 1}: REST {rest[-1]}, minimal {minimally[-1]}, direct {direct[-1]} ms")
+    values = {
+        "rest_median_ms": min(rest),
+        "minimal_median_ms": min(minimally),
+        "direct_median_ms": min(direct),
+        "rest_overhead_ms": min(rest) - min(direct),
+    }
+    return {"overhead_below_1.5_ms": 1.5 / values["rest_overhead_ms"]}, values
+
+
+def call_directly(savedmodel: str) -> float:
+    """Median milliseconds of a call of the signature in this process, NumPy in and out."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import numpy as np
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(savedmodel)
+    signature = loaded.signatures["serving_default"]
+    x = np.zeros(1, np.float32)
+    times = []
+    for _ in range(3000):
+        start = time.perf_counter()
+        signature(x=tf.constant(x))["y"].numpy()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1000:]) * 1e3
+
+
+# --- The soak -------------------------------------------------------------------------------------
+
+HOSTILE = 1000
+
+
+def measure_soak(arguments: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+    """Load, swaps and hostile requests at once."""
+    seconds = arguments.soak_seconds
+    source = make_adder(folder)
+    model = folder / "soak" / "add"
+    shutil.copytree(source / "1", model / "1")
+    flags = ["--file_system_poll_wait_seconds", "1", "--max_request_bytes", "1000000"]
+    with ours(model, *flags, "--rest_api_timeout_in_ms", "2000") as (port, pid):
+        result = asyncio.run(soak(port, pid, model, source / "1", seconds, arguments.hostile))
+    print(result, flush=True)
+    return {"soak_below_2_percent_growth": 1.02 / max(result["memory_growth"], 1e-9)}, result
+
+
+async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, hostile: int) -> dict:
+    """Returns what the soak counted."""
+    begin = time.monotonic()
+    swaps, memory, odd = 0, [], []
+    refused = 0
+
+    async def swap() -> None:
+        nonlocal swaps
+        while time.monotonic() - begin < seconds - 5:
+            await asyncio.sleep(10)
+            new = max(int(path.name) for path in model.iterdir()) + 1
+            hidden = model.parent / f".{new}"
+            await asyncio.to_thread(shutil.copytree, source, hidden)
+            hidden.rename(model / str(new))
+            swaps += 1
+            # The old one's folder goes when the new one answers.
+            while await ask_once(port, f"/v1/models/add/versions/{new}:predict", {"instances": [1]}) != 200:
+                await asyncio.sleep(0.1)
+            await asyncio.to_thread(shutil.rmtree, model / str(new - 1))
+
+    async def watch() -> None:
+        while time.monotonic() - begin < seconds:
+            memory.append((time.monotonic() - begin, resident_bytes(pid)))
+            await asyncio.sleep(1)
+
+    async def attack() -> None:
+        nonlocal refused
+        rng = random.Random(0)
+        makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http]
+        for number in range(hostile):
+            await asyncio.sleep(max(0.0, begin + number * (seconds - 8) / hostile - time.monotonic()))
+            status = await makers[number % len(makers)](port, rng)
+            refused += 400 <= status < 500
+            if not 400 <= status < 500:
+                odd.append((makers[number % len(makers)].__name__, status))
+
+    loaded, *_ = await asyncio.gather(
+        load(port, "add", 4, seconds, lambda rng: rng.random()), swap(), watch(), attack()
+    )
+    # After the first swaps everything that is loaded once has been loaded.
+    warm = [size for at, size in memory if seconds * 0.2 <= at <= seconds * 0.3]
+    last = [size for at, size in memory if at >= seconds * 0.9]
+    return {
+        "seconds": seconds,
+        "requests": round(loaded["rows_per_second"] * seconds),
+        "failed": loaded["failed"],
+        "p99_ms": loaded["p99_ms"],
+        "swaps": swaps,
+        "hostile_requests": hostile,
+        "hostile_refused_with_4xx": refused,
+        "hostile_otherwise": odd[:5],
+        "memory_mb_after_warm_up": statistics.median(warm) / 1e6,
+        "memory_mb_at_the_end": statistics.median(last) / 1e6,
+        "memory_growth": statistics.median(last) / statistics.median(warm),
+    }
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+HEAD = b"POST /v1/models/add:predict HTTP/1.1\r\nHost: a\r\n"
+
+
+async def raw(port: int, *parts: bytes, pause: float = 0.0, close: bool = False) -> int:
+    """Sends bytes as they are; returns the status of the answer, or 499 if it was us who hung up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(pause)
+        if close:
+            return 499
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        return int(head[9:12])
+    except ConnectionError:
+        return 0
+    finally:
+        writer.close()
+
+
+async def huge(port: int, rng: random.Random) -> int:
+    return await raw(port, HEAD + b"Content-Length: 100000000000\r\n\r\n")
+
+
+async def cut_off(port: int, rng: random.Random) -> int:
+    if rng.random() < 0.5:
+        return await raw(port, HEAD + b'Content-Length: 500\r\n\r\n{"inst', close=True)
+    return await raw(port, HEAD + b'Content-Length: 17\r\n\r\n{"instances": [1.')
+
+
+async def wrong_type(port: int, rng: random.Random) -> int:
+    bodies = ['["x"]', "[null]", "[[1], 2]", "{}", "[true]", '[{"y": 1}]', "[[1], [2, 3]]", '["\\ud800"]']
+    body = f'{{"instances": {rng.choice(bodies)}}}'.encode()
+    return await raw(port, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+
+async def deep(port: int, rng: random.Random) -> int:
+    body = b'{"instances": ' + b"[" * rng.randint(2000, 200_000)
+    return await raw(port, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+
+async def slow(port: int, rng: random.Random) -> int:
+    return await raw(port, HEAD + b"Content-Length: 20\r\n\r\n", b"{", b'"', b"i", pause=0.1)
+
+
+async def bomb(port: int, rng: random.Random) -> int:
+    body = bomb_body()
+    head = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    return await raw(port, HEAD + head + body)
+
+
+@functools.cache
+def bomb_body() -> bytes:
+    """20 MB as 20 kB."""
+    return gzip.compress(b"[" * 20_000_000)
+
+
+async def no_http(port: int, rng: random.Random) -> int:
+    return await raw(port, rng.randbytes(200) + b"\r\n\r\n")
+
+
+MEASUREMENTS = {"batching": measure_batching, "overhead": measure_overhead, "soak": measure_soak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="Length of a round for each side.")
+    parser.add_argument("--soak_seconds", type=float, default=600.0)
+    parser.add_argument("--hostile", type=int, default=HOSTILE, help="Hostile requests in the soak.")
+    parser.add_argument("--model", help="A model's folder to use, in place of one trained for a moment.")
+    parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
+    # Used by this script itself, for the processes that it starts.
+    parser.add_argument("--minimal", help=argparse.SUPPRESS)
+    parser.add_argument("--direct", help=argparse.SUPPRESS)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--clients", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.minimal:
+        serve_minimally(arguments.minimal, arguments.port)
+        return
+    if arguments.direct:
+        print(call_directly(arguments.direct))
+        return
+    if arguments.load:
+        make_row = (lambda rng: rng.random()) if arguments.numbers else text
+        work = load(arguments.port, arguments.load, arguments.clients, arguments.seconds, make_row)
+        print(json.dumps(asyncio.run(work)))
+        return
+
+    ratios: dict[str, float] = {}
+    values: dict[str, Any] = {}
+    for name, measurement in MEASUREMENTS.items():
+        if arguments.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                more_ratios, more_values = measurement(arguments, Path(folder))
+            ratios |= more_ratios
+            values |= {f"{name}_{key}": value for key, value in more_values.items()}
+    print(f"\n{'value':<48}{'':>12}")
+    for name, value in values.items():
+        print(f"{name:<48}{value:>12,.2f}" if isinstance(value, float) else f"{name:<48}{value!s:>12}")
+    print(f"\n{'ratio (above 1: better)':<48}")
+    for name, value in ratios.items():
+        print(f"{name:<48}{value:>12.2f}")
+    print(json.dumps({"benchmark": "serving", "ratios": ratios, "values": values}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Joins the requests that are in flight for one signature.
+
+While the model runs, requests wait; as soon as it is free, all that wait and fit run together. So a lone
+client never waits for company, and the busier the server, the larger its batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from karpa_tf.serving.json_tensors import Spec, rows_of
+from karpa_tf.serving.refusal import Refusal
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How much may run and wait.
+
+    Attributes:
+        join: whether requests are joined at all.
+        rows: the most rows that are joined; a larger request runs by itself.
+        request_rows: the most rows in a request.
+        waiting_rows: so many rows may wait; a request that finds more is refused at once.
+        threads: how many runs of a signature may go on side by side.
+    """
+
+    join: bool = True
+    rows: int = 64
+    request_rows: int = 16_384
+    waiting_rows: int = 1024
+    threads: int = 1
+
+
+@dataclass
+class _Item:
+    arrays: Arrays
+    rows: int
+    key: Any  # requests with equal keys can be joined; None: with no other
+    future: asyncio.Future[Arrays]
+    since: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run was like, for the metrics: its rows, requests, seconds, and the seconds each waited."""
+
+    rows: int
+    requests: int
+    seconds: float
+    waited: list[float]
+
+
+class Batcher:
+    """The queue in front of one signature. All methods are called in the event loop."""
+
+    def __init__(
+        self,
+        run: Callable[[Arrays], Arrays],
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
+        limits: BatchLimits,
+        executor: Executor,
+        report: Callable[[RunReport], None] = lambda report: None,
+    ) -> None:
+        self._run = run
+        self._inputs = inputs
+        self._limits = limits
+        self._executor = executor
+        self._report = report
+        self._queue: deque[_Item] = deque()
+        self._running = 0
+        self._joins = limits.join and can_join(inputs, outputs)
+        self._ragged = _ragged(inputs, outputs)
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for the model."""
+        return sum(item.rows for item in self._queue)
+
+    async def submit(self, arrays: Arrays, deadline: float | None = None) -> Arrays:
+        """Runs the signature.
+
+        Args:
+            arrays: an array an input, of its type.
+            deadline: when the caller stops waiting, in the event loop's time.
+
+        Returns:
+            An array an output, for these rows alone.
+
+        Raises:
+            Refusal: too much is waiting, the deadline has passed, or the graph refuses the values.
+        """
+        rows = rows_of(list(arrays.values()))
+        if rows is not None and rows > self._limits.request_rows:
+            raise Refusal(
+                "RESOURCE_EXHAUSTED",
+                f"A request may have {self._limits.request_rows} rows; send several. Received: {rows}.",
+            )
+        waiting = self.waiting_rows
+        if waiting >= self._limits.waiting_rows:
+            raise Refusal("RESOURCE_EXHAUSTED", f"{waiting} rows wait already; try again later.")
+        loop = asyncio.get_running_loop()
+        item = _Item(arrays, max(rows or 1, 1), self._key(arrays, rows), loop.create_future())
+        timer = None
+        if deadline is not None:
+            timer = loop.call_at(deadline, _expire, item.future)
+        self._queue.append(item)
+        self._idle.clear()
+        self._start()
+        try:
+            return await item.future
+        finally:
+            if timer:
+                timer.cancel()
+
+    async def drain(self) -> None:
+        """Waits until nothing runs or waits."""
+        await self._idle.wait()
+
+    def _key(self, arrays: Arrays, rows: int | None) -> Any:
+        """Requests are joined if nothing but their number of rows differs."""
+        if not self._joins or not rows or rows > self._limits.rows:
+            return None
+        for name, (_, shape) in self._inputs.items():
+            if shape is None or len(shape) != arrays[name].ndim:
+                return None  # a shape that the signature does not promise to take
+        return tuple(arrays[name].shape[1:] for name in self._inputs)
+
+    def _start(self) -> None:
+        while self._queue and self._running < self._limits.threads:
+            batch = self._next_batch()
+            if batch:
+                self._running += 1
+                self._executor.submit(self._execute, asyncio.get_running_loop(), batch)
+        if not self._queue and not self._running:
+            self._idle.set()
+
+    def _next_batch(self) -> list[_Item]:
+        batch: list[_Item] = []
+        rows = 0
+        left: list[_Item] = []
+        while self._queue:
+            item = self._queue.popleft()
+            if item.future.done():
+                continue  # its caller has gone
+            fits = not batch or (
+                item.key is not None and item.key == batch[0].key and rows + item.rows <= self._limits.rows
+            )
+            if not fits:
+                left.append(item)
+                if rows >= self._limits.rows or batch[0].key is None:
+                    break
+                continue
+            batch.append(item)
+            rows += item.rows
+        self._queue.extendleft(reversed(left))
+        return batch
+
+    def _execute(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
+        """Runs in a thread of the executor."""
+        start = time.perf_counter()
+        results: list[Arrays | BaseException]
+        try:
+            results = self._joined(batch) if len(batch) > 1 else [self._alone(batch[0])]
+        except Exception as error:  # whatever happens, nobody is left waiting
+            results = [error for _ in batch]
+        report = RunReport(
+            sum(item.rows for item in batch),
+            len(batch),
+            time.perf_counter() - start,
+            [start - item.since for item in batch],
+        )
+        # Straight back, without the futures that asyncio would chain.
+        loop.call_soon_threadsafe(self._finish, batch, results, report)
+
+    def _alone(self, item: _Item) -> Arrays | BaseException:
+        try:
+            return self._run(item.arrays)
+        except Exception as error:  # whatever it is, it belongs to this request
+            return error
+
+    def _joined(self, batch: list[_Item]) -> list[Arrays | BaseException]:
+        arrays = {name: np.concatenate([item.arrays[name] for item in batch]) for name in self._inputs}
+        total = sum(item.rows for item in batch)
+        try:
+            outputs = self._run(arrays)
+        except Exception:  # one bad request must not fail the others
+            return [self._alone(item) for item in batch]
+        rows_kept = all(array.ndim and len(array) == total for array in outputs.values())
+        if not rows_kept or len({outputs[name].shape[1] for name in self._ragged}) > 1:
+            self._joins = False  # the signature promised rows and does not keep to it
+            return [self._alone(item) for item in batch]
+        results: list[Arrays | BaseException] = []
+        begin = 0
+        for item in batch:
+            rows = {name: array[begin : begin + item.rows] for name, array in outputs.items()}
+            results.append(self._without_padding(rows))
+            begin += item.rows
+        return results
+
+    def _without_padding(self, outputs: Arrays) -> Arrays:
+        """Cuts off the columns that only the neighbours' longer texts needed.
+
+        So an answer does not depend on who else asked. What is padding shows in the strings: they are
+        empty from there on in every row.
+        """
+        if not self._ragged:
+            return outputs
+        strings = [outputs[name] for name in self._ragged if outputs[name].dtype == object]
+        width = max(_used_columns(array) for array in strings)
+        return {name: array[:, :width] if name in self._ragged else array for name, array in outputs.items()}
+
+    def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
+        self._running -= 1
+        self._start()
+        for item, result in zip(batch, results, strict=True):
+            if item.future.done():
+                continue
+            if isinstance(result, BaseException):
+                item.future.set_exception(result)
+            else:
+                item.future.set_result(result)
+        self._report(report)
+
+
+def _expire(future: asyncio.Future[Arrays]) -> None:
+    if not future.done():
+        future.set_exception(Refusal("DEADLINE_EXCEEDED", "The answer was not there in time."))
+
+
+def can_join(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> bool:
+    """Whether requests of a signature can be joined along their first axis and taken apart again.
+
+    Every input and output must have rows of any number. Where rows of texts can make an output wider
+    (tokens, tags), a string output must be as wide, to tell the padding; a second open axis is too much.
+    """
+    for _, shape in (*inputs.values(), *outputs.values()):
+        if not shape or shape[0] != -1:
+            return False
+    ragged = [outputs[name] for name in _ragged(inputs, outputs)]
+    return not ragged or (
+        any(dtype == "string" for dtype, _ in ragged)
+        and all(shape and shape[1] == -1 and -1 not in shape[2:] for _, shape in ragged)
+    )
+
+
+def _ragged(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> list[str]:
+    """Outputs whose width can depend on the neighbours: where numbers go in, it follows from their shapes."""
+    if all(dtype != "string" for dtype, _ in inputs.values()):
+        return []
+    return [name for name, (_, shape) in outputs.items() if shape and -1 in shape[1:]]
+
+
+def _used_columns(strings: np.ndarray) -> int:
+    """Columns up to the last one with a string that is not empty."""
+    filled = (strings != b"").any(axis=tuple(axis for axis in range(strings.ndim) if axis != 1))
+    return int(np.flatnonzero(filled)[-1]) + 1 if filled.any() else 0

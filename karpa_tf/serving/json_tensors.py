@@ -1,0 +1,294 @@
+"""JSON of TensorFlow Serving's REST API to NumPy and back.
+
+Nested lists are checked and converted a level at a time with functions that loop in C, so that a batch of
+images costs no Python statement a number.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+
+from karpa_tf.serving.refusal import Refusal, invalid
+
+# What a tensor is on both sides of the server: TensorFlow's name of its type, and its shape with -1 for an
+# axis of any length, or None where even the number of axes is open.
+Spec = tuple[str, tuple[int, ...] | None]
+
+_NUMPY = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+}
+_LEAVES: dict[str, tuple[set[type], str]] = {
+    "float": ({int, float}, "a number"),
+    "int": ({int}, "a whole number"),
+    "bool": ({bool}, "true or false"),
+    "string": ({str, dict}, 'a string or {"b64": "..."}'),
+}
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Reads a body as TensorFlow Serving does.
+
+    Beyond JSON that is: NaN and Infinity, a byte order mark, text after the object; of a key that comes
+    twice the first counts.
+
+    Raises:
+        Refusal: it is not JSON, or not an object.
+    """
+    value: Any = None
+    # The fast reader takes the last of two equal keys, so it must not see any.
+    if all(body.count(key) < 2 for key in (b'"instances"', b'"inputs"', b'"examples"', b'"signature_name"')):
+        try:
+            value = orjson.loads(body)
+        except ValueError:
+            value = _parse_leniently(body)
+    else:
+        value = _parse_leniently(body)
+    if not isinstance(value, dict):
+        raise invalid(f"The body must be a JSON object. Received: {_quote(value)}.")
+    return value
+
+
+_STRING_OR_INF = re.compile(r'"(?:[^"\\]|\\.)*"|\bInf\b', re.DOTALL)
+
+
+def _parse_leniently(body: bytes) -> Any:
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise invalid(f"The body is not UTF-8: byte {error.start} starts no character.") from None
+    text = _STRING_OR_INF.sub(lambda found: "Infinity" if found[0] == "Inf" else found[0], text).lstrip()
+    if not text:
+        raise invalid('The body is empty; send a JSON object, for example {"instances": [...]}.')
+
+    def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return dict(reversed(pairs))
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise invalid(f"The body holds a number that no double can hold: {digits[:40]}.")
+        return number
+
+    decoder = json.JSONDecoder(object_pairs_hook=first_wins, parse_float=finite)
+    try:
+        return decoder.raw_decode(text)[0]
+    except json.JSONDecodeError as error:
+        raise invalid(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
+    except RecursionError:
+        raise invalid("The body is not JSON that can be read: it is nested too deeply.") from None
+    except ValueError:  # Python refuses whole numbers of thousands of digits
+        raise invalid("The body holds a number that no double can hold.") from None
+
+
+def to_arrays(body: Mapping[str, Any], inputs: Mapping[str, Spec]) -> tuple[dict[str, np.ndarray], bool]:
+    """Converts the tensors of a predict request.
+
+    Args:
+        body: the parsed body, with `instances` (a list of rows) or `inputs` (columns).
+        inputs: the signature's inputs.
+
+    Returns:
+        An array an input, and whether the request came in rows.
+
+    Raises:
+        Refusal: they do not fit.
+    """
+    if "instances" in body and "inputs" in body:
+        raise invalid('The body must have one of "instances" (rows) and "inputs" (columns), not both.')
+    if "instances" in body:
+        return _rows(body["instances"], inputs), True
+    if "inputs" in body:
+        return _columns(body["inputs"], inputs), False
+    raise invalid(f'The body must have "instances" (rows) or "inputs" (columns). Received: {sorted(body)}.')
+
+
+def _rows(rows: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    if type(rows) is not list:
+        raise invalid(f'"instances" must be a list of rows. Received: {_quote(rows)}.')
+    if not rows:
+        raise invalid('"instances" is empty; send at least one row.')
+    if type(rows[0]) is not dict or _is_b64(rows[0]):
+        return {_only(inputs, "instances"): _array(rows, next(iter(inputs.values())), '"instances"')}
+    names = set(inputs)
+    for index, row in enumerate(rows):
+        if type(row) is not dict:
+            raise invalid(f"Row {index} must be an object like row 0. Received: {_quote(row)}.")
+        if row.keys() != names:
+            raise invalid(f"Row {index} must have the keys {sorted(names)}. Received: {sorted(row)}.")
+    return {name: _array([row[name] for row in rows], spec, f'"{name}"') for name, spec in inputs.items()}
+
+
+def _columns(columns: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    if type(columns) is dict and not _is_b64(columns):
+        missing = sorted(set(inputs) - set(columns))
+        if missing:
+            raise invalid(f'"inputs" must have {sorted(inputs)}. Missing: {missing}.')
+        return {name: _array(columns[name], spec, f'"{name}"') for name, spec in inputs.items()}
+    return {_only(inputs, "inputs"): _array(columns, next(iter(inputs.values())), '"inputs"')}
+
+
+def _only(inputs: Mapping[str, Spec], key: str) -> str:
+    if len(inputs) != 1:
+        raise invalid(f'"{key}" must name its values: the signature takes {sorted(inputs)}.')
+    return next(iter(inputs))
+
+
+def _array(value: Any, spec: Spec, what: str) -> np.ndarray:
+    """Converts nested lists, whatever their shape: the graph decides which shapes it takes."""
+    shape: list[int] = []
+    level = [value]
+    while level and type(level[0]) is list:
+        if set(map(type, level)) != {list}:
+            odd = next(item for item in level if type(item) is not list)
+            raise invalid(f"{what} mixes lists with single values. Received: {_quote(odd)}.")
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise invalid(f"{what} has lists of different lengths side by side: {sorted(lengths)[:5]}.")
+        shape.append(lengths.pop())
+        level = list(chain.from_iterable(level))
+    return _leaves(level, spec[0], what).reshape(shape)
+
+
+def _leaves(values: list[Any], dtype: str, what: str) -> np.ndarray:
+    kind = dtype.rstrip("0123456789").removeprefix("u")
+    if dtype != "string" and dtype not in _NUMPY:
+        raise Refusal("UNIMPLEMENTED", f"{what} is {dtype}, which JSON cannot carry; use gRPC.", 400)
+    takes, wanted = _LEAVES[kind]
+    if not set(map(type, values)) <= takes:
+        odd = next(item for item in values if type(item) not in takes)
+        raise invalid(f"{what} takes {dtype}: {wanted}. Received: {_quote(odd)}.")
+    try:
+        if dtype == "string":
+            array = np.empty(len(values), object)
+            array[:] = [to_bytes(item, what) for item in values]
+            return array
+        with np.errstate(over="ignore"):  # 1e300 is infinity as a float32
+            return np.array(values, _NUMPY[dtype])
+    except OverflowError:
+        raise invalid(f"{what} takes {dtype}, and a number lies outside its range.") from None
+
+
+def to_bytes(value: Any, what: str) -> bytes:
+    """Reads a JSON string, or the bytes of `{"b64": "..."}`.
+
+    Raises:
+        Refusal: it is neither.
+    """
+    if type(value) is str:
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise invalid(f"{what} holds half of a surrogate pair, which is no character.") from None
+    if not _is_b64(value):
+        raise invalid(f'{what} takes a string or {{"b64": "..."}}. Received: {_quote(value)}.')
+    text = value["b64"]
+    try:
+        # Whole, or with its padding left off.
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(f'{what} holds a "b64" that is not base64.') from None
+
+
+def _is_b64(value: Mapping[str, Any]) -> bool:
+    return len(value) == 1 and type(value.get("b64")) is str
+
+
+def _quote(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def encode_rows(outputs: Mapping[str, np.ndarray]) -> bytes:
+    """Writes `{"predictions": [...]}`: a value a row, or an object where there are several outputs.
+
+    Raises:
+        Refusal: an output has no rows.
+    """
+    sizes = {len(array) if array.ndim else None for array in outputs.values()}
+    if len(sizes) != 1 or None in sizes:
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
+        raise invalid(f'The outputs {shapes} do not come in rows; ask with "inputs" instead of "instances".')
+    columns = [_column(name, array) for name, array in outputs.items()]
+    if len(columns) == 1:
+        return _dump({"predictions": columns[0]})
+    return _dump(
+        {"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]}
+    )
+
+
+def encode_columns(outputs: Mapping[str, np.ndarray]) -> bytes:
+    """Writes `{"outputs": ...}`: the tensor, or an object of them where there are several."""
+    columns = {name: _column(name, array) for name, array in outputs.items()}
+    return _dump({"outputs": next(iter(columns.values())) if len(columns) == 1 else columns})
+
+
+def _column(name: str, array: np.ndarray) -> Any:
+    """Returns what stands for an output: an array, or nested lists where an array will not do."""
+    if array.dtype == object:
+        texts = [_text(item, name) for item in array.ravel()]
+        filled = np.empty(len(texts), object)
+        filled[:] = texts
+        return filled.reshape(array.shape).tolist()
+    if array.dtype.kind == "c":
+        raise Refusal("UNIMPLEMENTED", f'"{name}" is complex, which JSON cannot carry; use gRPC.', 400)
+    if array.dtype.name in ("float16", "bfloat16"):
+        array = array.astype(np.float32)
+    # orjson has no NaN and no infinity, and no scalar arrays.
+    if array.ndim == 0 or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        return array.tolist()
+    return np.ascontiguousarray(array)
+
+
+def _text(value: bytes, name: str) -> Any:
+    if not name.endswith("_bytes"):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass  # as base64, rather than JSON that nobody can read
+    return {"b64": base64.b64encode(value).decode()}
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text if b"null" not in text else _dump_leniently(value)
+
+
+def _dump_leniently(value: Any) -> bytes:
+    """Writes NaN and Infinity by these names, as TensorFlow Serving does."""
+    return json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"no JSON for {type(value)}")
+
+
+def rows_of(arrays: Sequence[np.ndarray]) -> int | None:
+    """Returns the rows that all arrays have in common; None if they have none."""
+    sizes = {array.shape[0] if array.ndim else None for array in arrays}
+    return sizes.pop() if len(sizes) == 1 else None

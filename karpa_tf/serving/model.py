@@ -1,0 +1,200 @@
+"""A version of a model in memory: its signatures, checked, loaded and warmed up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2, saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from karpa_tf.serving import examples, proto_tensors, safety
+from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport
+from karpa_tf.serving.json_tensors import Spec
+from karpa_tf.serving.refusal import Refusal, invalid
+
+# As many as TensorFlow Serving replays.
+_WARMUP_RECORDS = 1000
+
+
+class Signature:
+    """One signature: what goes in, what comes out, and the queue before it.
+
+    Attributes:
+        inputs, outputs: type and shape by name.
+        definition: the SignatureDef of the SavedModel.
+        owner: the loaded SavedModel; the function alone does not keep its variables.
+        batcher: the queue, there once the model is served.
+    """
+
+    batcher: Batcher
+
+    def __init__(self, function: Any, owner: Any, definition: meta_graph_pb2.SignatureDef) -> None:
+        self.inputs = {key: _spec(info) for key, info in definition.inputs.items()}
+        self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
+        self.definition = definition
+        self._function = function
+        self.owner = owner
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Calls the graph, in this thread.
+
+        Raises:
+            Refusal: the graph does not take the values.
+        """
+        try:
+            tensors = {name: tf.constant(arrays[name], dtype) for name, (dtype, _) in self.inputs.items()}
+            return {name: tensor.numpy() for name, tensor in self._function(**tensors).items()}
+        except tf.errors.OpError as error:
+            raise _refusal(error) from None
+        except (TypeError, ValueError) as error:
+            raise invalid(f"The signature does not take these values: {str(error).splitlines()[0]}") from None
+
+
+@dataclass
+class Model:
+    """A loaded version.
+
+    Attributes:
+        name, version: what it is called.
+        path: its folder.
+        signatures: those that can be asked, by name.
+        definitions: every SignatureDef in the file, for the metadata.
+        seconds: how long it took to load and warm up.
+    """
+
+    name: str
+    version: int
+    path: Path
+    signatures: dict[str, Signature]
+    definitions: Mapping[str, meta_graph_pb2.SignatureDef]
+    seconds: float
+
+    def signature(self, name: str) -> Signature:
+        """Returns a signature; "" stands for serving_default.
+
+        Raises:
+            Refusal: there is none of that name.
+        """
+        name = name or "serving_default"
+        if name not in self.signatures:
+            raise Refusal(
+                "FAILED_PRECONDITION",
+                f'Model {self.name} has no signature "{name}"; it has {sorted(self.signatures)}.',
+            )
+        return self.signatures[name]
+
+    async def drain(self) -> None:
+        """Waits until no request is in it."""
+        for signature in self.signatures.values():
+            await signature.batcher.drain()
+
+    def open(
+        self,
+        limits: BatchLimits,
+        executor: Executor,
+        report: Callable[[str, RunReport], None] = lambda model, report: None,
+    ) -> None:
+        """Puts a queue before every signature; from here on it takes requests."""
+        for signature in self.signatures.values():
+            signature.batcher = Batcher(
+                signature.run,
+                signature.inputs,
+                signature.outputs,
+                limits,
+                executor,
+                lambda run: report(self.name, run),
+            )
+
+
+def load_model(
+    name: str, version: int, path: Path, *, allow_unsafe_ops: bool = False, warm_up: bool = True
+) -> Model:
+    """Loads a SavedModel and replays its warm-up requests.
+
+    Args:
+        name: the model's name.
+        version: the version's number.
+        path: the version's folder.
+        allow_unsafe_ops: load it even if it calls Python or reads and writes files.
+        warm_up: replay `assets.extra/tf_serving_warmup_requests`.
+
+    Raises:
+        Refusal: it cannot be loaded; the code and sentence stand in the model's status.
+    """
+    start = time.perf_counter()
+    try:
+        graph = _read_graph(path)
+        if not allow_unsafe_ops:
+            safety.check(graph, path)
+        loaded = tf.saved_model.load(str(path), tags=["serve"])
+        signatures = {
+            key: Signature(function, loaded, graph.signature_def[key])
+            for key, function in loaded.signatures.items()
+            if key in graph.signature_def
+        }
+        model = Model(name, version, path, signatures, dict(graph.signature_def), 0.0)
+        if warm_up:
+            _warm_up(model)
+    except tf.errors.OpError as error:
+        raise _refusal(error) from None
+    except Refusal:
+        raise
+    except Exception as error:  # a broken file can fail in any way, and must not take the server down
+        reason = " ".join(str(error).split())[:300]
+        raise Refusal("INTERNAL", f"{type(error).__name__}: {reason}") from None
+    model.seconds = time.perf_counter() - start
+    return model
+
+
+def _read_graph(path: Path) -> meta_graph_pb2.MetaGraphDef:
+    file = path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel()
+    try:
+        saved.ParseFromString(file.read_bytes())
+    except FileNotFoundError:
+        raise Refusal("NOT_FOUND", f"{path} holds no saved_model.pb") from None
+    except OSError as error:
+        raise Refusal("UNAVAILABLE", f"{file} cannot be read: {error.strerror}") from None
+    except DecodeError:
+        raise Refusal("DATA_LOSS", f"{file} is not a SavedModel, or only a part of one") from None
+    for graph in saved.meta_graphs:
+        if "serve" in graph.meta_info_def.tags:
+            return graph
+    raise Refusal("NOT_FOUND", f'{file} holds no graph with the tag "serve"')
+
+
+def _warm_up(model: Model) -> None:
+    """Replays recorded requests, so that the first client does not wait for TensorFlow to get ready."""
+    file = model.path / "assets.extra" / "tf_serving_warmup_requests"
+    if not file.is_file():
+        return
+    for record in tf.data.TFRecordDataset(str(file)).take(_WARMUP_RECORDS).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        kind = log.WhichOneof("log_type")
+        if kind not in ("predict_log", "classify_log", "regress_log"):
+            continue
+        request = getattr(log, kind).request
+        signature = model.signature(request.model_spec.signature_name)
+        if kind == "predict_log":
+            signature.run({key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()})
+        else:
+            signature.run(examples.to_arrays(request.input, signature.inputs))
+
+
+def _spec(info: meta_graph_pb2.TensorInfo) -> Spec:
+    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+    return (tf.dtypes.as_dtype(info.dtype).name if info.dtype else "", shape)
+
+
+def _refusal(error: tf.errors.OpError) -> Refusal:
+    code = error_codes_pb2.Code.Name(error.error_code)
+    return Refusal(code, str(error.message).split("\n")[0][:1000])

@@ -1,0 +1,207 @@
+"""What can be seen of a server: metrics in Prometheus' format, the access log, the log of inputs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+import prometheus_client
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+
+from karpa_tf.errors import UserError
+from karpa_tf.serving.batching import RunReport
+from karpa_tf.serving.privacy import describe_inputs
+from karpa_tf.serving.registry import Registry, State
+
+# TensorFlow Serving's: 10 microseconds, and 1.8 times as much from one to the next, up to 40 minutes.
+_MICROSECONDS = [10 * 1.8**power for power in range(33)]
+_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16_384]
+_SERVING = ":tensorflow:serving:"
+
+
+@dataclass
+class Call:
+    """A request and what became of it, without anything of its content.
+
+    Attributes:
+        entrypoint: REST or gRPC.
+        api: predict, classify, ..., or "" for what is none of them.
+        model, version, signature: what answered; "" and None before that is known.
+        status: name of the gRPC code, also for REST.
+        http_status: REST's status.
+        rows: of the input.
+        bytes_in, bytes_out: sizes of the bodies.
+        client: the caller's address.
+        start: `time.perf_counter()` when it came.
+    """
+
+    entrypoint: str
+    api: str
+    client: str = ""
+    model: str = ""
+    version: int | None = None
+    signature: str = ""
+    status: str = "OK"
+    http_status: int | None = None
+    rows: int | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    start: float = 0.0
+
+
+class Observer:
+    """Counts and logs. Its methods take microseconds and are called in the event loop."""
+
+    def __init__(self, registry: Registry, access_log: str = "", request_log: str = "") -> None:
+        self._metrics = prometheus_client.CollectorRegistry()
+        prometheus_client.disable_created_metrics()
+        prometheus_client.ProcessCollector(registry=self._metrics)
+
+        def histogram(name: str, help: str, labels: list[str], buckets: Sequence[float]) -> Histogram:
+            return Histogram(_SERVING + name, help, labels, buckets=buckets, registry=self._metrics)
+
+        self._count = Counter(
+            _SERVING + "request_count", "Requests.", ["model_name", "status"], registry=self._metrics
+        )
+        self._latency = histogram(
+            "request_latency",
+            "Microseconds from request to answer.",
+            ["model_name", "API", "entrypoint"],
+            _MICROSECONDS,
+        )
+        self._runtime = histogram(
+            "runtime_latency",
+            "Microseconds in TensorFlow, a run.",
+            ["model_name", "API", "runtime"],
+            _MICROSECONDS,
+        )
+        self._queuing = histogram(
+            "batching_session:queuing_latency",
+            "Microseconds a request waits for the model.",
+            ["model_name"],
+            _MICROSECONDS,
+        )
+        self._batch_rows = histogram("batch_rows", "Rows a run.", ["model_name"], _ROWS)
+        self._batch_requests = histogram("batch_requests", "Requests a run.", ["model_name"], _ROWS)
+        self._metrics.register(_Versions(registry))
+        self._access = _open(access_log, "access_log")
+        self._inputs = _open(request_log, "request_log")
+        # Labels are looked up once; the clients' names of models do not become labels.
+        self._children: dict[tuple[str, ...], Any] = {}
+
+    def finished(self, call: Call) -> None:
+        """Records a request."""
+        seconds = time.perf_counter() - call.start
+        if call.api:
+            self._child(self._count, call.model, call.status).inc()
+            if call.status == "OK":
+                self._child(self._latency, call.model, call.api, call.entrypoint).observe(seconds * 1e6)
+        if self._access:
+            line: dict[str, Any] = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "entrypoint": call.entrypoint,
+                "api": call.api or "other",
+                "status": call.status,
+                "http_status": call.http_status,
+                "model": call.model,
+                "version": call.version,
+                "signature": call.signature,
+                "rows": call.rows,
+                "bytes_in": call.bytes_in,
+                "bytes_out": call.bytes_out,
+                "milliseconds": round(seconds * 1e3, 3),
+                "client": call.client,
+            }
+            _write(self._access, {key: value for key, value in line.items() if value not in (None, "")})
+
+    def ran(self, model: str, report: RunReport) -> None:
+        """Records a run of a model."""
+        self._child(self._runtime, model, "Predict", "TF2").observe(report.seconds * 1e6)
+        self._child(self._batch_rows, model).observe(report.rows)
+        self._child(self._batch_requests, model).observe(report.requests)
+        queuing = self._child(self._queuing, model)
+        for seconds in report.waited:
+            queuing.observe(seconds * 1e6)
+
+    def received(self, call: Call, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the inputs of a request to the opt-in log."""
+        if self._inputs:
+            _write(
+                self._inputs,
+                {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "model": call.model,
+                    "version": call.version,
+                    "signature": call.signature,
+                    "inputs": describe_inputs(arrays),
+                },
+            )
+
+    def metrics(self) -> bytes:
+        """Returns all metrics in Prometheus' text format."""
+        text = prometheus_client.generate_latest(self._metrics)
+        # TensorFlow Serving's counters do not end in _total.
+        return re.sub(rb"(:tensorflow:serving:request_count)_total\b", rb"\1", text)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric._name, *labels)
+        if key not in self._children:
+            self._children[key] = metric.labels(*labels)
+        return self._children[key]
+
+
+class _Versions:
+    """What is counted only when somebody asks: versions and the queues before them."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        versions = GaugeMetricFamily(
+            _SERVING + "model_versions", "Versions in a state.", labels=["model_name", "state"]
+        )
+        queued = GaugeMetricFamily(
+            _SERVING + "queued_rows", "Rows that wait for the model.", labels=["model_name", "signature"]
+        )
+        for served in self._registry.models():
+            states = [State.Name(version.state) for version in served.versions.values()]
+            for state in State.keys()[1:]:
+                versions.add_metric([served.name, state], states.count(state))
+            rows: dict[str, int] = defaultdict(int)
+            for version in served.versions.values():
+                if version.model:
+                    for name, signature in version.model.signatures.items():
+                        rows[name] += signature.batcher.waiting_rows
+            for name, number in rows.items():
+                queued.add_metric([served.name, name], number)
+        yield versions
+        yield queued
+
+
+def _open(path: str, flag: str) -> IO[bytes] | None:
+    if not path:
+        return None
+    if path == "-":
+        return sys.stderr.buffer
+    try:
+        return Path(path).open("ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"--{flag}: {path} cannot be written: {error.strerror}.") from None
+
+
+def _write(file: IO[bytes], line: dict[str, Any]) -> None:
+    try:
+        file.write(orjson.dumps(line) + b"\n")
+        file.flush()
+    except (OSError, ValueError):
+        pass  # a full disk or a closed pipe must not stop the answers

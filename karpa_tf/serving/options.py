@@ -1,0 +1,68 @@
+"""What `karpa-tf serve` can be told: a documented line a flag. Imports nothing heavy.
+
+Where TensorFlow Serving has the same flag, it has the same name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from karpa_tf.configs import option
+from karpa_tf.errors import UserError
+
+
+@dataclass(kw_only=True)
+class ServeOptions:
+    """The flags of `karpa-tf serve`."""
+
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one of this machine.")
+    port: int = option(8500, "Port of gRPC; 0: none.")
+    rest_api_port: int = option(8501, "Port of REST; 0: none.")
+    model_name: str = option("", "With --model_base_path: the name of the one model.")
+    model_base_path: str = option("", "Serve one model, from the folder that holds its versions.")
+    model_config_file: str = option("", "Serve the models of this file, TensorFlow Serving's models.config.")
+    model_config_file_poll_wait_seconds: int = option(
+        0, "Seconds between looks whether that file has changed; 0: it is read once."
+    )
+    allow_version_labels_for_unavailable_models: bool = option(
+        False, "Accept labels of versions that are not loaded."
+    )
+    monitoring_config_file: str = option("", "Where metrics are, and whether: a MonitoringConfig.")
+    enable_batching: bool = option(True, "Join the requests that are in flight for a signature.")
+    batching_parameters_file: str = option("", "Limits of batches and queues: a BatchingParameters.")
+    file_system_poll_wait_seconds: float = option(
+        1.0, "Seconds between looks for new versions; 0: only at the start."
+    )
+    max_num_load_retries: int = option(5, "How often to try again to load a version that failed.")
+    load_retry_interval_micros: int = option(60_000_000, "Microseconds between these tries.")
+    enable_model_warmup: bool = option(True, "Replay assets.extra/tf_serving_warmup_requests.")
+    rest_api_timeout_in_ms: int = option(30_000, "Milliseconds until a REST request is given up.")
+    max_request_bytes: int = option(32 << 20, "Largest body of a request.")
+    drain_seconds: float = option(30.0, "Seconds that requests get to finish after SIGTERM.")
+    tensorflow_session_parallelism: int = option(0, "Threads that TensorFlow computes with; 0: one a core.")
+    allow_unsafe_ops: bool = option(False, "Load graphs that call Python or read and write files.")
+    tls_certificate_file: str = option("", "PEM certificate (chain); with it both ports speak TLS only.")
+    tls_key_file: str = option("", "PEM private key of the certificate.")
+    token_file: str = option("", "A SHA-256 in hex a line; requests must then bring such a bearer token.")
+    access_log: str = option("-", "JSON line a request: a file, - for standard error, or empty for none.")
+    request_log: str = option("", "File for the inputs themselves; e-mail, phone and card numbers redacted.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for flags that make no sense."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                raise UserError(f"--{field.name} must be at least 0. Received: {value}.")
+        for name in ("port", "rest_api_port"):
+            if getattr(self, name) > 65_535:
+                raise UserError(f"--{name} must be at most 65535. Received: {getattr(self, name)}.")
+        if not self.port and not self.rest_api_port:
+            raise UserError("--port and --rest_api_port are both 0: there is nothing to listen on.")
+        if self.port == self.rest_api_port:
+            raise UserError(f"--port and --rest_api_port must differ. Received: {self.port} for both.")
+        if bool(self.tls_certificate_file) != bool(self.tls_key_file):
+            raise UserError("--tls_certificate_file and --tls_key_file go together; one of them is missing.")
+        if bool(self.model_name) != bool(self.model_base_path):
+            raise UserError("--model_name and --model_base_path go together; one of them is missing.")
+        if self.model_config_file and self.model_base_path:
+            raise UserError("--model_config_file and --model_base_path exclude each other.")

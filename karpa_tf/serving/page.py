@@ -1,0 +1,154 @@
+"""The status page at `/`: models, versions, signatures, and a form that sends one request."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from aiohttp import web
+
+from karpa_tf.serving.json_tensors import Spec
+from karpa_tf.serving.model import Model, Signature
+from karpa_tf.serving.registry import Registry, Served, State, Version
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884; }
+pre { background: #8882; padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
+textarea, select, output { font: 14px/1.4 monospace; width: 100%; box-sizing: border-box; display: block; }
+output { white-space: pre-wrap; min-height: 2rem; }
+label { display: block; margin: .8rem 0 .2rem; }
+"""
+_SCRIPT = """
+const form = document.querySelector("form"), choice = form.elements.signature;
+const show = () => { form.elements.body.value = choice.selectedOptions[0].dataset.body; };
+choice.addEventListener("change", show);
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const answer = form.querySelector("output");
+  answer.value = "...";
+  try {
+    const response = await fetch(choice.selectedOptions[0].dataset.path,
+                                 {method: "POST", body: form.elements.body.value});
+    answer.value = response.status + " " + await response.text();
+  } catch (error) { answer.value = String(error); }
+});
+show();
+"""
+
+
+def respond(registry: Registry, address: str) -> web.Response:
+    """Returns the page; `address` is what the browser calls this server."""
+    nonce = secrets.token_urlsafe(16)
+    parts = [_model(served, address) for served in registry.models()]
+    form = _form(registry)
+    html = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>karpa-tf serve</title>'
+        f'<style nonce="{nonce}">{_STYLE}</style><h1>karpa-tf serve</h1>'
+        + "".join(parts or ["<p>No model is served.</p>"])
+        + (form + f'<script nonce="{nonce}">{_SCRIPT}</script>' if form else "")
+    )
+    headers = {
+        # Nothing is loaded from anywhere, and the form speaks to this server only.
+        "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; "
+        f"script-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+    }
+    return web.Response(text=html, content_type="text/html", headers=headers)
+
+
+def _model(served: Served, address: str) -> str:
+    versions = [served.versions[number] for number in sorted(served.versions, reverse=True)]
+    rows = "".join(_version(version, served.labels) for version in versions)
+    table = f"<table><tr><th>version<th>state<th>labels<th>loaded in{rows}</table>"
+    newest = next((version.model for version in versions if version.model), None)
+    signatures = ""
+    if newest is not None:
+        signatures = "".join(_signature(newest, key, address) for key in _names(newest))
+    name = escape(served.name)
+    return f'<section id="{name}"><h2>{name}</h2>{table}{signatures}</section>'
+
+
+def _version(version: Version, labels: Mapping[str, int]) -> str:
+    state = State.Name(version.state)
+    if version.error:
+        state += f": {version.error.code}: {version.error.message}"
+    named = ", ".join(sorted(label for label, number in labels.items() if number == version.number))
+    seconds = f"{version.model.seconds:.1f} s" if version.model else ""
+    return f"<tr><td>{version.number}<td>{escape(state)}<td>{escape(named)}<td>{seconds}"
+
+
+def _names(model: Model) -> list[str]:
+    """The signatures' names, the default one first."""
+    return sorted(model.signatures, key=lambda name: (name != "serving_default", name))
+
+
+def _signature(model: Model, key: str, address: str) -> str:
+    signature = model.signatures[key]
+    body = json.dumps(example_body(signature, key))
+    curl = f"curl -d '{body}' \\\n  {address}/v1/models/{model.name}:predict"
+    return (
+        f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
+        f"{_tensors('out', signature.outputs)}</table><pre>{escape(curl)}</pre>"
+    )
+
+
+def _tensors(direction: str, specs: Mapping[str, Spec]) -> str:
+    return "".join(
+        f"<tr><td>{direction}<td>{escape(name)}<td>{dtype} {escape(_shape(shape))}"
+        for name, (dtype, shape) in sorted(specs.items())
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "of any shape"
+    return "[" + ", ".join("?" if size == -1 else str(size) for size in shape) + "]"
+
+
+def _form(registry: Registry) -> str:
+    options = ""
+    for served in registry.models():
+        for number in served.available():
+            model = served.versions[number].model
+            if model is None:
+                continue
+            for key in _names(model):
+                body = escape(json.dumps(example_body(model.signatures[key], key), indent=1))
+                path = f"/v1/models/{served.name}/versions/{number}:predict"
+                title = escape(f"{served.name} version {number}, {key}")
+                options += f'<option data-path="{escape(path)}" data-body="{body}">{title}</option>'
+    if not options:
+        return ""
+    return (
+        "<h2>Send a request</h2><form>"
+        f'<label for="signature">Signature</label><select id="signature" name="signature">{options}</select>'
+        '<label for="body">Body</label>'
+        '<textarea id="body" name="body" rows="8" spellcheck="false"></textarea>'
+        '<p><button>Send</button></p><label for="answer">Answer</label><output id="answer"></output></form>'
+    )
+
+
+def example_body(signature: Signature, key: str) -> dict[str, Any]:
+    """Returns a body that the signature takes, with one row of made-up values where it takes rows."""
+    by_rows = all(shape and shape[0] == -1 for _, shape in signature.inputs.values())
+    body: dict[str, Any] = {} if key == "serving_default" else {"signature_name": key}
+    values = {
+        name: _example(dtype, shape[1:] if by_rows and shape else shape or ())
+        for name, (dtype, shape) in signature.inputs.items()
+    }
+    if by_rows:
+        return body | {"instances": [next(iter(values.values())) if len(values) == 1 else values]}
+    return body | {"inputs": values}
+
+
+def _example(dtype: str, shape: tuple[int, ...]) -> Any:
+    if shape:
+        return [_example(dtype, shape[1:]) for _ in range(max(shape[0], 1))]
+    if dtype == "string":
+        return "The [MASK] is here."
+    return {"bool": True}.get(dtype, 0.0 if "float" in dtype else 0)

@@ -1,0 +1,274 @@
+"""TensorFlow Serving's REST API."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from aiohttp import web
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from karpa_tf.serving import examples, json_tensors, page
+from karpa_tf.serving.access import Tokens
+from karpa_tf.serving.json_tensors import rows_of
+from karpa_tf.serving.model import Model
+from karpa_tf.serving.observing import Call, Observer
+from karpa_tf.serving.refusal import Refusal, invalid
+from karpa_tf.serving.registry import Registry, State
+
+_VERSION = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+_STATUS = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}")
+_METADATA = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}/metadata")
+_ACTION = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<api>predict|classify|regress)")
+_INT64_MAX = 2**63 - 1
+
+# Of all bodies that are held at one time, as many as this of the largest size.
+_LARGEST_BODIES = 16
+
+_NOT_FOUND = (
+    b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
+)
+
+
+class RestApi:
+    """Answers HTTP requests."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        observer: Observer,
+        tokens: Tokens,
+        *,
+        metrics_path: str,
+        timeout: float,
+        max_bytes: int,
+    ) -> None:
+        self._registry = registry
+        self._observer = observer
+        self._tokens = tokens
+        self._metrics_path = metrics_path
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._in_flight = 0
+        self._held_bytes = 0
+        self._drained: asyncio.Future[None] | None = None
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers one request. Nothing that it brings raises an error here or is logged."""
+        call = Call("REST", "", request.remote or "", start=time.perf_counter())
+        self._in_flight += 1
+        try:
+            return await self._observed(request, call)
+        finally:
+            self._in_flight -= 1
+            self._held_bytes -= call.bytes_in
+            if self._drained and not self._drained.done() and not self._in_flight:
+                self._drained.set_result(None)
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until every request has its answer, also those of which only a part has come.
+
+        Connections are closed with their answers, so that clients go elsewhere.
+        """
+        self._drained = asyncio.get_running_loop().create_future()
+        if self._in_flight:
+            await asyncio.wait({self._drained}, timeout=seconds)
+
+    async def _observed(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        try:
+            response = await self._answer(request, call)
+        except Refusal as refusal:
+            call.status = refusal.code
+            response = _error(refusal)
+        except asyncio.CancelledError:
+            call.status = "CANCELLED"
+            raise
+        except Exception as error:
+            # Its text may quote the request.
+            call.status = "INTERNAL"
+            response = _error(
+                Refusal("INTERNAL", f"The server failed on this request: {type(error).__name__}.")
+            )
+        if self._drained or not request.content.is_eof() or request.content.exception():
+            # What is left of the body would be taken for the next request.
+            response.force_close()
+        call.http_status = response.status
+        call.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
+        self._observer.finished(call)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, call: Call) -> web.Response:
+        path = unquote_to_bytes(request.raw_path).decode("utf-8", "replace")
+        if not self._tokens.accept(request.headers.get("Authorization")):
+            raise Refusal(
+                "UNAUTHENTICATED", "Send a header Authorization: Bearer TOKEN with a token this server knows."
+            )
+        if path == self._metrics_path:
+            return web.Response(body=self._observer.metrics(), content_type="text/plain")
+        if path == "/" and request.method in ("GET", "HEAD"):
+            return page.respond(self._registry, f"{request.scheme}://{request.host}")
+        if not re.match(r"/v1/models(/|$|\?)", path):
+            return web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
+        if request.method == "GET":
+            if found := _STATUS.fullmatch(path):
+                call.api = "status"
+                return self._status(found, call)
+            if found := _METADATA.fullmatch(path):
+                call.api = "metadata"
+                return self._metadata(found, call)
+            if path == "/v1/models":
+                raise invalid("The path must name a model: /v1/models/NAME.")
+        elif request.method == "POST" and (found := _ACTION.fullmatch(path)):
+            call.api = found["api"]
+            return await self._act(request, found, call)
+        raise invalid(
+            f"There is no {request.method} {path[:200]}. Known: GET /v1/models/NAME, .../metadata, and POST "
+            "/v1/models/NAME:predict, each also with /versions/N or /labels/LABEL after the name."
+        )
+
+    # --- Questions --------------------------------------------------------------------------------
+
+    def _status(self, found: re.Match[str], call: Call) -> web.Response:
+        versions = self._registry.status(found["name"], _number(found))
+        call.model = found["name"]
+        return _json(
+            {
+                "model_version_status": [
+                    {
+                        "version": str(version.number),
+                        "state": State.Name(version.state),
+                        "status": {
+                            "error_code": version.error.code if version.error else "OK",
+                            "error_message": version.error.message if version.error else "",
+                        },
+                    }
+                    for version in versions
+                ]
+            }
+        )
+
+    def _metadata(self, found: re.Match[str], call: Call) -> web.Response:
+        model = self._find(found, call)
+        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=model.definitions)
+        return _json(
+            {
+                "model_spec": {
+                    "name": model.name,
+                    "signature_name": "",
+                    "version": str(model.version),
+                },
+                "metadata": {"signature_def": _to_json(signatures)},
+            }
+        )
+
+    def _find(self, found: re.Match[str], call: Call) -> Model:
+        model = self._registry.find(found["name"], _number(found), found["label"])
+        call.model, call.version = model.name, model.version
+        return model
+
+    # --- Predict, classify, regress ---------------------------------------------------------------
+
+    async def _act(self, request: web.BaseRequest, found: re.Match[str], call: Call) -> web.Response:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        body = json_tensors.parse(await self._read(request, call, deadline))
+        name = body.get("signature_name", "")
+        if type(name) is not str:
+            raise invalid('"signature_name" must be a string.')
+        model = self._find(found, call)
+        signature = model.signature(name)
+        call.signature = name or "serving_default"
+        given = None
+        by_rows = True
+        if call.api == "predict":
+            arrays, by_rows = json_tensors.to_arrays(body, signature.inputs)
+        else:
+            given = examples.from_json(body)
+            arrays = examples.to_arrays(given, signature.inputs)
+        call.rows = rows_of(list(arrays.values()))
+        self._observer.received(call, arrays)
+        outputs = await signature.batcher.submit(arrays, deadline)
+        if call.api == "predict":
+            encode = json_tensors.encode_rows if by_rows else json_tensors.encode_columns
+            return web.Response(body=encode(outputs), content_type="application/json")
+        rows = len(arrays["inputs"])
+        if call.api == "classify":
+            classified = examples.to_classifications(outputs, rows)
+            results: list[Any] = [
+                [[entry.label, entry.score] for entry in row.classes] for row in classified.classifications
+            ]
+        else:
+            results = [entry.value for entry in examples.to_regressions(outputs, rows).regressions]
+        return _json({"results": results})
+
+    async def _read(self, request: web.BaseRequest, call: Call, deadline: float) -> bytes:
+        length = request.content_length or 0
+        if length > self._max_bytes:
+            raise self._too_large(length)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        chunks: list[bytes] = []
+        try:
+            # Most bodies have come with their headers; waiting for the others ends at the deadline.
+            async with asyncio.timeout_at(None if request.content.is_eof() else deadline):
+                # Counted after decompression.
+                async for chunk in request.content.iter_any():
+                    chunks.append(chunk)
+                    call.bytes_in += len(chunk)
+                    self._held_bytes += len(chunk)
+                    if call.bytes_in > self._max_bytes:
+                        raise self._too_large(call.bytes_in)
+                    if self._held_bytes > _LARGEST_BODIES * self._max_bytes:
+                        raise Refusal(
+                            "RESOURCE_EXHAUSTED", "Too much is being sent at once; try again later."
+                        )
+        except TimeoutError:
+            raise Refusal("DEADLINE_EXCEEDED", "The body did not arrive in time.", 408) from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise invalid(
+                "The body is broken: it ended early, or is not encoded as its headers say."
+            ) from None
+        return b"".join(chunks)
+
+    def _too_large(self, size: int) -> Refusal:
+        return Refusal(
+            "RESOURCE_EXHAUSTED",
+            f"A body may have {self._max_bytes} bytes; send fewer rows at once. Received: {size} or more.",
+        )
+
+
+def _number(found: re.Match[str]) -> int | None:
+    if found["version"] is None:
+        return None
+    if int(found["version"]) > _INT64_MAX:
+        raise invalid("The version is larger than any version can be.")
+    return int(found["version"])
+
+
+def _json(value: Mapping[str, Any]) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")
+
+
+def _error(refusal: Refusal) -> web.Response:
+    # A path that is not UTF-8 may be quoted in it.
+    message = refusal.message.encode("utf-8", "replace").decode()
+    response = web.Response(
+        status=refusal.http_status, body=orjson.dumps({"error": message}), content_type="application/json"
+    )
+    if refusal.code == "UNAUTHENTICATED":
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _to_json(message: Message) -> dict[str, Any]:
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )

@@ -1,0 +1,340 @@
+"""Starts the embedded server, keeps it running, and drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from aiohttp import web
+from grpc_health.v1 import health_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from karpa_tf.errors import UserError
+from karpa_tf.serving import access, config_files
+from karpa_tf.serving.grpc_api import Doorkeeper, add_services
+from karpa_tf.serving.model import Model, load_model
+from karpa_tf.serving.observing import Observer
+from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.refusal import Refusal
+from karpa_tf.serving.registry import Registry
+from karpa_tf.serving.rest_api import RestApi
+
+log = logging.getLogger(__name__)
+
+
+def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Serves until SIGTERM or Ctrl-C; then lets the requests in flight finish.
+
+    Args:
+        options: the flags.
+        folder: the folder of models, where no flag names others.
+        ready: told where the server listens and what it serves, once it answers.
+
+    Raises:
+        UserError: it cannot start.
+        KeyboardInterrupt: it was stopped by Ctrl-C.
+    """
+    _log_to_stderr()
+    if options.tensorflow_session_parallelism:
+        tf.config.threading.set_intra_op_parallelism_threads(options.tensorflow_session_parallelism)
+        tf.config.threading.set_inter_op_parallelism_threads(options.tensorflow_session_parallelism)
+    if asyncio.run(_serve(options, folder, ready)) == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+async def _serve(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> int:
+    stopped = _stop_signal()
+    server = Server(options, folder)
+    # A signal that comes while models load ends the server as well.
+    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        ready(server.description())
+        await stopped
+        log.info("stopping; requests in flight have %g s to finish", options.drain_seconds)
+    else:
+        starting.cancel()
+    await server.stop()
+    return stopped.result()
+
+
+def _stop_signal() -> asyncio.Future[Any]:
+    """Returns a future of the signal that asks the server to stop; a second one stops it at once."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[Any] = loop.create_future()
+
+    def stop(number: int) -> None:
+        if stopped.done():
+            os._exit(128 + number)
+        stopped.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    return stopped
+
+
+class Server:
+    """A registry of models with REST and gRPC before it. Lives in one event loop.
+
+    Attributes:
+        registry: the models.
+    """
+
+    def __init__(self, options: ServeOptions, folder: str) -> None:
+        """Reads every file that the options name.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        cores = options.tensorflow_session_parallelism or len(os.sched_getaffinity(0))
+        self._options = options
+        self._folder = folder
+        self._tokens = access.read_tokens(options.token_file)
+        self._rest_tls = access.rest_tls(options.tls_certificate_file, options.tls_key_file)
+        self._grpc_tls = access.grpc_tls(options.tls_certificate_file, options.tls_key_file)
+        self._limits = config_files.read_batching(
+            options.batching_parameters_file, options.enable_batching, cores
+        )
+        self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
+        self._config_file = _ConfigFile(options)
+        self._executor = ThreadPoolExecutor(max(cores, self._limits.threads), "run")
+        self.registry = Registry(
+            functools.partial(
+                load_model,
+                allow_unsafe_ops=options.allow_unsafe_ops,
+                warm_up=options.enable_model_warmup,
+            ),
+            self._open,
+            poll_seconds=options.file_system_poll_wait_seconds,
+            retries=options.max_num_load_retries,
+            retry_seconds=options.load_retry_interval_micros / 1e6,
+            allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
+        )
+        self._observer = Observer(self.registry, options.access_log, options.request_log)
+        self._grpc: grpc.aio.Server | None = None
+        self._rest: web.ServerRunner | None = None
+        self._api: RestApi | None = None
+        self._health: Any = None
+        self._health_task: asyncio.Task[None] | None = None
+
+    def _open(self, model: Model) -> None:
+        model.open(self._limits, self._executor, self._observer.ran)
+
+    async def start(self) -> None:
+        """Loads the models, then listens.
+
+        Raises:
+            UserError: a port is taken, or there is nothing to serve.
+        """
+        options = self._options
+        for flag in ("port", "rest_api_port"):
+            _check_free(options.host, getattr(options, flag), flag)
+        # TensorFlow's own objects stay: collections after an unload need not look at them. Models may go.
+        gc.collect()
+        gc.freeze()
+        try:
+            if self._config_file.path:
+                await self.registry.serve_config(self._config_file.read())
+            elif options.model_base_path:
+                await self.registry.serve_config(_one_model(options))
+            else:
+                await self.registry.serve_folder(Path(self._folder))
+        except Refusal as refusal:
+            raise UserError(refusal.message) from None
+        self.registry.start_polling(self._reread)
+        await self._start_grpc()
+        await self._start_rest()
+        self._health_task = asyncio.create_task(self._report_health())
+
+    async def _start_grpc(self) -> None:
+        options = self._options
+        if not options.port:
+            return
+        self._grpc = grpc.aio.server(
+            interceptors=[Doorkeeper(self._tokens)],
+            options=[
+                ("grpc.max_receive_message_length", options.max_request_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Without it a second server would take half of the first one's connections.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._health = add_services(self._grpc, self.registry, self._observer)
+        address = f"{_in_url(options.host)}:{options.port}"
+        try:
+            if self._grpc_tls:
+                self._grpc.add_secure_port(address, self._grpc_tls)
+            else:
+                self._grpc.add_insecure_port(address)
+        except RuntimeError:
+            raise _taken(options.host, options.port, "port", "it cannot be bound") from None
+        await self._grpc.start()
+
+    async def _start_rest(self) -> None:
+        options = self._options
+        if not options.rest_api_port:
+            return
+        api = RestApi(
+            self.registry,
+            self._observer,
+            self._tokens,
+            metrics_path=self._metrics_path,
+            timeout=options.rest_api_timeout_in_ms / 1e3,
+            max_bytes=options.max_request_bytes,
+        )
+        # aiohttp's own log would quote broken requests.
+        silent = logging.getLogger("karpa_tf.serving.http")
+        silent.disabled = True
+        # Who sends a body that was refused unread gets a second to read the answer.
+        handler = web.Server(api.handle, access_log=None, logger=silent, lingering_time=1.0)
+        self._api = api
+        self._rest = web.ServerRunner(handler, shutdown_timeout=1.0)
+        await self._rest.setup()
+        site = web.TCPSite(self._rest, options.host, options.rest_api_port, ssl_context=self._rest_tls)
+        try:
+            await site.start()
+        except OSError as error:
+            raise _taken(options.host, options.rest_api_port, "rest_api_port", _reason(error)) from None
+
+    async def _stop_rest(self) -> None:
+        if self._rest and self._api:
+            for site in list(self._rest.sites):
+                await site.stop()
+            # aiohttp's own way of stopping reads no more of a body that is on its way.
+            await self._api.drain(self._options.drain_seconds)
+            await self._rest.cleanup()
+
+    async def _reread(self) -> None:
+        config = self._config_file.read_if_changed()
+        if config is None:
+            return
+        try:
+            await self.registry.serve_config(config)
+        except Refusal as refusal:
+            log.warning("%s is not followed: %s", self._config_file.path, refusal.message)
+
+    async def _report_health(self) -> None:
+        """Keeps gRPC's health service up to date, for the server ("") and its services."""
+        status = health_pb2.HealthCheckResponse
+        while self._health is not None:
+            now = status.SERVING if self.registry.ready() else status.NOT_SERVING
+            for service in (
+                "",
+                "tensorflow.serving.PredictionService",
+                "tensorflow.serving.ModelService",
+            ):
+                await self._health.set(service, now)
+            await asyncio.sleep(0.2)
+
+    def description(self) -> dict[str, Any]:
+        """Returns where the server listens, and the versions that it serves by model."""
+        options = self._options
+        host = _in_url(options.host)
+        scheme = "https" if self._rest_tls else "http"
+        return {
+            "rest": f"{scheme}://{host}:{options.rest_api_port}" if options.rest_api_port else None,
+            "grpc": f"{host}:{options.port}" if options.port else None,
+            "models": {model.name: model.available() for model in self.registry.models()},
+        }
+
+    async def stop(self) -> None:
+        """Takes no more requests, waits for those in flight, and lets go of everything."""
+        await self.registry.close()
+        waiting = []
+        if self._health_task:
+            self._health_task.cancel()
+        if self._health:
+            await self._health.enter_graceful_shutdown()
+        if self._grpc:
+            waiting.append(self._grpc.stop(self._options.drain_seconds))
+        if self._rest:
+            waiting.append(self._stop_rest())
+        await asyncio.gather(*waiting)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _ConfigFile:
+    """The models.config, and whether it has been written since it was read."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.path = options.model_config_file
+        self._wait = options.model_config_file_poll_wait_seconds
+        self._next = 0.0
+        self._text = b""
+
+    def read(self) -> Any:
+        config = config_files.read_models(self.path)
+        self._text = Path(self.path).read_bytes()
+        return config
+
+    def read_if_changed(self) -> Any:
+        now = asyncio.get_running_loop().time()
+        if not self.path or not self._wait or now < self._next:
+            return None
+        self._next = now + self._wait
+        try:
+            if Path(self.path).read_bytes() == self._text:
+                return None
+            return self.read()
+        except (OSError, UserError) as error:
+            log.warning("%s is not followed: %s", self.path, error)
+            return None
+
+
+def _one_model(options: ServeOptions) -> Any:
+    path = Path(options.model_base_path).absolute()
+    if not path.is_dir():
+        raise UserError(f"--model_base_path: there is no folder {path}.")
+    config = model_server_config_pb2.ModelServerConfig()
+    config.model_config_list.config.add(
+        name=options.model_name, base_path=str(path), model_platform="tensorflow"
+    )
+    return config
+
+
+def _check_free(host: str, port: int, flag: str) -> None:
+    """Says that a port is taken before models are loaded."""
+    if not port:
+        return
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise _taken(host, port, flag, _reason(error)) from None
+
+
+def _taken(host: str, port: int, flag: str, reason: str) -> UserError:
+    return UserError(f"--{flag}: {host}:{port} cannot be listened on: {reason}; choose another.")
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("karpa_tf.serving")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,245 @@
+"""Joining requests: who runs with whom, what each gets back, and who is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport, can_join
+from karpa_tf.serving.refusal import Refusal
+
+NUMBERS = {"x": ("float32", (-1,))}
+
+
+class Model:
+    """Doubles numbers; holds every run until it is let go, and remembers what ran together."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.started = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def run(self, arrays: Arrays) -> Arrays:
+        self.batches.append(arrays["x"].tolist())
+        self.started.release()
+        assert self.go.acquire(timeout=60)
+        if (arrays["x"] < 0).any():
+            raise Refusal("INVALID_ARGUMENT", "a negative number")
+        return {"y": arrays["x"] * 2}
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def ask(batcher: Batcher, *x: float, within: float | None = None) -> asyncio.Task[Arrays]:
+    deadline = None if within is None else asyncio.get_running_loop().time() + within
+    return asyncio.ensure_future(batcher.submit({"x": np.array(x, np.float32)}, deadline))
+
+
+async def started(model: Model) -> None:
+    """Waits until a run has begun, and lets the loop put later requests into the queue."""
+    assert await asyncio.to_thread(model.started.acquire, timeout=60)
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_what_waits_while_the_model_runs_runs_together(executor) -> None:
+    async def scenario() -> None:
+        model, reports = Model(), []
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(rows=4), executor, reports.append)
+        first = ask(batcher, 1)
+        await started(model)
+        others = [ask(batcher, 2, 3), ask(batcher, 4), ask(batcher, 5, 6)]
+        model.go.release(3)
+        answers = [(await task)["y"].tolist() for task in (first, *others)]
+        # The lone one at once, then as many as fit into four rows, then the rest.
+        assert model.batches == [[1], [2, 3, 4], [5, 6]]
+        assert answers == [[2], [4, 6], [8], [10, 12]]
+        await batcher.drain()
+        assert [(report.rows, report.requests) for report in reports] == [(1, 1), (3, 2), (2, 1)]
+        assert all(
+            isinstance(report, RunReport) and len(report.waited) == report.requests for report in reports
+        )
+
+    asyncio.run(scenario())
+
+
+def test_without_batching_each_runs_alone(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        limits = BatchLimits(join=False, threads=2)
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, limits, executor)
+        tasks = [ask(batcher, number) for number in range(5)]
+        model.go.release(5)
+        await asyncio.gather(*tasks)
+        assert sorted(model.batches) == [[0], [1], [2], [3], [4]]
+
+    asyncio.run(scenario())
+
+
+def test_only_requests_of_one_shape_are_joined(executor) -> None:
+    async def scenario() -> None:
+        shapes: list[tuple[int, ...]] = []
+        gate = Model()
+
+        def run(arrays: Arrays) -> Arrays:
+            shapes.append(arrays["x"].shape)
+            gate.started.release()
+            assert gate.go.acquire(timeout=60)
+            return {"y": arrays["x"]}
+
+        spec = {"x": ("float32", (-1, -1))}
+        batcher = Batcher(run, spec, {"y": ("float32", (-1, -1))}, BatchLimits(), executor)
+        sizes = [(1, 2), (1, 2), (1, 3), (2, 2), (1, 3), (3,), (0, 2)]
+        tasks = []
+        for number, size in enumerate(sizes):
+            tasks.append(asyncio.ensure_future(batcher.submit({"x": np.zeros(size, np.float32)})))
+            if number == 0:
+                await started(gate)
+        gate.go.release(10)
+        answers = await asyncio.gather(*tasks)
+        assert [answer["y"].shape for answer in answers] == sizes
+        # A shape that the signature does not promise to take, and no rows at all, run by themselves.
+        assert sorted(shapes) == sorted([(1, 2), (3, 2), (2, 3), (3,), (0, 2)])
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_request_fails_alone(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        model.go.release(10)
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        tasks = [ask(batcher, number) for number in (1, 2, -3, 4)]
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[2], Refusal) and answers[2].code == "INVALID_ARGUMENT"
+        assert [answer["y"].tolist() for answer in answers if isinstance(answer, dict)] == [[2], [4], [8]]
+
+    asyncio.run(scenario())
+
+
+def test_too_much_is_refused_at_once(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        limits = BatchLimits(rows=2, request_rows=5, waiting_rows=3)
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, limits, executor)
+        with pytest.raises(Refusal, match=r"may have 5 rows.*Received: 6") as caught:
+            await ask(batcher, *range(6))
+        assert caught.value.code == "RESOURCE_EXHAUSTED" and caught.value.http_status == 429
+        running = ask(batcher, 0)
+        await started(model)
+        waiting = [ask(batcher, 1), ask(batcher, 2), ask(batcher, 3)]
+        await asyncio.sleep(0)
+        # The model is still held: the answer does not wait for it.
+        with pytest.raises(Refusal, match="3 rows wait already"):
+            await ask(batcher, 4)
+        model.go.release(10)
+        await asyncio.gather(running, *waiting)
+        assert (await ask(batcher, 4))["y"].tolist() == [8]
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_is_kept_and_what_has_passed_is_not_run(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        running = ask(batcher, 1)
+        await started(model)
+        late, gone, patient = ask(batcher, 2, within=0), ask(batcher, 3), ask(batcher, 4)
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(Refusal) as caught:
+            await late
+        assert caught.value.code == "DEADLINE_EXCEEDED" and caught.value.http_status == 504
+        model.go.release(10)
+        await asyncio.gather(running, patient)
+        assert model.batches == [[1], [4]]
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_does_not_depend_on_the_neighbours_length(executor) -> None:
+    """Texts side by side are padded to the longest in the graph; each gets back its own width."""
+
+    def run(arrays: Arrays) -> Arrays:
+        words = [text.split() for text in arrays["text"]]
+        width = max(map(len, words))
+        rows = np.array([row + [b""] * (width - len(row)) for row in words], object).reshape(-1, width)
+        return {"words": rows, "known": np.ones(rows.shape, np.float32) * (rows != b"")}
+
+    inputs = {"text": ("string", (-1,))}
+    outputs = {"words": ("string", (-1, -1)), "known": ("float32", (-1, -1))}
+
+    async def scenario() -> None:
+        gate = Model()
+
+        def held(arrays: Arrays) -> Arrays:
+            gate.started.release()
+            assert gate.go.acquire(timeout=60)
+            return run(arrays)
+
+        batcher = Batcher(held, inputs, outputs, BatchLimits(), executor)
+        texts = [[b"first"], [b"a b c d"], [b"a", b"b c"], [b""]]
+        tasks = []
+        for number, rows in enumerate(texts):
+            array = np.empty(len(rows), object)
+            array[:] = rows
+            tasks.append(asyncio.ensure_future(batcher.submit({"text": array})))
+            if number == 0:
+                await started(gate)
+        gate.go.release(10)
+        answers = await asyncio.gather(*tasks)
+        assert [answer["words"].shape for answer in answers] == [(1, 1), (1, 4), (2, 2), (1, 0)]
+        assert [answer["known"].shape for answer in answers] == [(1, 1), (1, 4), (2, 2), (1, 0)]
+        assert answers[2]["words"].tolist() == [[b"a", b""], [b"b", b"c"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "joins"),
+    [
+        ({"x": ("float32", (-1, 2))}, {"y": ("float32", (-1,))}, True),
+        ({"x": ("float32", (2,))}, {"y": ("float32", (-1,))}, False),
+        ({"x": ("float32", (-1,)), "factor": ("float32", ())}, {"y": ("float32", (-1,))}, False),
+        ({"x": ("float32", (-1,))}, {"total": ("float32", ())}, False),
+        ({"x": ("float32", None)}, {"y": ("float32", (-1,))}, False),
+        # Numbers say nothing of the widths of others; with texts a string output must tell.
+        ({"x": ("float32", (-1, -1))}, {"y": ("float32", (-1, -1))}, True),
+        ({"t": ("string", (-1,))}, {"y": ("float32", (-1, -1))}, False),
+        ({"t": ("string", (-1,))}, {"y": ("float32", (-1, -1)), "w": ("string", (-1, -1, 5))}, True),
+        ({"t": ("string", (-1,))}, {"w": ("string", (-1, 2, -1))}, False),
+    ],
+)
+def test_which_signatures_are_joined(inputs, outputs, joins) -> None:
+    assert can_join(inputs, outputs) is joins
+
+
+def test_a_signature_that_breaks_its_promise_is_no_longer_joined(executor) -> None:
+    async def scenario() -> None:
+        gate, sizes = Model(), []
+
+        def run(arrays: Arrays) -> Arrays:
+            sizes.append(len(arrays["x"]))
+            gate.started.release()
+            assert gate.go.acquire(timeout=60)
+            return {"y": arrays["x"][:1]}
+
+        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        tasks = [ask(batcher, 1)]
+        await started(gate)
+        tasks += [ask(batcher, 2), ask(batcher, 3)]
+        gate.go.release(10)
+        assert [(await task)["y"].tolist() for task in tasks] == [[1], [2], [3]]
+        assert sizes == [1, 2, 1, 1]
+
+    asyncio.run(scenario())

@@ -1,0 +1,265 @@
+"""Every recipe's export, end to end: numbers equal to Python's, over REST and gRPC.
+
+Three servers are asked: this project's own; a C++ program that loads a SavedModel as TensorFlow Serving does;
+and TensorFlow Serving itself, where the variable KARPA_TF_MODEL_SERVER names its binary
+(`make serve-test MODEL_SERVER=/path/to/tensorflow_model_server`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.serving.conftest import SECONDS, Running, free_port, predict_over_grpc, until
+
+pytestmark = pytest.mark.slow
+
+MODEL_SERVER = os.environ.get("KARPA_TF_MODEL_SERVER", "")
+TEXTS = ["On day bab1 the [MASK] ate fish in the barn.", "Ada Moss went to Oslo .", "play music"]
+RECIPES = ["mlm-gru", "bert-classifier", "bert-tagger"]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory, trained, classified, tagged) -> Path:
+    """A folder of models with an export of each recipe, and a second one of mlm-gru."""
+    from karpa_tf.cli import main
+
+    folder = tmp_path_factory.mktemp("exports") / "savedmodels"
+    for run in (trained, trained, classified, tagged):
+        assert main(["export", str(run), "--to", str(folder), "--force"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(exports) -> dict[str, list[dict[str, Any]]]:
+    """What Python answers, by recipe."""
+    from karpa_tf.export.loader import load_signature
+
+    rows = [{"text": text} for text in TEXTS]
+    return {name: load_signature(exports / name / "1").predict(rows) for name in RECIPES}
+
+
+@dataclass
+class Address:
+    rest: str
+    grpc: str
+    log: Callable[[], str] = lambda: ""
+
+
+@contextlib.contextmanager
+def ours(folder: Path, config: Path) -> Iterator[Address]:
+    with Running(model_config_file=str(config / "models.config")) as server:
+        yield Address(server.rest, server.grpc)
+
+
+@contextlib.contextmanager
+def tensorflow_serving(folder: Path, config: Path, *flags: str) -> Iterator[Address]:
+    port, rest_port = free_port(), free_port()
+    log = config / "server.log"
+    command = [MODEL_SERVER, f"--port={port}", f"--rest_api_port={rest_port}"]
+    command += [
+        f"--model_config_file={config / 'models.config'}",
+        "--file_system_poll_wait_seconds=1",
+        *flags,
+    ]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        address = Address(f"http://127.0.0.1:{rest_port}", f"127.0.0.1:{port}", log.read_text)
+        deadline = time.monotonic() + SECONDS
+        while not all(is_available(address, name) for name in RECIPES):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+def is_available(address: Address, name: str) -> bool:
+    try:
+        with urlopen(f"{address.rest}/v1/models/{name}", timeout=SECONDS) as response:
+            states = [version["state"] for version in json.load(response)["model_version_status"]]
+    except OSError:
+        return False
+    return "AVAILABLE" in states
+
+
+def write_config(folder: Path, config: Path) -> None:
+    entries = "".join(
+        f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" '
+        "model_version_policy { all {} } }\n"
+        for name in RECIPES
+    )
+    (config / "models.config").write_text(f"model_config_list {{\n{entries}}}\n", encoding="utf-8")
+
+
+SERVERS = [
+    pytest.param(ours, id="karpa-tf"),
+    pytest.param(
+        tensorflow_serving,
+        id="tensorflow-serving",
+        marks=pytest.mark.skipif(
+            not MODEL_SERVER,
+            reason="KARPA_TF_MODEL_SERVER names no tensorflow_model_server: not tested against one",
+        ),
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def address(request, exports, tmp_path_factory) -> Iterator[Address]:
+    config = tmp_path_factory.mktemp("config")
+    write_config(exports, config)
+    with request.param(exports, config) as found:
+        yield found
+
+
+def over_rest(address: Address, name: str, texts: list[str], version: str = "") -> list[dict[str, Any]]:
+    body = json.dumps({"instances": texts}).encode()
+    url = f"{address.rest}/v1/models/{name}{version}:predict"
+    with urlopen(Request(url, body), timeout=SECONDS) as response:
+        return json.load(response)["predictions"]
+
+
+def assert_alike(got: Any, want: Any) -> None:
+    if isinstance(want, dict):
+        assert set(got) == set(want)
+        for name in want:
+            assert_alike(got[name], want[name])
+    elif isinstance(want, list):
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert_alike(a, b)
+    elif isinstance(want, float):
+        assert got == pytest.approx(want, abs=1e-5)
+    else:
+        assert got == want
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_rest_equals_python(address, expected, name) -> None:
+    assert_alike(over_rest(address, name, TEXTS), expected[name])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_grpc_equals_python(address, expected, name) -> None:
+    with grpc.insecure_channel(address.grpc) as channel:
+        texts = np.array([text.encode() for text in TEXTS], object)
+        outputs = predict_over_grpc(channel, name, text=texts)
+    rows = [{key: plain(value[index]) for key, value in outputs.items()} for index in range(len(TEXTS))]
+    assert_alike(rows, expected[name])
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def test_both_versions_answer(address, expected) -> None:
+    for version in ("/versions/1", "/versions/2"):
+        assert_alike(over_rest(address, "mlm-gru", TEXTS, version), expected["mlm-gru"])
+
+
+needs_model_server = pytest.mark.skipif(
+    not MODEL_SERVER, reason="KARPA_TF_MODEL_SERVER names no tensorflow_model_server"
+)
+
+
+@needs_model_server
+def test_tensorflow_serving_reads_the_warm_up_and_follows_versions(exports, tmp_path, expected) -> None:
+    folder = tmp_path / "savedmodels"
+    for name in RECIPES:
+        shutil.copytree(exports / name / "1", folder / name / "1")
+    write_config(folder, tmp_path)
+    with tensorflow_serving(folder, tmp_path) as address:
+        until(lambda: address.log().count("warmup") >= len(RECIPES), "the log speaks of the warm-up files")
+        shutil.copytree(exports / "mlm-gru" / "2", tmp_path / "new")
+        (tmp_path / "new").rename(folder / "mlm-gru" / "2")
+
+        def second() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(over_rest(address, "mlm-gru", TEXTS, "/versions/2"))
+            return False
+
+        until(second, "version 2 answers")
+        assert_alike(over_rest(address, "mlm-gru", TEXTS), expected["mlm-gru"])
+
+
+@needs_model_server
+def test_tensorflow_serving_batches_them(exports, tmp_path, expected) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    write_config(exports, tmp_path)
+    batching = Path(__file__).parents[2] / "deploy" / "tensorflow-serving" / "batching.config"
+    flags = ["--enable_batching=true", f"--batching_parameters_file={batching}"]
+    with tensorflow_serving(exports, tmp_path, *flags) as address, ThreadPoolExecutor(8) as pool:
+        # One text a request, all of one length, so that the outputs can be joined.
+        jobs = [pool.submit(over_rest, address, "bert-classifier", [TEXTS[n % 3]]) for n in range(24)]
+        for number, job in enumerate(jobs):
+            assert_alike(job.result(), [expected["bert-classifier"][number % 3]])
+
+
+@pytest.fixture(scope="module")
+def run_signatures(tmp_path_factory) -> Callable[..., str]:
+    """Our C++ program, compiled against TensorFlow's own wheel."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++: the C++ loader was not tried")
+    tensorflow = package_folder("tensorflow")
+    program = tmp_path_factory.mktemp("cc") / "run_signatures"
+    command = ["g++", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=1", f"-I{tensorflow / 'include'}"]
+    command += [str(Path(__file__).with_name("run_signatures.cc")), "-o", str(program), f"-L{tensorflow}"]
+    command += ["-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2", f"-Wl,-rpath,{tensorflow}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Stock TensorFlow Serving has these ops built in.
+    ops = sorted(map(str, (package_folder("tensorflow_text") / "python" / "ops").glob("*.so")))
+
+    def run(savedmodel: Path, text: str) -> str:
+        done = subprocess.run([str(program), str(savedmodel), text, *ops], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    assert spec and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_cpp_loader_runs_every_signature(run_signatures, exports, name) -> None:
+    from karpa_tf.export.loader import load_signature
+
+    path = exports / name / "1"
+    seen = set()
+    for line in run_signatures(path, TEXTS[0]).splitlines():
+        signature, output, dtype, shape, *values = line.split(" ")
+        rows = {key: [TEXTS[0], f"{TEXTS[0]} {TEXTS[0]}"] for key in load_signature(path, signature).inputs}
+        arrays = {key: np.array([v.encode() for v in value], object) for key, value in rows.items()}
+        want = load_signature(path, signature)(arrays)[output]
+        assert json.loads(shape) == list(want.shape)
+        if dtype == "string":
+            assert [bytes.fromhex(value[1:]) for value in values] == want.ravel().tolist()
+        else:
+            np.testing.assert_allclose([float(value) for value in values], want.ravel(), atol=1e-5)
+        seen.add(signature)
+    assert "serving_default" in seen
