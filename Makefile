@@ -51,7 +51,7 @@ quickstart: setup  ## install, then train, evaluate, fill masks and export on th
 	@echo "  karpa-tf --help                                  everything else"
 
 test: setup  ## the tests, within 15 minutes on two cores
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: setup  ## the slow ones as well; Chromium for TensorBoard's pages
 	@$(BIN)/python -m pytest
