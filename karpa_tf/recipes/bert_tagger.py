@@ -46,7 +46,7 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
-from karpa_tf.recipes import bert
+from karpa_tf.recipes import bert, common
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
@@ -203,7 +203,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     """Trains into a run folder and returns the final figures, those of the test split."""
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
-    tell = bert.printer(chief)
+    tell = common.printer(chief)
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     tagged = open_data(config)
     splits = tagged.splits
@@ -317,7 +317,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     tagged = open_data(config)
-    bert.check_fingerprint(folder, config.data, tagged.fingerprint)
+    common.check_fingerprint(folder, config.data, tagged.fingerprint)
     if data:
         sentences, where = open_test_sentences(data), data
     else:
@@ -426,7 +426,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/bert-tagger` and returns its place and signatures."""
     config, names, start, model = open_model(folder)
-    metrics = bert.learned_or_refuse(folder, "f1_strict", 0.0, force)
+    metrics = common.learned_or_refuse(folder, "f1_strict", 0.0, force)
     splits = open_data(config).splits
     loss = ""
     if quantize == "int8":
@@ -469,7 +469,7 @@ Tags words: {types}. Trained on {config.data}, from {config.preset}, method {con
 
 On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 
-{bert.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
+{common.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
 {quantization}
-{bert.settings_list(config)}
+{common.settings_list(config)}
 """
