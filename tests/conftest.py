@@ -123,7 +123,7 @@ TINY_PHOTOS = [
 
 
 def make_images(count: int, size: int, channels: int, classes: int = 3, seed: int = 0) -> tuple:
-    """Noise with a bright bar whose place and colour tell the class: uint8 (n, size, size[, 3]), int64 (n,)."""
+    """Noise with a bar whose place and colour tell the class: uint8 (n, size, size[, 3]), int64 (n,)."""
     import numpy as np
 
     rng = np.random.default_rng(seed)

@@ -30,6 +30,7 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.recipes import bert, common
+from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.classification import (
     class_table,
@@ -316,6 +317,17 @@ def _signature(
     function = Classify(model, start.wordpiece, names, config.sequence_length)
     # Keras' `weights` leave the states of random numbers out.
     return Signature(function, inputs, variables=model.weights, check=check)
+
+
+def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+    """Says what each word of texts adds to the probability of their label."""
+    _, names, _, _ = opened = open_model(folder)
+
+    def claims(outputs: Mapping[str, Any]) -> list[Claim]:
+        place = names.index(outputs["label"])
+        return [Claim(outputs["label"], lambda other, _: other["probabilities"][place])]
+
+    return explain_words(folder, _signature(*opened), inputs, claims)
 
 
 def export(

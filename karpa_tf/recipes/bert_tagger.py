@@ -47,6 +47,7 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
 from karpa_tf.recipes import bert, common
+from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
@@ -419,6 +420,26 @@ def _signature(
 
     function = TagWords(model, start.wordpiece, names, config.sequence_length)
     return Signature(function, text_input(), variables=model.weights, check=check)
+
+
+def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+    """Says what each word of texts adds to the probability of every tag that is not `O`."""
+
+    def words_of(outputs: Mapping[str, Any]) -> list[str]:
+        return [token for token in outputs["tokens"] if token]
+
+    def claims(outputs: Mapping[str, Any]) -> list[Claim]:
+        def claim(place: int, tag: str) -> Claim:
+            def score(other: Mapping[str, Any], left_out: int) -> float:
+                here = place - (0 <= left_out < place)
+                found = left_out != place and here < len(other["tags"]) and other["tags"][here] == tag
+                return other["scores"][here] if found else 0.0
+
+            return Claim(f"{outputs['tokens'][place]}: {tag}", score)
+
+        return [claim(i, tag) for i, tag in enumerate(outputs["tags"]) if tag not in ("", "O")]
+
+    return explain_words(folder, signature(folder), inputs, claims, words_of=words_of)
 
 
 def export(
