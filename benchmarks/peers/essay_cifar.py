@@ -1,7 +1,8 @@
 """The essay's CIFAR-10 network in PyTorch, trained as PyTorch's tutorial does: batches of 4, two workers.
 
-Every image becomes a tensor of its own, float32, normalized, when its turn comes, and four of them a batch;
-SGD with momentum; the loss is read after each step. Uses nothing of karpa_tf. The last line is one JSON object.
+Every image becomes a float32 tensor of its own, normalized, when its turn comes, four of them a batch;
+SGD with momentum; the loss is read after each step. Uses nothing of karpa_tf. The last line is one JSON
+object.
 
     python essay_cifar.py IMAGES.npz --images 8000
 """

@@ -1,7 +1,8 @@
 """The default network of cifar10-cnn in PyTorch: the same layers, batch size, optimizer, kinds of changes.
 
-Channels last, the faster memory layout on a CPU; float32 or autocast to bfloat16. The images lie in memory as
-uint8 and are shifted and mirrored a batch at a time. Uses nothing of karpa_tf. The last line is one JSON object.
+Channels last, the faster layout on a CPU; float32 or autocast to bfloat16. The images lie in memory as
+uint8 and are shifted and mirrored a batch at a time. Uses nothing of karpa_tf. The last line is one JSON
+object.
 
     python torch_airbench.py IMAGES.npz --batch-size 512 --steps 8 [--bf16]
 """

@@ -141,16 +141,5 @@ def _one_by_one(images: np.ndarray) -> Iterator[list[np.ndarray]]:
 
 
 def _run(interpreter_class: Any, content: bytes, images: np.ndarray) -> np.ndarray:
-    interpreter = interpreter_class(model_content=content)
-    runner = interpreter.get_signature_runner() if interpreter.get_signature_list() else None
-    interpreter.allocate_tensors()
-    (into,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
-    results = []
-    for image in images:
-        if runner is not None:
-            results.append(next(iter(runner(image=image[None]).values()))[0])
-            continue
-        interpreter.set_tensor(into["index"], image[None])
-        interpreter.invoke()
-        results.append(interpreter.get_tensor(out["index"])[0])
-    return np.stack(results)
+    run = interpreter_class(model_content=content).get_signature_runner()
+    return np.concatenate([run(image=image[None])["probabilities"] for image in images])
