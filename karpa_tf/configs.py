@@ -307,7 +307,7 @@ class ImageConfig(TrainingConfig):
     )
     momentum: float = option(0.9, "sgd: share of an update that goes on in the next one.")
     weight_decay: float = option(0.0, "Decay of the weights: AdamW's, or the L2 penalty of sgd.")
-    bias_rate: float = option(1.0, "Factor of the learning rate of biases and batch normalization.")
+    bias_rate: float = option(1.0, "Factor of the learning rate of batch normalization's biases.")
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises; then it falls to 0.")
     label_smoothing: float = option(0.0, "Share of a label that is spread over all classes.")
     dropout: float = option(0.0, "Share of the dense layers' activations dropped in training.")
