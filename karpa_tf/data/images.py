@@ -359,7 +359,8 @@ def _read_npz(path: Path, reader: _Reader, only_test: bool) -> dict[Split, Image
         if needed and not all(there):
             lacking = names[there.index(False)]
             raise UserError(
-                f"{path} has no array {lacking}{did_you_mean(lacking, arrays) or '.'} It has: "
+                f"{path} has no array {lacking}"
+                f"{did_you_mean(lacking, [a for a in arrays if a not in names]) or '.'} It has: "
                 f"{', '.join(arrays) or 'none'}."
             )
         if needed:
@@ -403,7 +404,8 @@ def _parse_idx(where: str, data: bytes) -> np.ndarray:
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise UserError(f"{where} is no idx file of bytes: it begins with {data[:4].hex(' ')}.")
     rank = data[3]
-    shape = np.frombuffer(data[4 : 4 + 4 * rank], ">i4").tolist()
+    head = data[4 : 4 + 4 * rank]
+    shape = np.frombuffer(head[: len(head) // 4 * 4], ">i4").tolist()
     values = np.frombuffer(data[4 + 4 * rank :], np.uint8)
     if len(shape) != rank or values.size != np.prod(shape):
         raise UserError(f"{where} is cut off: its head tells of {shape}, and {values.size} bytes follow.")

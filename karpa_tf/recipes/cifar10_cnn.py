@@ -52,13 +52,7 @@ def start(model: keras.Model, images: np.ndarray) -> None:
         model.get_layer("whitened_patches").whiten(images)
 
 
-NETWORK = vision.Network(
-    Cifar10CnnConfig,
-    channels=3,
-    build=build,
-    features=lambda model: model.get_layer("logits").input,
-    start=start,
-)
+NETWORK = vision.Network(Cifar10CnnConfig, channels=3, build=build, start=start)
 
 
 def train(config: Cifar10CnnConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:

@@ -44,9 +44,7 @@ def build(
     )
 
 
-NETWORK = vision.Network(
-    MnistMlpConfig, channels=1, build=build, features=lambda model: model.get_layer("logits").input
-)
+NETWORK = vision.Network(MnistMlpConfig, channels=1, build=build)
 
 
 def train(config: MnistMlpConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:

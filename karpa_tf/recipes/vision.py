@@ -71,15 +71,13 @@ class Network:
         config: their settings.
         channels: 1 or 3.
         build: makes the network: (config, shape of an image, classes, mean, deviation, dtype) to a model
-            that gives logits.
+            that gives logits, by a layer of that name.
         start: sets what a new network takes from training images, float32 (n, height, width, channels).
-        features: the name of the layer that the projector shows.
     """
 
     config: type[ImageConfig]
     channels: int
     build: Callable[..., keras.Model]
-    features: Callable[[keras.Model], Any]
     start: Callable[[keras.Model, np.ndarray], Any] = lambda model, images: None
 
 
@@ -218,7 +216,6 @@ def train(
         f"{model.name}: {every:,} parameters; {batches.steps_per_epoch} steps an epoch; {config.precision}, "
         f"{runtime.usable_cores()} cores"
     )
-    # TensorFlow's Adam divides by the root of a running mean: after bfloat16 all of it is float32 again.
     model.compile(
         make_optimizer(config, model, steps), SparseCrossEntropy(label_smoothing=config.label_smoothing)
     )
@@ -230,7 +227,7 @@ def train(
 
     def projector() -> tuple[np.ndarray, list[str]]:
         shown = images["validation"].take(range(min(_PROJECTED, len(images["validation"]))))
-        inner = keras.Model(model.input, network.features(model))
+        inner = keras.Model(model.input, model.get_layer("logits").input)
         return Logits(inner, shown.pixels)(), [
             f"{label}: {name}" for label, name in zip(shown.labels, shown.names, strict=True)
         ]
@@ -298,8 +295,8 @@ def train(
 
 
 def _training_attack(model: keras.Model, config: ImageConfig) -> Callable[..., Any] | None:
-    """Adversarial training after Wong et al. 2020 (https://arxiv.org/abs/2001.03994): one step from a random
-    start, a quarter longer than the bound."""
+    """One step from a random start, a quarter longer than the bound (Wong et al. 2020,
+    https://arxiv.org/abs/2001.03994, section 4)."""
     if not config.adversarial:
         return None
     attack = Attack("pgd", config.adversarial, steps=1, step_size=1.25 * config.adversarial)

@@ -47,7 +47,8 @@ def integrated_gradients(
     """
     if input.shape != baseline.shape:
         raise ValueError(f"Input and baseline need one shape. Received: {input.shape} and {baseline.shape}.")
-    way = (input - baseline).astype(np.float32)
+    input, baseline = input.astype(np.float32), baseline.astype(np.float32)
+    way = input - baseline
     total = np.zeros(input.shape, np.float64)
     places = (np.arange(steps, dtype=np.float32) + 0.5) / steps
 
@@ -62,6 +63,6 @@ def integrated_gradients(
         share = places[begin : begin + _AT_ONCE].reshape(-1, *[1] * input.ndim)
         total += slopes(tf.constant(baseline + share * way)).numpy().astype(np.float64).sum(axis=0)
     attributions = way * total / steps
-    ends = np.asarray(function(tf.constant(np.stack([baseline, input]).astype(np.float32))), np.float64)
+    ends = np.asarray(function(tf.constant(np.stack([baseline, input]))), np.float64)
     difference = float(ends[1] - ends[0])
     return Attribution(attributions, difference, abs(float(attributions.sum()) - difference))

@@ -170,6 +170,9 @@ class SGD(keras.optimizers.SGD):
         gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
         if self.l2:
             gradient += self.l2 / factor * tf.convert_to_tensor(variable)
+        if not self.momentum:  # Keras makes no momenta then
+            variable.assign_sub(tf.cast(learning_rate * factor, dtype) * gradient)
+            return
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=self.momentums[index].value.handle,
