@@ -294,7 +294,7 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
                 type=str,
                 nargs="*",
                 default=[],
-                help="Image files, or texts; none: some of the run's.",
+                help="Image files (none: some of the run's), or texts (none: standard input).",
             )
         if verb == "predict":
             leaf.add_argument("run", type=str, help="A run, RECIPE/latest, or a SavedModel folder.")
