@@ -16,7 +16,6 @@ from karpa_tf.export.signature import Signature
 TOLERANCE = 1e-5
 # Share of the images in whose label an int8 file must agree with the model that it is made of.
 AGREEMENT = 0.9
-_CHECKED = 1000
 
 
 def export_litert(
@@ -65,7 +64,6 @@ def export_litert(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The network cannot be converted to LiteRT: {reason}.") from None
 
-    images, labels = images[:_CHECKED], labels[:_CHECKED]
     expected = signature.function(image=tf.constant(images))["probabilities"].numpy()
     found = _run(interpreter_class, content, images)
     kind = "float32" if calibration is None else "int8"

@@ -59,6 +59,8 @@ _PROJECTED = 1000
 _MEASURED = 5000
 # Images that are attacked at most, evenly spaced: each takes as long as dozens of predictions.
 _ATTACKED = 1000
+# Images that an exported file is checked on.
+_CHECKED = 1000
 # Training images, at least, that the training accuracy of the best weights is taken on.
 _JUDGED_OF_TRAINING = 5000
 
@@ -613,13 +615,13 @@ def export(
             model_card=card(network, folder, trained, metrics),
         )
         return {"savedmodel": str(path), "signatures": describe(signatures)}
-    held_out = own["test"] if len(own["test"]) else own["validation"]
-    labels = label_ids(held_out.labels, trained.names, trained.config.data)
     from karpa_tf.export import litert, onnx
 
+    held_out = own["test"] if len(own["test"]) else own["validation"]
+    some = slice(None, None, -(-len(held_out) // _CHECKED))  # not the first ones: they may be of one class
     case: dict[str, Any] = {
-        "labels": labels,
-        "images": _bare(held_out.pixels).astype(np.float32),
+        "labels": label_ids(held_out.labels, trained.names, trained.config.data)[some],
+        "images": _bare(held_out.pixels[some]).astype(np.float32),
         "assets": {"labels.txt": labels_txt},
         "model_card": lambda note: card(network, folder, trained, metrics, note),
     }
