@@ -436,9 +436,9 @@ def evaluate(
             write_image(
                 step, "errors_grid", grid, "The most confident errors: true -> predicted, probability."
             )
-        some = slice(None, None, max(1, len(known) // _JUDGED_OF_TRAINING))
-        logits = Logits(trained.served, known.pixels[some])()
-        result["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[some]).mean())
+        sample = slice(None, None, max(1, len(known) // _JUDGED_OF_TRAINING))
+        logits = Logits(trained.served, known.pixels[sample])()
+        result["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[sample]).mean())
     return result
 
 
