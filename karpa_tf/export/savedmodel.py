@@ -130,8 +130,9 @@ def _verify(
                 # NumPy's files hold strings of fixed width, not Python objects.
                 arrays[f"{name}|{kind}|{key}"] = value.astype("S") if value.dtype == object else value
     np.savez(folder / "cases.npz", **arrays)  # type: ignore[arg-type]
+    # -P: the modules beside the script are not to be taken for packages of the same name.
     result = subprocess.run(
-        [sys.executable, verify.__file__, str(model), str(folder / "cases.npz")],
+        [sys.executable, "-P", verify.__file__, str(model), str(folder / "cases.npz")],
         capture_output=True,
         text=True,
         # A server knows nothing of legacy Keras, which the recipe may have asked for.

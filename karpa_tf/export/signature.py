@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.errors import UserError
+
 _AT_ONCE = 64
 
 
@@ -61,8 +63,32 @@ def stack(rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, tf.TensorSpec]
         if spec.dtype == tf.string:
             arrays[name] = np.array([v if isinstance(v, bytes) else v.encode() for v in values], object)
         else:
-            arrays[name] = np.array(values, spec.dtype.as_numpy_dtype)
+            arrays[name] = _numbers(name, [_read(value, spec) for value in values], spec)
     return arrays
+
+
+def _read(value: Any, spec: tf.TensorSpec) -> Any:
+    """Reads an image from its file, where an input takes images and is given a path."""
+    if not isinstance(value, str) or spec.shape.rank not in (3, 4):
+        return value
+    from karpa_tf.data.images import read_image
+
+    grey = spec.shape.rank == 3
+    image = read_image(value, int(spec.shape[1]), 1 if grey else int(spec.shape[3]))
+    return image[..., 0] if grey else image
+
+
+def _numbers(name: str, values: list[Any], spec: tf.TensorSpec) -> np.ndarray:
+    shape = ", ".join("n" if size is None else str(size) for size in spec.shape)
+    try:
+        array = np.array(values, spec.dtype.as_numpy_dtype)
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{name} must be {spec.dtype.name} [{shape}]. Received: {str(values[0])[:80]}."
+        ) from None
+    if not spec.shape.is_compatible_with(array.shape):
+        raise UserError(f"{name} must be {spec.dtype.name} [{shape}]. Received: shape {list(array.shape)}.")
+    return array
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -350,27 +349,6 @@ def open_trained(
     return plain
 
 
-def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool) -> dict[str, Any]:
-    """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task."""
-    metrics = folder.read_metrics()
-    if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
-            f"{folder.path}`."
-        )
-    if metrics[figure] <= chance and not force:
-        raise UserError(
-            f"{folder.path} has not learned its task: {figure} {metrics[figure]:.3f}, and guessing gives "
-            f"{chance:.3f}; train longer or with another learning_rate, or --force."
-        )
-    return metrics
-
-
-def printer(chief: bool) -> Callable[..., Any]:
-    """Returns a function that prints a line on standard error; at one worker of several."""
-    return (lambda line: print(line, file=sys.stderr, flush=True)) if chief else (lambda line: None)
-
-
 def put_weights(
     model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
 ) -> None:
@@ -397,15 +375,6 @@ def put_weights(
             ) from None
 
 
-def check_fingerprint(folder: RunFolder, data: str, fingerprint: str) -> None:
-    """Raises a UserError if the data is not what the run was trained on."""
-    if fingerprint not in (folder.assets / "data.json").read_text(encoding="utf-8"):
-        raise UserError(
-            f"{data} is not the data that {folder.path} was trained on; bring that data back, so that the "
-            "test split and the baselines are the run's own."
-        )
-
-
 def quantize(model: keras.Model) -> None:
     """Turns the matrices of a model into int8, by Keras' own layers."""
     for layer in model._flatten_layers(include_self=False):
@@ -422,18 +391,3 @@ def quantization_note(figure: str, before: float, after: float, rows: int) -> st
         f"\nThe matrices are int8 (Keras' `quantize`): {figure} {after:.4f}, and {before:.4f} in float32, on "
         f"the same {rows} rows: {after - before:+.4f}.\n"
     )
-
-
-def metrics_table(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Returns a Markdown table of a model's figures and its baselines'."""
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for name, row in {"this model": metrics, **metrics["baselines"]}.items():
-        cells = [f"{row[key]:.4g}" if key in row else "" for key in names]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def settings_list(config: BertConfig) -> str:
-    """Returns the settings of a run as a Markdown code block."""
-    lines = "\n".join(f"    {key}: {value}" for key, value in dataclasses.asdict(config).items())
-    return f"Settings of the run:\n\n{lines}"

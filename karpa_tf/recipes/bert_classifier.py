@@ -29,7 +29,8 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
-from karpa_tf.recipes import bert
+from karpa_tf.recipes import bert, common
+from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.classification import (
     class_table,
@@ -116,7 +117,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     """Trains into a run folder and returns the final figures, those of the test split."""
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
-    tell = bert.printer(chief)
+    tell = common.printer(chief)
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     table = open_data(config)
     rows = table.splits
@@ -217,7 +218,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     table = open_data(config)
-    bert.check_fingerprint(folder, config.data, table.fingerprint)
+    common.check_fingerprint(folder, config.data, table.fingerprint)
     if data:
         rows, where = open_test_rows(data, Columns(config.text, config.label, config.text_b)), data
     else:
@@ -318,13 +319,24 @@ def _signature(
     return Signature(function, inputs, variables=model.weights, check=check)
 
 
+def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+    """Says what each word of texts adds to the probability of their label."""
+    _, names, _, _ = opened = open_model(folder)
+
+    def claims(outputs: Mapping[str, Any]) -> list[Claim]:
+        place = names.index(outputs["label"])
+        return [Claim(outputs["label"], lambda other, _: other["probabilities"][place])]
+
+    return explain_words(folder, _signature(*opened), inputs, claims)
+
+
 def export(
     folder: RunFolder, to: str | Path = "savedmodels", *, quantize: str = "none", force: bool = False
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/bert-classifier` and returns its place and signatures."""
     config, names, start, model = open_model(folder)
     chance = (folder.read_metrics() or {}).get("baselines", {}).get("most frequent", {}).get("accuracy", 0.0)
-    metrics = bert.learned_or_refuse(folder, "accuracy", chance, force)
+    metrics = common.learned_or_refuse(folder, "accuracy", chance, force)
     loss = ""
     if quantize == "int8":
         rows = open_data(config).splits["test"] or open_data(config).splits["validation"]
@@ -376,7 +388,7 @@ Says which of {len(names)} labels a text has. Trained on {config.data}, from {co
 
 On {metrics["facts"]["rows"]} held-out rows:
 
-{bert.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
+{common.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
 {quantization}
-{bert.settings_list(config)}
+{common.settings_list(config)}
 """

@@ -46,7 +46,8 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
-from karpa_tf.recipes import bert
+from karpa_tf.recipes import bert, common
+from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
@@ -203,7 +204,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     """Trains into a run folder and returns the final figures, those of the test split."""
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
-    tell = bert.printer(chief)
+    tell = common.printer(chief)
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     tagged = open_data(config)
     splits = tagged.splits
@@ -317,7 +318,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     tagged = open_data(config)
-    bert.check_fingerprint(folder, config.data, tagged.fingerprint)
+    common.check_fingerprint(folder, config.data, tagged.fingerprint)
     if data:
         sentences, where = open_test_sentences(data), data
     else:
@@ -421,12 +422,32 @@ def _signature(
     return Signature(function, text_input(), variables=model.weights, check=check)
 
 
+def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+    """Says what each word of texts adds to the probability of every tag that is not `O`."""
+
+    def words_of(outputs: Mapping[str, Any]) -> list[str]:
+        return [token for token in outputs["tokens"] if token]
+
+    def claims(outputs: Mapping[str, Any]) -> list[Claim]:
+        def claim(place: int, tag: str) -> Claim:
+            def score(other: Mapping[str, Any], left_out: int) -> float:
+                here = place - (0 <= left_out < place)
+                found = left_out != place and here < len(other["tags"]) and other["tags"][here] == tag
+                return other["scores"][here] if found else 0.0
+
+            return Claim(f"{outputs['tokens'][place]}: {tag}", score)
+
+        return [claim(i, tag) for i, tag in enumerate(outputs["tags"]) if tag not in ("", "O")]
+
+    return explain_words(folder, signature(folder), inputs, claims, words_of=words_of)
+
+
 def export(
     folder: RunFolder, to: str | Path = "savedmodels", *, quantize: str = "none", force: bool = False
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/bert-tagger` and returns its place and signatures."""
     config, names, start, model = open_model(folder)
-    metrics = bert.learned_or_refuse(folder, "f1_strict", 0.0, force)
+    metrics = common.learned_or_refuse(folder, "f1_strict", 0.0, force)
     splits = open_data(config).splits
     loss = ""
     if quantize == "int8":
@@ -469,7 +490,7 @@ Tags words: {types}. Trained on {config.data}, from {config.preset}, method {con
 
 On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 
-{bert.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
+{common.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
 {quantization}
-{bert.settings_list(config)}
+{common.settings_list(config)}
 """

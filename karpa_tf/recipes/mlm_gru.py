@@ -28,6 +28,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
+from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress
 from karpa_tf.training.checkpoint import Checkpoints
@@ -385,6 +386,23 @@ def signature(folder: RunFolder, top_k: int = 5) -> Signature:
         variables=model.variables,
         check=check,
     )
+
+
+def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+    """Says what each word of texts adds to the probability of the best filling of every mask."""
+
+    def claims(outputs: Mapping[str, Any]) -> list[Claim]:
+        def claim(mask: int, token: str) -> Claim:
+            def score(other: Mapping[str, Any], _: int) -> float:
+                scores = dict(zip(other["top_tokens"][mask], other["top_scores"][mask], strict=True))
+                return scores.get(token, 0.0)
+
+            return Claim(f"{MASK} {mask + 1} is {token}", score)
+
+        return [claim(i, tokens[0]) for i, tokens in enumerate(outputs["top_tokens"]) if tokens[0]]
+
+    # A filling that is among the first twenty with the word may be further down without it: then it counts 0.
+    return explain_words(folder, signature(folder, top_k=20), inputs, claims, keep=MASK)
 
 
 # --- Export ---------------------------------------------------------------------------------------

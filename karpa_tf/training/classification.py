@@ -21,6 +21,8 @@ _SMALLEST = 1e-12
 # A matrix of more classes does not fit on a terminal, nor do more curves on a page.
 _FEW = 10
 _ERRORS = 20
+# Images that a baseline learns from: more change little and take long.
+_LEARNED_FROM = 10_000
 
 
 # --- Figures --------------------------------------------------------------------------------------
@@ -268,6 +270,46 @@ def svm_baseline(
     return {"accuracy": float((predictions == truth).mean()), "macro_f1": _macro_f1(truth, predictions)}
 
 
+def pixel_baselines(
+    train_pixels: np.ndarray, train_labels: np.ndarray, pixels: np.ndarray, labels: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Judges two classifiers that look at pixels one by one: the nearest class mean, and ridge regression.
+
+    Args:
+        train_pixels: uint8 (n, height, width, channels); regression learns from 10,000 of them at most.
+        train_labels: int (n,).
+        pixels: uint8 (m, height, width, channels), what they are judged on.
+        labels: int (m,).
+
+    Returns:
+        `accuracy` and `macro_f1` by the classifier's name.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.neighbors import NearestCentroid
+
+    def rows(of: np.ndarray) -> np.ndarray:
+        return of.reshape(len(of), -1).astype(np.float32) / 255
+
+    every = max(1, len(train_pixels) // _LEARNED_FROM)
+    known, truth = rows(train_pixels[::every]), train_labels[::every]
+    result = {}
+    for name, classifier in (
+        ("linear", RidgeClassifier(alpha=0.01 * len(known))),
+        ("nearest mean", NearestCentroid()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pixels that are always black have no variance
+            predictions = classifier.fit(known, truth).predict(rows(pixels))
+        accuracy = float((predictions == labels).mean())
+        result[name] = {"accuracy": accuracy, "macro_f1": _macro_f1(labels, predictions)}
+    return result
+
+
+def most_frequent_baseline(train_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Judges the guess that everything is of the most frequent class."""
+    return {"accuracy": float((labels == np.bincount(train_labels).argmax()).mean())}
+
+
 # --- TensorBoard ----------------------------------------------------------------------------------
 
 
@@ -300,12 +342,12 @@ def write_classification(
 
 def _errors(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str], texts: Sequence[str]) -> str:
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predictions != labels)
-    if not len(wrong):
+    wrong = int((predictions != labels).sum())
+    if not wrong:
         return "No errors: every prediction is right."
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_ERRORS]
+    worst = most_confident_errors(labels, probabilities, _ERRORS)
     lines = [
-        f"{len(wrong):,} of {len(labels):,} predictions are wrong; the surest of these come first.",
+        f"{wrong:,} of {len(labels):,} predictions are wrong; the surest of these come first.",
         "",
         "| text | true | predicted | confidence |",
         "|---|---|---|---|",
@@ -315,6 +357,12 @@ def _errors(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str],
         # TensorBoard breaks a longer number in two.
         lines.append(f"| {markdown(texts[i])} | {true} | {predicted} | {confidence[i]:.2f} |")
     return "\n".join(lines)
+
+
+def most_confident_errors(labels: np.ndarray, probabilities: np.ndarray, most: int) -> np.ndarray:
+    """Returns the places int64 of the wrong predictions, the surest first, `most` at most."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:most]
 
 
 @contextmanager
@@ -335,6 +383,13 @@ def write_text(step: int, tag: str, text: str) -> None:
     import tensorflow as tf
 
     tf.summary.text(tag, text, step)
+
+
+def write_image(step: int, tag: str, image: np.ndarray, description: str = "") -> None:
+    """Writes an image uint8 (height, width, 3) into the default writer."""
+    import tensorflow as tf
+
+    tf.summary.image(tag, image[None], step, description=description)
 
 
 def write_pr_curves(

@@ -32,6 +32,9 @@ from karpa_tf.training.runtime import is_chief, needing_all_workers, sum_over_re
 # keras.metrics.sparse_categorical_accuracy and its kin are.
 Metric = Callable[[Any, Any], Any]
 
+# (features, labels) of a batch to features that are harder for the model.
+Attack = Callable[[Any, Any], Any]
+
 # A loss this many times above the least of the first ones, and by this much at least, for so many steps
 # on end, will not come back.
 _DIVERGED = 2.0
@@ -53,6 +56,7 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     accumulate: int = 1,
     adversary: Adversary | None = None,
+    attack: Attack | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
 ) -> History:
@@ -74,6 +78,7 @@ def fit(
             through a resume; one that has `on_resume(step)` is told where the run goes on.
         accumulate: compute each batch in so many parts, one after the other, to save memory.
         adversary: train on each batch a second time, with an embedding moved to where the loss rises.
+        attack: train on features that it has changed, instead of those of the batch.
         checkpoints: where to save the state of the run.
         resume: go on from the newest checkpoint, if there is one.
 
@@ -99,7 +104,7 @@ def fit(
     names = ["loss", *(metrics or {})]
     if adversary and workers > 1:
         raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
-    step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy)
+    step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy, attack)
     judge: Callable[[], dict[str, float]] | None
     if isinstance(validation, Batches):
         judge = _Judge(model, validation, metrics or {}, strategy)
@@ -268,6 +273,7 @@ def _train_step(
     accumulate: int,
     adversary: Adversary | None,
     strategy: tf.distribute.Strategy,
+    attack: Attack | None = None,
 ) -> Any:
     variables = model.trainable_variables
     lazy = getattr(model.optimizer, "lazy", False)
@@ -293,6 +299,9 @@ def _train_step(
     def plain_gradients(
         batch: Any, weight: tf.Tensor, others: Sequence[tf.Variable] = ()
     ) -> tuple[list[Any], tf.Tensor]:
+        if attack:
+            features, labels, weights = batch
+            batch = (tf.stop_gradient(attack(features, labels)), labels, weights)
         with tf.GradientTape() as tape:
             tape.watch(others)  # a frozen one too
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)

@@ -17,29 +17,44 @@ class SparseCrossEntropy(keras.losses.Loss):
 
     Args:
         name: of the loss.
+        label_smoothing: share of a label that is spread evenly over all classes (Szegedy et al. 2016,
+            https://arxiv.org/abs/1512.00567, section 7).
     """
 
-    def __init__(self, name: str = "loss", **_: Any) -> None:
+    def __init__(self, name: str = "loss", label_smoothing: float = 0.0, **_: Any) -> None:
         super().__init__(name=name, reduction="mean_with_sample_weight")
+        self.label_smoothing = label_smoothing
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """int labels (...,) and float32 logits (..., classes) to losses (...,)."""
         classes = y_pred.shape[-1]
         labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
         logits = tf.reshape(tf.cast(y_pred, tf.float32), [-1, classes])
-        return tf.reshape(_cross_entropy(logits, labels), tf.shape(y_pred)[:-1])
+        losses = _cross_entropy(logits, labels, self.label_smoothing)
+        return tf.reshape(losses, tf.shape(y_pred)[:-1])
 
 
-@tf.custom_gradient
-def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> Any:
-    largest = tf.stop_gradient(tf.reduce_max(logits, axis=1, keepdims=True))
-    exponentials = tf.exp(logits - largest)
-    total = tf.reduce_sum(exponentials, axis=1)
-    loss = tf.math.log(total) + largest[:, 0] - tf.gather(logits, labels, batch_dims=1)
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float) -> tf.Tensor:
+    @tf.custom_gradient
+    def losses(logits: tf.Tensor) -> Any:
+        largest = tf.stop_gradient(tf.reduce_max(logits, axis=1, keepdims=True))
+        exponentials = tf.exp(logits - largest)
+        total = tf.reduce_sum(exponentials, axis=1)
+        loss = tf.math.log(total) + largest[:, 0]
+        loss -= (1.0 - smoothing) * tf.gather(logits, labels, batch_dims=1)
+        if smoothing:
+            loss -= smoothing * tf.reduce_mean(logits, axis=1)
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-        softmax = exponentials * (upstream / total)[:, None]
-        place = tf.stack([tf.range(tf.size(labels)), labels], axis=1)
-        return tf.tensor_scatter_nd_sub(softmax, place, upstream), None
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            softmax = exponentials * (upstream / total)[:, None]
+            if smoothing:
+                softmax -= smoothing / logits.shape[1] * upstream[:, None]
+            place = tf.stack([tf.range(tf.size(labels)), labels], axis=1)
+            return tf.tensor_scatter_nd_sub(softmax, place, (1.0 - smoothing) * upstream)
 
-    return loss, gradient
+        return loss, gradient
+
+    return losses(logits)

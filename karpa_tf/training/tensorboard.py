@@ -29,6 +29,7 @@ class TensorBoard(keras.callbacks.Callback):
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
         texts: Markdown by tag, made anew after each epoch.
+        images: makes images uint8 (height, width, 3) by tag, shown when training begins.
         example: features of one batch, to draw the op graph with.
         embedding: the name of an Embedding layer to show in the projector, and a label a row.
         projector: makes, at the end, another matrix (rows, width) to show there, and a label a row.
@@ -44,6 +45,7 @@ class TensorBoard(keras.callbacks.Callback):
         units_per_step: int = 1,
         unit: str = "examples",
         texts: Mapping[str, Callable[[], str]] | None = None,
+        images: Mapping[str, Callable[[], np.ndarray]] | None = None,
         example: Any = None,
         embedding: tuple[str, Sequence[str]] | None = None,
         projector: Callable[[], tuple[Any, Sequence[str]]] | None = None,
@@ -56,6 +58,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.units_per_step = units_per_step
         self.unit = unit
         self.texts = dict(texts or {})
+        self.images = dict(images or {})
         self.example = example
         self.embedding = embedding
         self.projector = projector
@@ -103,6 +106,10 @@ class TensorBoard(keras.callbacks.Callback):
             with self._write("train"):
                 forward = tf.function(lambda x: self.model(x, training=False), autograph=False)
                 tf.summary.graph(forward.get_concrete_function(self.example).graph)
+        if not self._resumed:
+            for tag, make in self.images.items():
+                with self._write("train"):
+                    tf.summary.image(tag, make()[None], 0)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         starts = self.profile[0] if self.profile and not self._profiling else None

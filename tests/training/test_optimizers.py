@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.training.optimizers import AdamW, rows_with_gradient
+from karpa_tf.training.optimizers import SGD, AdamW, rows_with_gradient
 
 
 def _variables():
@@ -352,3 +352,37 @@ def test_lazy_and_rates_go_through_a_config():
     assert type(again.get_config()["rates"]) is dict
     plain = AdamW.from_config(keras.optimizers.AdamW(0.02).get_config())
     assert plain.lazy is False and plain.rates == {}
+
+
+# --- SGD
+
+
+def test_sgd_is_nesterovs_with_the_penalty_in_the_gradient() -> None:
+    weight = keras.Variable([1.0, -2.0], name="weight")
+    optimizer = SGD(0.1, 0.8, weight_decay=0.5)
+    optimizer.build([weight])
+    expected, speed = np.array([1.0, -2.0]), np.zeros(2)
+    for step in range(4):
+        gradient = np.array([0.3, 0.1]) * (step + 1)
+        slope = gradient + 0.5 * expected
+        speed = 0.8 * speed - 0.1 * slope
+        expected = expected + 0.8 * speed - 0.1 * slope
+        optimizer.apply([tf.constant(gradient, tf.float32)])
+        np.testing.assert_allclose(weight, expected, rtol=1e-5)
+
+
+def test_sgd_gives_variables_rates_of_their_own_and_the_same_decay() -> None:
+    fast, slow = keras.Variable([1.0], name="bias"), keras.Variable([1.0], name="kernel")
+    optimizer = SGD(0.01, 0.0, weight_decay=0.5, rates={fast.path: 10.0})
+    optimizer.build([fast, slow])
+    optimizer.apply([tf.zeros(1), tf.zeros(1)])
+    np.testing.assert_allclose(fast, slow, rtol=1e-6)
+    optimizer.apply([tf.ones(1), tf.ones(1)])
+    assert float(fast[0]) == pytest.approx(float(slow[0]) - 0.09, abs=1e-5)
+
+
+def test_sgd_survives_a_round_trip() -> None:
+    optimizer = keras.optimizers.deserialize(
+        keras.optimizers.serialize(SGD(0.1, weight_decay=0.2, rates={"a": 2.0}))
+    )
+    assert isinstance(optimizer, SGD) and optimizer.l2 == 0.2 and optimizer.rates == {"a": 2.0}

@@ -47,13 +47,13 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def test_document_lists_every_tag_and_no_other(
-    trained: Path, classified: Path, tagged: Path, balanced: Path, frozen: Path
+    trained: Path, classified: Path, tagged: Path, balanced: Path, frozen: Path, digits: Path, photos: Path
 ) -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(rows)) == len(rows)
     written = {
         (tag, folder.name)
-        for run in (trained, classified, tagged, balanced, *frozen.glob("*/1"))
+        for run in (trained, classified, tagged, balanced, digits, photos, *frozen.glob("*/1"))
         for folder in (run, *run.iterdir())
         if folder.is_dir()
         for tag in tags_of(read_events(folder))

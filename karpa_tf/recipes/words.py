@@ -1,0 +1,83 @@
+"""`karpa-tf explain` of the text recipes: what each word adds to what a run says of its text.
+
+A word's part is how much less sure the run is without it (leaving one out; Li et al. 2016,
+https://arxiv.org/abs/1612.08220). It asks nothing of the model but its signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from karpa_tf import rows
+from karpa_tf.export.signature import Signature
+from karpa_tf.training.classification import event_writer, markdown, write_text
+from karpa_tf.training.run_folder import RunFolder
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a model says of a text.
+
+    Attributes:
+        title: for people, e.g. a label.
+        score: how sure the model is of the same in other outputs: (outputs, place of the word that was left
+            out there, or -1) to 0 to 1.
+    """
+
+    title: str
+    score: Callable[[Mapping[str, Any], int], float]
+
+
+def explain_words(
+    folder: RunFolder,
+    signature: Signature,
+    inputs: Sequence[str],
+    claims: Callable[[Mapping[str, Any]], list[Claim]],
+    *,
+    keep: str = "",
+    words_of: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> dict[str, Any]:
+    """Returns the parts of the words of texts, and the lines to print; TensorBoard gets tables of them.
+
+    Args:
+        folder: of the run; the tables go to `explain/`.
+        signature: of the run.
+        inputs: texts, or JSON objects for a signature of several inputs; none: standard input.
+        claims: what outputs say of one text.
+        keep: words that hold this are never left out.
+        words_of: outputs to the words of the text, where the model has its own; else white space parts them.
+    """
+    results, lines = [], []
+    for number, row in enumerate(rows.read(inputs, "", signature.inputs)):
+        (whole,) = signature.predict([row])
+        places, variants = [], []
+        parts = {name: words_of(whole) if words_of else text.split() for name, text in row.items()}
+        for name, words in parts.items():
+            for i, word in enumerate(words):
+                rest = " ".join([*words[:i], *words[i + 1 :]])
+                if rest and not (keep and keep in word):
+                    places.append((i, word))
+                    variants.append({**row, name: rest})
+        outputs = signature.predict(variants) if variants else []
+        for claim in claims(whole):
+            before = claim.score(whole, -1)
+            words_ = [
+                {"word": word, "attribution": before - claim.score(after, place)}
+                for (place, word), after in zip(places, outputs, strict=True)
+            ]
+            results.append({"input": row, "claim": claim.title, "probability": before, "words": words_})
+            first = sorted(words_, key=lambda w: -abs(w["attribution"]))[:_SHOWN]
+            shown = "  ".join(f"{w['word']} {w['attribution']:+.3f}" for w in first)
+            lines += ["  ".join(row.values()), f"  {claim.title} {before:.3f}: {shown}"]
+            with event_writer(folder.path / "explain"):
+                write_text(number, "explanation", _table(claim.title, before, words_))
+    return {"run": str(folder.path), "explanations": results, "lines": lines}
+
+
+def _table(title: str, probability: float, words: Sequence[Mapping[str, Any]]) -> str:
+    cells = [f"| {markdown(w['word'])} | {w['attribution']:+.3f} |" for w in words]
+    return "\n".join([f"{markdown(title)}, {probability:.3f}", "", "| word | part |", "|---|---|", *cells])

@@ -1,0 +1,304 @@
+"""Every form that images come in gives the same pixels; what makes no sense is one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from karpa_tf.data.images import Images, decode_image, open_images, open_test_images, read_image
+from karpa_tf.data.tables import shared_rows
+from karpa_tf.errors import UserError
+from tests.conftest import make_images, write_class_folders
+
+NAMES = ["cat", "dog", "owl"]
+
+
+def open_grey(source: object, **options: object):
+    return open_images(str(source), **{"size": 10, "channels": 1, "test_share": 0.1, **options})
+
+
+def open_colour(source: object, **options: object):
+    return open_images(str(source), **{"size": 16, "channels": 3, **options})
+
+
+def everything(data) -> Images:
+    """All images of all splits in the order of their names."""
+    parts = [part for part in data.splits.values() if len(part)]
+    names = [name for part in parts for name in part.names]
+    order = np.argsort(names)
+    pixels = np.concatenate([part.pixels for part in parts])[order]
+    labels = [label for part in parts for label in part.labels]
+    return Images(pixels, [labels[i] for i in order], [names[i] for i in order])
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+# --- Forms
+
+
+def test_arrays_of_keras_with_their_own_test_split(tmp_path) -> None:
+    x, y = make_images(100, 10, 1)
+    data = open_grey(save(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9]))
+    assert data.brings_test and len(data.splits["test"]) == 9
+    assert len(data.splits["train"]) + len(data.splits["validation"]) == 100
+    assert data.labels == ["0", "1", "2"]
+    assert (
+        data.splits["train"].pixels.shape[1:] == (10, 10, 1) and data.splits["train"].pixels.dtype == np.uint8
+    )
+    np.testing.assert_array_equal(data.splits["test"].pixels[..., 0], x[:9])
+
+
+@pytest.mark.parametrize("kind", ["float", "unit", "channel", "channels first", "column"])
+def test_arrays_in_other_clothes_are_the_same(kind: str, tmp_path) -> None:
+    x, y = make_images(60, 10, 1)
+    other = {
+        "float": (x.astype(np.float64), y),
+        "unit": (x / np.float32(255), y),
+        "channel": (x[..., None], y),
+        "channels first": (x[:, None], y),
+        "column": (x, y[:, None].astype(np.uint8)),
+    }[kind]
+    plain = open_grey(save(tmp_path / "a.npz", x_train=x, y_train=y))
+    dressed = open_grey(save(tmp_path / "b.npz", x_train=other[0], y_train=other[1]))
+    assert plain.fingerprint == dressed.fingerprint
+
+
+def test_folder_zip_and_tar_are_the_same(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data" / "train", *make_images(60, 16, 3), NAMES).parent
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    (folder / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as file:
+        for path in sorted(folder.rglob("*.*")):
+            file.write(path, path.relative_to(folder.parent))
+    with tarfile.open(tmp_path / "data.tar.gz", "w:gz") as tar:
+        tar.add(folder, ".")
+    prints = {open_colour(p).fingerprint for p in (folder, tmp_path / "data.zip", tmp_path / "data.tar.gz")}
+    assert len(prints) == 1
+    assert open_colour(folder).labels == NAMES and not open_colour(folder).notes
+    # Decoded once: the second time comes from the cache, also without the class folder's parent.
+    assert open_colour(folder / "train").splits["train"].labels
+
+
+def test_class_folders_below_splits(tmp_path) -> None:
+    x, y = make_images(60, 16, 3)
+    write_class_folders(tmp_path / "data" / "train", x, y, NAMES)
+    write_class_folders(tmp_path / "data" / "test", x[:6], y[:6], NAMES)
+    data = open_colour(tmp_path / "data")
+    assert data.brings_test and len(data.splits["test"]) == 6
+    assert shared_rows(data.splits["train"], data.splits["test"]) > 0
+    test, _ = open_test_images(str(tmp_path / "data"), size=16, channels=3)
+    assert len(test) == 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files(packed: bool, tmp_path) -> None:
+    x, y = make_images(60, 10, 1)
+    for split in ("train", "t10k"):
+        for kind, array in (("images-idx3", x), ("labels-idx1", y.astype(np.uint8))):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            content = head + array.tobytes()
+            name = f"{split}-{kind}-ubyte"
+            if packed:
+                (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (tmp_path / name).write_bytes(content)
+    data = open_grey(tmp_path)
+    assert data.brings_test
+    np.testing.assert_array_equal(data.splits["test"].pixels[..., 0], x)
+
+
+def write_cifar(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    x, y = make_images(60, 32, 3)
+    folder.mkdir()
+    rows = x.transpose(0, 3, 1, 2).reshape(60, -1)
+    for number in range(2):
+        part = slice(number * 30, number * 30 + 30)
+        batch = {b"data": rows[part], b"labels": y[part].tolist(), b"filenames": [b"a.png"] * 30}
+        (folder / f"data_batch_{number + 1}").write_bytes(pickle.dumps(batch, 2))
+    (folder / "test_batch").write_bytes(pickle.dumps({b"data": rows[:6], b"labels": y[:6].tolist()}, 2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}, 2))
+    return x, y
+
+
+def test_cifar_batches(tmp_path) -> None:
+    x, y = write_cifar(tmp_path / "cifar-10-batches-py")
+    data = open_images(str(tmp_path / "cifar-10-batches-py"), size=32, channels=3)
+    assert data.labels == NAMES
+    np.testing.assert_array_equal(data.splits["test"].pixels, x[:6])
+    assert data.splits["test"].labels == [NAMES[i] for i in y[:6]]
+
+
+def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path) -> None:
+    folder = tmp_path / "cifar"
+    write_cifar(folder)
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path(tmp_path / "ran").touch, ())
+
+    (folder / "data_batch_1").write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(UserError, match="data_batch_1 cannot be read: it asks for"):
+        open_images(str(folder), size=32, channels=3)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_embedded_digits() -> None:
+    data = open_images("embedded", size=28, channels=1)
+    assert sum(map(len, data.splits.values())) == 5000
+    assert data.labels == [str(digit) for digit in range(10)]
+    assert data.splits["train"].pixels.max() == 255
+
+
+# --- Splits
+
+
+def test_the_split_is_stratified_and_always_the_same(tmp_path) -> None:
+    x, y = make_images(300, 10, 1)
+    path = save(tmp_path / "a.npz", x_train=x, y_train=y)
+    first, second = (open_grey(path, validation_share=0.1) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    for split in ("validation", "test"):
+        counts = [first.splits[split].labels.count(label) for label in first.labels]
+        assert counts == [10, 10, 10]
+    assert len({name for part in first.splits.values() for name in part.names}) == 300
+
+
+def test_equal_images_stay_on_one_side(tmp_path) -> None:
+    x, y = make_images(60, 10, 1)
+    path = save(tmp_path / "a.npz", x_train=np.concatenate([x, x]), y_train=np.concatenate([y, y]))
+    data = open_grey(path, validation_share=0.2)
+    assert len(data.splits["test"]) and not shared_rows(data.splits["train"], data.splits["test"])
+    assert not shared_rows(data.splits["train"], data.splits["validation"])
+
+
+# --- Files of every kind
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"])
+def test_modes_of_images_become_one(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    image = Image.new("RGB", (16, 16), "white").convert(mode)
+    for channels in (1, 3):
+        pixels, size = decode_image(encode(image, kind), 16, channels)
+        assert pixels.shape == (16, 16, channels) and size == (16, 16)
+        assert pixels.min() >= 250
+
+
+def test_16_bits_become_8_and_not_white() -> None:
+    values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    pixels, _ = decode_image(encode(Image.fromarray(values), "PNG"), 16, 1)
+    np.testing.assert_array_equal(pixels[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_transparency_lies_on_white_and_exif_turns() -> None:
+    clear, _ = decode_image(encode(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), "PNG"), 16, 3)
+    assert clear.min() == 255
+    image = Image.new("L", (16, 16))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned, _ = decode_image(encode(image, "PNG", exif=exif), 16, 1)
+    assert turned[15, 15, 0] == 255 and turned[0, 0, 0] == 0
+
+
+def test_mixed_sizes_are_resized_and_it_is_said(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data", *make_images(60, 16, 3), NAMES)
+    Image.new("RGB", (40, 20)).save(folder / "cat" / "wide.jpg")
+    data = open_colour(folder)
+    assert data.splits["train"].pixels.shape[1:] == (16, 16, 3)
+    assert any("40 x 20" in note and "made 16 x 16" in note for note in data.notes)
+
+
+def test_a_broken_image_is_named_and_left_out_or_stops_it(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data", *make_images(60, 16, 3), NAMES)
+    (folder / "cat" / "broken.png").write_bytes(b"\x89PNG no more")
+    whole = next((folder / "dog").glob("*.png"))
+    whole.write_bytes(whole.read_bytes()[:-40])
+    data = open_colour(folder)
+    assert sum(map(len, data.splits.values())) == 59
+    assert any("2 images cannot be read and were left out: cat/broken.png" in note for note in data.notes)
+    with pytest.raises(UserError, match=r"2 images cannot be read: cat/broken\.png .*--broken skip"):
+        open_colour(folder, broken="stop")
+
+
+def test_an_image_to_predict_that_is_none(tmp_path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.png cannot be read as an image: it is no image"):
+        read_image(tmp_path / "text.png", 16, 3)
+    with pytest.raises(UserError, match=r'no image ".*txt.png"; did you mean "text.png"'):
+        read_image(tmp_path / "txt.png", 16, 3)
+
+
+# --- What makes no sense
+
+X, Y = make_images(30, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x_train": X}, "no array y_train"),
+        ({"x_trian": X, "y_train": Y}, 'no array x_train; did you mean "x_trian"'),
+        ({"x_train": X.reshape(30, 100), "y_train": Y}, r"must have the shape .*Received: \(30, 100\)"),
+        ({"x_train": np.zeros((3, 10, 10, 5)), "y_train": Y[:3]}, r"Received: \(3, 10, 10, 5\)"),
+        ({"x_train": X, "y_train": Y[:-1]}, "one label for each image"),
+        ({"x_train": X[:0], "y_train": Y[:0]}, "one at least"),
+        ({"x_train": X, "y_train": Y - 1}, "must be numbered from 0. Received: -1 to 1"),
+        ({"x_train": X, "y_train": Y * 100}, "but none is 1: number the 3 classes from 0"),
+        ({"x_train": X, "y_train": Y + 0.5}, "whole numbers or names"),
+        ({"x_train": X, "y_train": Y * 0}, r"one class only \(0\)"),
+        ({"x_train": X * 300.0, "y_train": Y}, "between 0 and 255"),
+        ({"x_train": np.where(X > 9, np.nan, X), "y_train": Y}, "between 0 and 255"),
+        ({"x_train": X.astype(str), "y_train": Y}, "must hold numbers"),
+        ({"x_train": X, "y_train": Y, "x_test": X}, "no array y_test"),
+    ],
+)
+def test_arrays_that_make_no_sense_are_one_sentence(arrays: dict, sentence: str, tmp_path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_grey(save(tmp_path / "a.npz", **arrays))
+
+
+def test_other_things_that_make_no_sense(tmp_path) -> None:
+    with pytest.raises(UserError, match="no file or folder"):
+        open_grey(tmp_path / "missing")
+    (tmp_path / "a.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="neither a folder nor"):
+        open_grey(tmp_path / "a.csv")
+    (tmp_path / "a.npz").write_text("no zip")
+    with pytest.raises(UserError, match=r"cannot be read as an \.npz"):
+        open_grey(tmp_path / "a.npz")
+    (tmp_path / "a.zip").write_text("no zip")
+    with pytest.raises(UserError, match="damaged archive"):
+        open_grey(tmp_path / "a.zip")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        open_grey(tmp_path / "empty")
+    flat = write_class_folders(tmp_path / "flat", *make_images(3, 16, 3), NAMES)
+    shutil.copy(next(flat.rglob("*.png")), flat / "loose.png")
+    with pytest.raises(UserError, match=r"loose\.png lies in no class folder"):
+        open_colour(flat)
+    one = write_class_folders(tmp_path / "one", *make_images(9, 16, 3, classes=1), NAMES)
+    with pytest.raises(UserError, match=r"one class only \(cat\)"):
+        open_colour(one)
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+    with pytest.raises(UserError, match="cut off"):
+        open_grey(tmp_path / "idx")

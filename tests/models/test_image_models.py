@@ -1,0 +1,90 @@
+"""The image networks: their shapes, and the layers of our own beside Keras'."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from karpa_tf.models.airbench import IdentityFirst, WhitenedPatches, build_airbench
+from karpa_tf.models.image_cnn import build_image_cnn
+from karpa_tf.models.image_layers import FastBatchNormalization, Standardize
+from karpa_tf.models.image_mlp import build_image_mlp
+
+
+def parameters(model: keras.Model) -> int:
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+def test_the_essays_networks_have_the_essays_size() -> None:
+    assert parameters(build_image_mlp((28, 28, 1), 10)) == 784 * 64 + 64 + 64 * 10 + 10
+    assert parameters(build_image_cnn((32, 32, 3), 10)) == 62_006  # PyTorch's tutorial network
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
+    models = [
+        build_image_mlp((28, 28, 1), 10, units=(8, 8), batch_normalization=True, dropout=0.1, dtype=dtype),
+        build_image_cnn((32, 32, 3), 10, dropout=0.1, dtype=dtype),
+        build_airbench((32, 32, 3), 10, widths=(8, 8, 8), dtype=dtype),
+        build_airbench((48, 48, 3), 7, widths=(8, 16), depth=1, activation="silu", dtype=dtype),
+    ]
+    for model in models:
+        image = np.full((2, *model.input.shape[1:]), 255, np.uint8)
+        for training in (False, True):
+            logits = model(image, training=training)
+            assert logits.shape == (2, model.output.shape[1]) and logits.dtype == tf.float32
+            assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 6), (8, 5, 4, 6)])
+@pytest.mark.parametrize("scale", [True, False])
+def test_batch_normalization_is_that_of_keras(shape: tuple[int, ...], scale: bool) -> None:
+    x = tf.random.stateless_normal(shape, [1, 2]) * 3 + 1
+    ours = FastBatchNormalization(0.8, scale=scale, epsilon=1e-3)
+    theirs = keras.layers.BatchNormalization(momentum=0.8, epsilon=1e-3, scale=scale)
+    slopes = []
+    for layer in (ours, theirs):
+        layer.build(shape)
+        layer.beta.assign(tf.range(6.0))
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True)
+                loss = tf.reduce_sum(tf.sin(y))
+        slopes.append((y, *tape.gradient(loss, [x, layer.beta])))
+    for a, b in zip(*slopes, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=1e-5)
+    # Keras keeps the biased variance, the fused op the unbiased one.
+    rows = int(np.prod(shape[:-1]))
+    unbiased = (np.asarray(theirs.moving_variance) - 0.64) * rows / (rows - 1) + 0.64
+    np.testing.assert_allclose(ours.moving_variance, unbiased, rtol=1e-4)
+    theirs.moving_variance.assign(ours.moving_variance)
+    np.testing.assert_allclose(ours(x, training=False), theirs(x, training=False), atol=1e-5)
+
+
+def test_standardize() -> None:
+    image = np.array([[[[0, 100, 255]]]], np.uint8)
+    out = Standardize([10, 100, 200], [10, 20, 55])(image)
+    np.testing.assert_allclose(out, [[[[-1, 0, 1]]]], atol=1e-6)
+
+
+def test_whitened_patches_are_uncorrelated_and_stay() -> None:
+    images = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype(np.float32)
+    images[:, 1:] += images[:, :-1]
+    images[..., 1] += images[..., 0]
+    layer = WhitenedPatches()
+    layer.build(images.shape)
+    layer.whiten(images)
+    out = layer(images).numpy().reshape(-1, 24)
+    np.testing.assert_allclose(out[:, :12].T @ out[:, :12] / len(out), np.eye(12), atol=0.02)
+    np.testing.assert_allclose(out[:, :12], -out[:, 12:], atol=1e-5)
+    assert [v.name for v in layer.trainable_variables] == ["bias"]
+
+
+def test_an_identity_hands_its_input_on() -> None:
+    layer = keras.layers.Conv2D(5, 3, padding="same", use_bias=False, kernel_initializer=IdentityFirst())
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(layer(x)[..., :3], x, atol=1e-6)
