@@ -50,7 +50,7 @@ def _schedule():
         {"learning_rate": 0.01, "gradient_accumulation_steps": 3},
         {"learning_rate": 0.01, "loss_scale_factor": 8.0},
     ],
-    ids=str,
+    ids=lambda arguments: " ".join(arguments),
 )
 def test_equals_keras(arguments):
     results = []
