@@ -363,6 +363,8 @@ async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, h
     begin = time.monotonic()
     swaps, memory, odd = 0, [], []
     refused = 0
+    rng = random.Random(0)
+    makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http]
 
     async def swap() -> None:
         nonlocal swaps
@@ -383,16 +385,21 @@ async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, h
             memory.append((time.monotonic() - begin, resident_bytes(pid)))
             await asyncio.sleep(1)
 
-    async def attack() -> None:
+    async def strike(number: int) -> None:
         nonlocal refused
-        rng = random.Random(0)
-        makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http]
+        make = makers[number % len(makers)]
+        status = await make(port, rng)
+        refused += 400 <= status < 500
+        if not 400 <= status < 500:
+            odd.append((make.__name__, status))
+
+    async def attack() -> None:
+        strikes = []
         for number in range(hostile):
             await asyncio.sleep(max(0.0, begin + number * (seconds - 8) / hostile - time.monotonic()))
-            status = await makers[number % len(makers)](port, rng)
-            refused += 400 <= status < 500
-            if not 400 <= status < 500:
-                odd.append((makers[number % len(makers)].__name__, status))
+            # Side by side: the slow ones take seconds.
+            strikes.append(asyncio.create_task(strike(number)))
+        await asyncio.gather(*strikes)
 
     loaded, *_ = await asyncio.gather(
         load(port, "add", 4, seconds, lambda rng: rng.random()), swap(), watch(), attack()
