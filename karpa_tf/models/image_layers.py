@@ -39,7 +39,7 @@ class FastBatchNormalization(keras.layers.Layer):
     """Batch normalization (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167) over the last axis.
 
     What `keras.layers.BatchNormalization` computes, by TensorFlow's fused op: Keras 3 writes it in single ops
-    in float32, which in mixed precision takes seven times as long and as long as the convolution before.
+    in float32, which in mixed precision takes eight times as long, nearly as long as a convolution.
 
     Args:
         momentum: share of the running averages that a step keeps.
