@@ -375,7 +375,10 @@ class Registry:
 
 
 def models_in(root: Path) -> dict[str, Path]:
-    """Returns the models of a folder by name; a folder of versions is itself the one model."""
+    """Returns the models of a folder by name; a folder of versions is itself the one model.
+
+    Exports to other formats, which lie beside them, are left out.
+    """
     if versions_in(root):
         return {root.absolute().name: root.absolute()}
     return {
@@ -387,9 +390,14 @@ def models_in(root: Path) -> dict[str, Path]:
 
 def _holds_versions(path: Path) -> bool:
     try:
-        return bool(versions_in(path))
+        # One without a saved_model.pb is broken or half written, and its status says so.
+        return any(not _other_format(version) for version in versions_in(path).values())
     except OSError:
         return True  # unreadable for now: no reason to take it down
+
+
+def _other_format(version: Path) -> bool:
+    return any((version / name).exists() for name in ("model.tflite", "model.onnx"))
 
 
 def versions_in(base_path: Path) -> dict[int, Path]:

@@ -156,6 +156,8 @@ def test_which_folders_are_versions(tmp_path) -> None:
     (tmp_path / "README.md").write_text("")
     (tmp_path / "empty").mkdir()
     assert {number: path.name for number, path in versions_in(tmp_path / "m").items()} == {1: "1", 3: "0003"}
+    (tmp_path / "m-onnx" / "1").mkdir(parents=True)
+    (tmp_path / "m-onnx" / "1" / "model.onnx").write_bytes(b"")
     assert models_in(tmp_path) == {"m": tmp_path / "m"}
     assert models_in(tmp_path / "m") == {"m": tmp_path / "m"}
 
