@@ -135,7 +135,8 @@ def _form(registry: Registry) -> str:
 
 def example_body(signature: Signature, key: str) -> dict[str, Any]:
     """Returns a body that the signature takes, with one row of made-up values where it takes rows."""
-    by_rows = all(shape and shape[0] == -1 for _, shape in signature.inputs.values())
+    tensors = (*signature.inputs.values(), *signature.outputs.values())
+    by_rows = all(shape and shape[0] == -1 for _, shape in tensors)
     body: dict[str, Any] = {} if key == "serving_default" else {"signature_name": key}
     values = {
         name: _example(dtype, shape[1:] if by_rows and shape else shape or ())
