@@ -62,7 +62,7 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
         preset=str(arguments.preset),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=bert.LEARNING_RATES["full"],
+        learning_rate=BertClassifierConfig.learning_rates["full"],
     )
     runtime.prepare(config)
     rows = read_table(arguments.data / "train.csv", Columns())

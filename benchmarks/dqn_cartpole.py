@@ -20,16 +20,15 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from mlm_throughput import ROOT, peer_python, run_process
+
 BEGIN = time.perf_counter()
-ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 STEPS = 50_000
 
 
@@ -175,13 +174,10 @@ def side_stock() -> dict[str, float]:
     return {"collect_step_seconds": step, "gradient_step_seconds": gradient, "tracing_seconds": tracing}
 
 
-def run_process(command: list[str]) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+def timed(command: list[str]) -> dict[str, Any]:
+    """Returns what a side prints, and what its process took."""
     start, cpu = time.perf_counter(), cpu_seconds()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = run_process(command)
     return {
         **result,
         "process_seconds": time.perf_counter() - start,
@@ -193,20 +189,6 @@ def cpu_seconds() -> float:
     """Processor time of the sides so far: on a machine that does other work it tells more than the clock."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def peers_python() -> str:
-    """Returns the Python of the peers' environment, which is made on demand."""
-    if not PEERS.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(PEERS.parent.parent)], check=True)
-    pip = [str(PEERS), "-m", "pip", "install", "--quiet"]
-    lines = (ROOT / "benchmarks" / "requirements-peers.txt").read_text().split()
-    installed = subprocess.run([str(PEERS), "-c", "import stable_baselines3"], capture_output=True)
-    if installed.returncode:
-        # torch first: Stable-Baselines3 alone would bring the build with CUDA.
-        subprocess.run([*pip, *(line for line in lines if line.startswith(("torch", "numpy")))], check=True)
-        subprocess.run([*pip, *(line for line in lines if line.startswith("stable"))], check=True)
-    return str(PEERS)
 
 
 def draw(runs: list[dict[str, Any]], path: str) -> None:
@@ -250,7 +232,7 @@ def main() -> None:
     runs, theirs = [], []
     with tempfile.TemporaryDirectory() as logs:
         for seed in range(arguments.seeds):
-            run = run_process([*script, "ours", "--seed", str(seed), "--logs", logs])
+            run = timed([*script, "ours", "--seed", str(seed), "--logs", logs])
             runs.append({**run, "seed": seed})
             print(
                 f"seed {seed}: {run['mean_return']:.1f} +- {run['std_return']:.1f} after "
@@ -261,8 +243,8 @@ def main() -> None:
             )
             if seed < arguments.peers:
                 options = {"seed": seed, "steps": STEPS, "threads": arguments.threads}
-                peer = run_process(
-                    [peers_python(), str(ROOT / "benchmarks" / "peers" / "sb3_dqn.py"), json.dumps(options)]
+                peer = timed(
+                    [peer_python(), str(ROOT / "benchmarks" / "peers" / "sb3_dqn.py"), json.dumps(options)]
                 )
                 theirs.append(peer)
                 print(
@@ -270,8 +252,8 @@ def main() -> None:
                     f"steps, {peer['gradient_steps']:,} gradient steps, {peer['seconds']:.1f} s",
                     flush=True,
                 )
-    speed = run_process([*script, "speed"])
-    stock = run_process([*script, "stock"])
+    speed = timed([*script, "speed"])
+    stock = timed([*script, "stock"])
     if arguments.picture:
         draw(runs, arguments.picture)
 

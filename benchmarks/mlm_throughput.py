@@ -193,13 +193,15 @@ def run_essay(sizes: dict) -> dict[str, float]:
 
 
 def peer_python() -> str:
-    """The interpreter with torch, in an environment made on the first call."""
+    """The peers' interpreter, in an environment made on the first call, and again for new requirements."""
     python = PEERS / "bin" / "python"
-    if not python.exists():
+    requirements, installed = ROOT / "benchmarks" / "requirements-peers.txt", PEERS / "requirements.txt"
+    if not installed.exists() or installed.read_text() != requirements.read_text():
         print(f"making {PEERS.name} (once) ...", flush=True)
-        venv.create(PEERS, with_pip=True)
-        requirements = str(ROOT / "benchmarks" / "requirements-peers.txt")
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+        if not python.exists():
+            venv.create(PEERS, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
+        installed.write_text(requirements.read_text())
     return str(python)
 
 

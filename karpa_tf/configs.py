@@ -207,6 +207,9 @@ class BertConfig(TrainingConfig):
     )
     pretrain_epochs: int = option(10, "scratch: passes over pretrain_data.")
 
+    # What `learning_rate: 0` stands for, by method.
+    learning_rates: ClassVar[dict[str, float]] = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
+
     _least: ClassVar[dict[str, float]] = TrainingConfig._least | {
         "learning_rate": 0,
         "lora_rank": 1,
@@ -284,6 +287,9 @@ class BertClassifierConfig(BertConfig):
 @dataclass(kw_only=True)
 class BertTaggerConfig(BertConfig):
     """A BERT that tags words: named entities, slots."""
+
+    # Whole sentences of tags say more than a label each, and there are fewer of them to learn from.
+    learning_rates: ClassVar[dict[str, float]] = BertConfig.learning_rates | {"full": 2e-4}
 
     data: str = option(
         "embedded",

@@ -7,14 +7,18 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -81,16 +85,8 @@ def write_conll(path: Path, sentences: list[list[tuple[str, str]]]) -> Path:
 
 # The same for dqn, whose policy cannot be perfect then; and for the tables.
 TINY_DQN = [
-    *(
-        "--environment_steps",
-        "1200",
-        "--initial_steps",
-        "200",
-        "--target_return",
-        "1000",
-        "--judge_every",
-        "200",
-    ),
+    *("--environment_steps", "1200", "--initial_steps", "200"),
+    *("--target_return", "1000", "--judge_every", "200"),
     *("--epsilon_steps", "500", "--units", "32", "--deterministic", "--updates", "4"),
 ]
 TINY_TABLE = [
@@ -213,6 +209,14 @@ def karpa(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     return run
 
 
+def kill_in_the_middle(run: Path) -> None:
+    """Leaves of a finished run what there would be if it had been killed; all its checkpoints were kept."""
+    checkpoints = sorted((run / "checkpoints").glob("step-*.npz"))
+    for path in checkpoints[len(checkpoints) // 2 - 1 :]:
+        path.unlink()
+    (run / "metrics.json").unlink()
+
+
 def own_process(*words: object) -> subprocess.CompletedProcess[str]:
     """Runs a command in a process of its own, as users do: TF-Agents cannot live in the tests' one."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
@@ -310,3 +314,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--data", str(data), "--logs", str(folder / "logs"), *TINY_PHOTOS]
     assert main(["train", "cifar10-cnn", *words]) == 0
     return folder / "logs" / "cifar10-cnn" / "1"
+
+
+# --- Chromium ---------------------------------------------------------------------------------------
+
+SCREENSHOTS = Path(__file__).parents[1] / "logs" / "screenshots"
+CHROMIUM_ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("there is no chromium on the PATH")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()

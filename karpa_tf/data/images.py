@@ -212,7 +212,7 @@ def read_image(path: str | Path, size: int, channels: int) -> np.ndarray:
         return decode_image(Path(path).read_bytes(), size, channels)[0]
     except FileNotFoundError:
         near = did_you_mean(Path(path).name, (x.name for x in Path(path).parent.glob("*")))
-        raise UserError(f'There is no image "{path}"{near or "."}') from None
+        raise UserError(f'There is no image "{path}"{near}') from None
     except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image: {_reason(error)}.") from None
 

@@ -78,14 +78,21 @@ def export_litert(
             )
     note, line = describe_file("LiteRT", kind, content, labels, expected, found)
 
+    files = {**assets, "model_card.md": model_card(note)}
+    path = publish_file(content, "model.tflite", files, to, f"{name}-litert")
+    return {"litert": str(path), "signatures": _signatures(spec, expected, 1), "lines": [line]}
+
+
+def publish_file(content: bytes, file: str, texts: Mapping[str, str], to: str | Path, name: str) -> Path:
+    """Writes the next version of a model that is one file, with texts beside it, and returns its path."""
+
     def write(folder: Path) -> None:
         folder.mkdir()
-        (folder / "model.tflite").write_bytes(content)
-        for file, text in {**assets, "model_card.md": model_card(note)}.items():
-            (folder / file).write_text(text, encoding="utf-8")
+        (folder / file).write_bytes(content)
+        for other, text in texts.items():
+            (folder / other).write_text(text, encoding="utf-8")
 
-    path = publish(write, to, f"{name}-litert") / "model.tflite"
-    return {"litert": str(path), "signatures": _signatures(spec, expected, 1), "lines": [line]}
+    return publish(write, to, name) / file
 
 
 def check_probabilities(what: str, expected: np.ndarray, found: np.ndarray) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
-from karpa_tf.export.litert import _signatures, check_probabilities, describe_file
-from karpa_tf.export.savedmodel import publish
+from karpa_tf.export.litert import _signatures, check_probabilities, describe_file, publish_file
 from karpa_tf.export.signature import Signature
 
 _OPSET = 20
@@ -63,13 +62,8 @@ def export_onnx(
     check_probabilities("ONNX", expected, found)
     note, line = describe_file("ONNX", "float32", content, labels, expected, found)
 
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "model.onnx").write_bytes(content)
-        for file, text in {**assets, "model_card.md": model_card(note)}.items():
-            (folder / file).write_text(text, encoding="utf-8")
-
-    path = publish(write, to, f"{name}-onnx") / "model.onnx"
+    files = {**assets, "model_card.md": model_card(note)}
+    path = publish_file(content, "model.onnx", files, to, f"{name}-onnx")
     return {"onnx": str(path), "signatures": _signatures(spec, expected, "n"), "lines": [line]}
 
 

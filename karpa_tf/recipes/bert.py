@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import BertConfig, BertTaggerConfig
+from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
@@ -33,9 +33,6 @@ from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
-LEARNING_RATES = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
-# Whole sentences of tags say more than a label each, and there are fewer of them to learn from.
-TAGGER_LEARNING_RATES = LEARNING_RATES | {"full": 2e-4}
 _PRETRAINING_RATE = 1e-3
 
 
@@ -199,8 +196,7 @@ def apply_method(model: keras.Model, config: BertConfig) -> None:
 
 
 def default_learning_rate(config: BertConfig) -> float:
-    rates = TAGGER_LEARNING_RATES if isinstance(config, BertTaggerConfig) else LEARNING_RATES
-    return rates["scratch" if config.preset == "scratch" else config.method]
+    return config.learning_rates["scratch" if config.preset == "scratch" else config.method]
 
 
 def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: float) -> AdamW:

@@ -43,7 +43,6 @@ from karpa_tf.training.classification import (
 )
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
-from karpa_tf.training.tensorboard import write_final
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.
@@ -176,21 +175,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
         return {}
     step = len(history) * data.steps_per_epoch
     result = evaluate(folder, step=step)
-    metrics = {
-        **result["metrics"],
-        **{f"validation_{k[4:]}": v for k, v in history[best.best_epoch - 1].items() if k[:4] == "val_"},
-    }
-    folder.write_metrics(
-        {
-            **metrics,
-            "best_epoch": best.best_epoch,
-            "steps": step,
-            "graph_traces": history.graph_traces,
-            "baselines": result["baselines"],
-            "facts": result["facts"],
-        }
-    )
-    write_final(folder.path, metrics, step)
+    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
     runtime.wait_for_all(strategy)
     return metrics
 
@@ -339,7 +324,8 @@ def export(
     metrics = common.learned_or_refuse(folder, "accuracy", chance, force)
     loss = ""
     if quantize == "int8":
-        rows = open_data(config).splits["test"] or open_data(config).splits["validation"]
+        splits = open_data(config).splits
+        rows = splits["test"] or splits["validation"]
         labels = label_ids(rows.labels, names, config.data)
 
         def accuracy(model: keras.Model) -> float:
@@ -360,7 +346,7 @@ def export(
             "vocab.txt": "\n".join(start.wordpiece.pieces) + "\n",
             "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in names),
         },
-        model_card=model_card(config, names, metrics, loss),
+        model_card=model_card(folder, config, names, metrics, loss),
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 
@@ -375,7 +361,11 @@ def _examples(config: BertClassifierConfig) -> list[dict[str, str]]:
 
 
 def model_card(
-    config: BertClassifierConfig, names: Sequence[str], metrics: dict[str, Any], quantization: str
+    folder: RunFolder,
+    config: BertClassifierConfig,
+    names: Sequence[str],
+    metrics: dict[str, Any],
+    quantization: str,
 ) -> str:
     reads = "`text` and `text_b` string [n]" if config.text_b else "`text` string [n]"
     return f"""# bert-classifier
@@ -390,5 +380,5 @@ On {metrics["facts"]["rows"]} held-out rows:
 
 {common.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
 {quantization}
-{common.settings_list(config)}
+{common.settings_list(folder)}
 """

@@ -58,7 +58,6 @@ from karpa_tf.training.tagging import (
     type_table,
     write_tagging,
 )
-from karpa_tf.training.tensorboard import write_final
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 _JUDGED_AT_ONCE = 32
@@ -267,21 +266,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
         return {}
     step = len(history) * data.steps_per_epoch
     result = evaluate(folder, step=step)
-    metrics = {
-        **result["metrics"],
-        **{f"validation_{k[4:]}": v for k, v in history[best.best_epoch - 1].items() if k[:4] == "val_"},
-    }
-    folder.write_metrics(
-        {
-            **metrics,
-            "best_epoch": best.best_epoch,
-            "steps": step,
-            "graph_traces": history.graph_traces,
-            "baselines": result["baselines"],
-            "facts": result["facts"],
-        }
-    )
-    write_final(folder.path, metrics, step)
+    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
     runtime.wait_for_all(strategy)
     return metrics
 
@@ -472,13 +457,17 @@ def export(
             "vocab.txt": "\n".join(start.wordpiece.pieces) + "\n",
             "labels.txt": "".join(f"{name}\n" for name in names),
         },
-        model_card=model_card(config, names, metrics, loss),
+        model_card=model_card(folder, config, names, metrics, loss),
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 
 
 def model_card(
-    config: BertTaggerConfig, names: Sequence[str], metrics: dict[str, Any], quantization: str
+    folder: RunFolder,
+    config: BertTaggerConfig,
+    names: Sequence[str],
+    metrics: dict[str, Any],
+    quantization: str,
 ) -> str:
     types = ", ".join(sorted({name[2:] for name in names} - {""}))
     return f"""# bert-tagger
@@ -492,5 +481,5 @@ On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqe
 
 {common.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
 {quantization}
-{common.settings_list(config)}
+{common.settings_list(folder)}
 """

@@ -27,6 +27,7 @@ from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, publish, write_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
+from karpa_tf.recipes import common
 from karpa_tf.rl.episodes import (
     CERTIFICATE_SEEDS,
     Policy,
@@ -415,7 +416,6 @@ def export(
     *,
     force: bool = False,
     policy_saver: bool = True,
-    **_: Any,
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/dqn`, and of `savedmodels/dqn-policy`.
 
@@ -429,11 +429,7 @@ def export(
     Returns:
         The place and the signatures of `dqn`.
     """
-    metrics = folder.read_metrics()
-    if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train dqn --resume {folder.path}`."
-        )
+    metrics = common.finished_metrics(folder)
     chance = metrics["baselines"]["random"]["mean_return"]
     if metrics["mean_return"] <= chance and not force:
         raise UserError(
@@ -466,7 +462,6 @@ def examples(config: DqnConfig) -> list[dict[str, Any]]:
 def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
     config = folder.read_config()
     scale = ", ".join(f"{value:g}" for value in observation_scale(config["env"]))
-    settings = "\n".join(f"    {key}: {value}" for key, value in config.items())
     return f"""# dqn
 
 The greedy policy of a DQN trained in {config["env"]}.
@@ -485,7 +480,5 @@ discounted:
 Training took {metrics["environment_steps"]:,} environment steps, choosing the policy
 {metrics["selection_environment_steps"]:,}.
 
-Settings of the run:
-
-{settings}
+{common.settings_list(folder)}
 """

@@ -28,6 +28,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
+from karpa_tf.recipes import common
 from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress
@@ -38,7 +39,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard, write_final
+from karpa_tf.training.tensorboard import TensorBoard
 
 # Sentences whose fillings TensorBoard shows as training goes.
 SENTENCES = [
@@ -175,21 +176,8 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
         runtime.wait_for_all(strategy)
         return {}
     result = evaluate(folder)
-    metrics = {
-        **result["metrics"],
-        **{f"validation_{k[4:]}": v for k, v in history[best.best_epoch - 1].items() if k[:4] == "val_"},
-    }
     step = len(history) * data.train.steps_per_epoch
-    folder.write_metrics(
-        {
-            **metrics,
-            "best_epoch": best.best_epoch,
-            "steps": step,
-            "baselines": result["baselines"],
-            "facts": result["facts"],
-        }
-    )
-    write_final(folder.path, metrics, step)
+    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
     runtime.wait_for_all(strategy)
     return metrics
 
@@ -412,11 +400,7 @@ def export(
     folder: RunFolder, to: str | Path = "savedmodels", *, top_k: int = 5, force: bool = False
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/mlm-gru` and returns its place and signatures."""
-    metrics = folder.read_metrics()
-    if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train mlm-gru --resume {folder.path}`."
-        )
+    metrics = common.finished_metrics(folder)
     baseline = metrics["baselines"]["unigram"]["top1_accuracy"]
     if metrics["top1_accuracy"] <= baseline and not force:
         raise UserError(
@@ -437,13 +421,6 @@ def export(
 
 def model_card(folder: RunFolder, metrics: dict[str, Any], top_k: int) -> str:
     config = folder.read_config()
-    names = ["loss", "perplexity", "top1_accuracy", "top5_accuracy"]
-    rows = {"this model": metrics, **metrics["baselines"]}
-    table = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for name, row in rows.items():
-        table.append(f"| {name} | {' | '.join(f'{row[key]:.4g}' for key in names)} |")
-    lines = "\n".join(table)
-    settings = "\n".join(f"    {key}: {value}" for key, value in config.items())
     return f"""# mlm-gru
 
 Fills masks in text: Embedding -> Bidirectional GRU -> softmax over {metrics["facts"]["vocabulary_size"]}
@@ -454,12 +431,10 @@ pieces, trained on {config["data"]}.
 
 On the test split, at the same masked positions (`bigram` sees both true neighbours):
 
-{lines}
+{common.metrics_table(metrics, ["loss", "perplexity", "top1_accuracy", "top5_accuracy"])}
 
 It reads windows of {config["sequence_length"]} pieces around each mask, and knows the text it was trained
 on: expect little of other kinds of text.
 
-Settings of the run:
-
-{settings}
+{common.settings_list(folder)}
 """

@@ -26,6 +26,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
+from karpa_tf.recipes import common
 from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training import runtime
@@ -228,16 +229,9 @@ def signature(folder: RunFolder) -> Signature:
 # --- Export ---------------------------------------------------------------------------------------
 
 
-def export(
-    folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False, **_: Any
-) -> dict[str, Any]:
+def export(folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False) -> dict[str, Any]:
     """Writes the next version of `savedmodels/q-learning` or `sarsa`; returns its place and signatures."""
-    metrics = folder.read_metrics()
-    if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
-            f"{folder.path}`."
-        )
+    metrics = common.finished_metrics(folder)
     chance = metrics["baselines"]["random"]["mean_return"]
     if metrics["mean_return"] <= chance and not force:
         raise UserError(
@@ -257,12 +251,6 @@ def export(
 
 def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
     config = folder.read_config()
-    rows = {"this policy": metrics, **metrics["baselines"]}
-    lines = "\n".join(
-        f"| {name} | {row['mean_return']:.4g} | {row['std_return']:.4g} | {row['min_return']:.4g} |"
-        for name, row in rows.items()
-    )
-    settings = "\n".join(f"    {key}: {value}" for key, value in config.items())
     return f"""# {folder.recipe}
 
 The greedy policy of a table of values, learned in {config["env"]}.
@@ -272,11 +260,7 @@ The greedy policy of a table of values, learned in {config["env"]}.
 
 Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not discounted:
 
-| | mean_return | std_return | min_return |
-|---|---|---|---|
-{lines}
+{common.metrics_table(metrics, ["mean_return", "std_return", "min_return"], "policy")}
 
-Settings of the run:
-
-{settings}
+{common.settings_list(folder)}
 """

@@ -26,7 +26,7 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipes import common
 from karpa_tf.training import runtime
-from karpa_tf.training.attacks import Attack
+from karpa_tf.training.attacks import Attack, parse_attack
 from karpa_tf.training.attributions import integrated_gradients
 from karpa_tf.training.callbacks import BestWeights, Progress
 from karpa_tf.training.checkpoint import Checkpoints
@@ -49,7 +49,7 @@ from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.pictures import error_grid, explanation, sample_grid, write_png
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard, write_final
+from karpa_tf.training.tensorboard import TensorBoard
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Images judged at once, and shown in the projector.
@@ -275,23 +275,9 @@ def train(
         return {}
     step = len(history) * batches.steps_per_epoch
     result = evaluate(network, folder, step=step)
-    figures = history[best.best_epoch - 1]
-    metrics = {
-        **result["metrics"],
-        **{f"validation_{k[4:]}": v for k, v in figures.items() if k[:4] == "val_"},
-        "training_accuracy": result["training_accuracy"],
-    }
-    folder.write_metrics(
-        {
-            **metrics,
-            "best_epoch": best.best_epoch,
-            "steps": step,
-            "graph_traces": history.graph_traces,
-            "baselines": result["baselines"],
-            "facts": result["facts"],
-        }
+    metrics = common.write_figures(
+        folder, result, history, best.best_epoch, step, training_accuracy=result["training_accuracy"]
     )
-    write_final(folder.path, metrics, step)
     runtime.wait_for_all(strategy)
     return metrics
 
@@ -370,8 +356,10 @@ def evaluate(
     network: Network,
     folder: RunFolder,
     data: str | None = None,
+    *,
+    attack: str = "none",
+    epsilon: str = "8/255",
     step: int | None = None,
-    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Judges a run's best weights on its test split, or on other data, beside simple baselines.
 
@@ -379,9 +367,11 @@ def evaluate(
         network: of the recipe.
         folder: of the run.
         data: labelled images; None: the run's own test split, or validation where it has none.
+        attack: fgsm or pgd: change the images against the model as well, and report the accuracy on those.
+        epsilon: the most that an attack changes a pixel, as `parse_attack` reads it.
         step: write what TensorBoard shows of the judgement under this step.
-        attack: change the images against the model as well, and report the accuracy on those.
     """
+    against = parse_attack(attack, epsilon)
     runtime.use_threads()
     trained = open_model(network, folder)
     config, names = trained.config, trained.names
@@ -406,14 +396,14 @@ def evaluate(
         "images": len(images),
         "images that are in training": shared_rows(known, images),
     }
-    if attack:
+    if against:
         every = -(-len(images) // _ATTACKED)
         some, truth = images.pixels[::every], labels[::every]
-        attacked = attack_images(trained.served, some, truth, attack)
+        attacked = attack_images(trained.served, some, truth, against)
         logits = np.concatenate([trained.served(part).numpy() for part in attacked])
         metrics["robust_accuracy"] = float((logits.argmax(axis=1) == truth).mean())
         facts["attack"] = (
-            f"{attack.kind}, epsilon {attack.epsilon:g}/255, {attack.steps} steps, {len(some)} images"
+            f"{against.kind}, epsilon {against.epsilon:g}/255, {against.steps} steps, {len(some)} images"
         )
     result: dict[str, Any] = {
         "data": where,
@@ -654,5 +644,5 @@ On {metrics["facts"]["images"]} held-out images:
 
 {common.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
 {note}
-{common.settings_list(config)}
+{common.settings_list(folder)}
 """

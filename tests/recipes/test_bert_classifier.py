@@ -14,7 +14,7 @@ import yaml
 
 from karpa_tf.recipes import bert_classifier
 from karpa_tf.training.run_folder import RunFolder
-from tests.conftest import BERT_TINY, make_intents, write_csv
+from tests.conftest import BERT_TINY, kill_in_the_middle, make_intents, write_csv
 
 
 def test_it_learns_and_is_judged_beside_baselines(classified) -> None:
@@ -57,11 +57,7 @@ def test_resume_goes_on_to_the_same_weights(intents_file, karpa, tmp_path) -> No
         "--checkpoint_seconds", 0, "--keep_checkpoints", 1000, "--logs", tmp_path / "logs", "--json",
     )  # fmt: skip
     assert whole.status == 0, whole.err
-    # As if it had been killed in the middle.
-    checkpoints = sorted((run / "checkpoints").glob("step-*.npz"))
-    for path in checkpoints[len(checkpoints) // 2 - 1 :]:
-        path.unlink()
-    (run / "metrics.json").unlink()
+    kill_in_the_middle(run)
     resumed = karpa("train", "bert-classifier", "--resume", run, "--json")
     assert resumed.status == 0, resumed.err
     assert resumed.json["metrics"] == whole.json["metrics"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from karpa_tf.recipes import cifar10_cnn, mnist_mlp, vision
 from karpa_tf.training.run_folder import RunFolder
-from tests.conftest import TINY_DIGITS, make_images
+from tests.conftest import TINY_DIGITS, kill_in_the_middle, make_images
 
 
 @pytest.fixture
@@ -63,10 +63,7 @@ def test_resume_goes_on_to_the_same_figures(more: list, digits_npz, karpa, tmp_p
         "--keep_checkpoints", 1000, "--logs", tmp_path / "logs", "--json",
     )  # fmt: skip
     assert whole.status == 0, whole.err
-    checkpoints = sorted((run / "checkpoints").glob("step-*.npz"))
-    for path in checkpoints[len(checkpoints) // 2 - 1 :]:
-        path.unlink()
-    (run / "metrics.json").unlink()
+    kill_in_the_middle(run)
     resumed = karpa("train", "mnist-mlp", "--resume", run, "--json")
     assert resumed.status == 0, resumed.err
     assert resumed.json["metrics"] == whole.json["metrics"]

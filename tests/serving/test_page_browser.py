@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import SCREENSHOTS
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
-SCREENSHOTS = Path(__file__).parents[2] / "logs" / "screenshots"
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
 
 @pytest.fixture
-def page(server) -> Iterator[Page]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("there is no chromium on the PATH")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1000, "height": 1400}, base_url=server.rest)
-        page.set_default_timeout(120_000)
-        yield page
-        browser.close()
+def page(browser: Browser, server) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1000, "height": 1400}, base_url=server.rest)
+    page.set_default_timeout(120_000)
+    yield page
+    page.close()
 
 
 def test_the_page_shows_models_and_sends_a_request(page) -> None:
