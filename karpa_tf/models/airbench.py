@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.models.image_layers import FastBatchNormalization, Standardize
+from karpa_tf.models.image_layers import FastBatchNormalization, FastConv2D, Standardize
 
 
 def build_airbench(
@@ -62,7 +62,7 @@ def build_airbench(
     for block, width in enumerate(widths):
         for number in range(depth):
             name = f"block_{block}_{number}"
-            x = keras.layers.Conv2D(
+            x = FastConv2D(
                 width,
                 3,
                 padding="same",

@@ -34,6 +34,48 @@ class Standardize(keras.layers.Layer):
         return {**super().get_config(), "mean": self.mean, "deviation": self.deviation}
 
 
+# Most places of an image up to which the kernel's gradient below is the faster one, and the examples that it
+# takes at once: strides that are a larger power of two collide in the processor's cache.
+_FEW_PLACES = 49
+_EXAMPLES_AT_ONCE = 64
+
+
+@keras.saving.register_keras_serializable(package="karpa_tf")
+class FastConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` (odd kernel, padding `same`, no strides) that is quick to train on small maps.
+
+    For maps up to 7 x 7 in bfloat16 TensorFlow's op for the kernel's gradient runs at less than half of a
+    convolution's speed. The same sums are a convolution as well: input channels as its batch, examples as
+    its channels, and the gradient of the output as its kernel.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        """(batch, height, width, channels) to (batch, height, width, filters)."""
+        x = tf.convert_to_tensor(inputs)
+        if x.dtype != tf.bfloat16 or x.shape[1] * x.shape[2] > _FEW_PLACES:
+            return super().convolution_op(inputs, kernel)
+        return _convolve(x, tf.convert_to_tensor(kernel))
+
+
+@tf.custom_gradient
+def _convolve(x: tf.Tensor, kernel: tf.Tensor) -> Any:
+    height, width = kernel.shape[0] // 2, kernel.shape[1] // 2
+    padding = [[0, 0], [height, height], [width, width], [0, 0]]
+    parts = (x.shape[0] or 1) // _EXAMPLES_AT_ONCE
+    if parts == 0 or x.shape[0] % parts:
+        parts = 1
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_input = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 1, "SAME")
+        sums = [
+            tf.nn.conv2d(tf.transpose(some, [3, 1, 2, 0]), tf.transpose(back, [1, 2, 0, 3]), 1, padding)
+            for some, back in zip(tf.split(x, parts), tf.split(upstream, parts), strict=True)
+        ]
+        return of_input, tf.transpose(tf.add_n(sums), [1, 2, 0, 3])
+
+    return tf.nn.conv2d(x, kernel, 1, "SAME"), gradient
+
+
 @keras.saving.register_keras_serializable(package="karpa_tf")
 class FastBatchNormalization(keras.layers.Layer):
     """Batch normalization (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167) over the last axis.

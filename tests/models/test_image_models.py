@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 
 from karpa_tf.models.airbench import IdentityFirst, WhitenedPatches, build_airbench
 from karpa_tf.models.image_cnn import build_image_cnn
-from karpa_tf.models.image_layers import FastBatchNormalization, Standardize
+from karpa_tf.models.image_layers import FastBatchNormalization, FastConv2D, Standardize
 from karpa_tf.models.image_mlp import build_image_mlp
 
 
@@ -36,6 +38,29 @@ def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
             logits = model(image, training=training)
             assert logits.shape == (2, model.output.shape[1]) and logits.dtype == tf.float32
             assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("batch", [128, 6])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_convolution_is_that_of_keras(dtype: str, batch: int) -> None:
+    x = tf.random.stateless_normal([batch, 7, 5, 16], [1, 2])
+    arguments: dict[str, Any] = {"padding": "same", "use_bias": False}
+    ours = FastConv2D(24, 3, dtype=dtype, **arguments)
+    theirs = keras.layers.Conv2D(24, 3, **arguments)
+    ours.build(x.shape)
+    theirs.build(x.shape)
+    theirs.kernel.assign(ours.kernel)
+    results = []
+    for layer in (ours, theirs):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
+        results.append((y, *tape.gradient(loss, [x, layer.kernel.value])))
+    for a, b in zip(*results, strict=True):
+        a, b = (np.asarray(tf.cast(z, tf.float32)) for z in (a, b))
+        atol = (0.03 if dtype == "mixed_bfloat16" else 1e-5) * float(np.abs(b).max())
+        np.testing.assert_allclose(a, b, atol=atol)
 
 
 @pytest.mark.parametrize("shape", [(32, 6), (8, 5, 4, 6)])
