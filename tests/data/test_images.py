@@ -302,3 +302,40 @@ def test_other_things_that_make_no_sense(tmp_path) -> None:
     (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
     with pytest.raises(UserError, match="cut off"):
         open_grey(tmp_path / "idx")
+
+
+def test_tfds_images_keep_their_test_split(tmp_path, monkeypatch) -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class KarpaPets(tfds.core.GeneratorBasedBuilder):
+        """A data set made here, so that no network is needed."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3))
+            label = tfds.features.ClassLabel(names=["cat", "dog"])
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(40), "test": self._generate_examples(10)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                shade = np.full((20 + i % 3, 16, 3), 200 - i if i % 2 else 20 + i, np.uint8)
+                yield i, {"image": shade, "label": i % 2}
+
+    monkeypatch.setattr(tfds, "builder", lambda name: KarpaPets(data_dir=str(tmp_path)))
+    for channels in (1, 3):
+        data = open_images("tfds:karpa_pets", size=16, channels=channels, validation_share=0.1)
+        assert data.brings_test and data.labels == ["cat", "dog"]
+        assert {split: len(part) for split, part in data.splits.items()} == {
+            "train": 36,
+            "validation": 4,
+            "test": 10,
+        }
+        for part in data.splits.values():
+            assert part.pixels.shape[1:] == (16, 16, channels)
+            shades = ["dog" if image.mean() > 100 else "cat" for image in part.pixels]
+            assert shades == part.labels
