@@ -194,8 +194,8 @@ def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Spli
     for index, key in enumerate(rows.keys()):
         groups.setdefault(key, []).append(index)
     # Systematic sampling: sorted by label, every so manieth text goes to a split.
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(groups))
-    shuffled = [list(groups.values())[i] for i in order]
+    every = list(groups.values())
+    shuffled = [every[i] for i in np.random.default_rng(_SPLIT_SEED).permutation(len(every))]
     shuffled.sort(key=lambda group: rows.labels[group[0]])
     labels = [{rows.labels[i] for i in group} for group in shuffled]
     homes: list[Split] = []
