@@ -141,7 +141,7 @@ class _Graph:
 def _chain(graph: _Graph, model: keras.Model, x: str) -> str:
     planes = False  # whether the channels come before height and width, as ONNX has them
     for layer in model.layers:
-        kind = type(layer).__name__
+        kind = _kind(layer)
         if kind in ("InputLayer", "Dropout"):
             continue
         if kind in ("Conv2D", "WhitenedPatches") and not planes:
@@ -157,8 +157,13 @@ def _chain(graph: _Graph, model: keras.Model, x: str) -> str:
     return x
 
 
+def _kind(layer: Any) -> str:
+    # FastConv2D only trains in another way.
+    return "Conv2D" if isinstance(layer, keras.layers.Conv2D) else type(layer).__name__
+
+
 def _layer(graph: _Graph, layer: Any, x: str, planes: bool) -> str:
-    kind = type(layer).__name__
+    kind = _kind(layer)
     axes = (-1, 1, 1) if planes else (-1,)
 
     def number(value: Any) -> np.ndarray:
