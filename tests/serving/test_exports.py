@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,33 +25,69 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.conftest import own_process
 from tests.serving.conftest import SECONDS, Running, free_port, predict_over_grpc, until
 
 pytestmark = pytest.mark.slow
 
 MODEL_SERVER = os.environ.get("KARPA_TF_MODEL_SERVER", "")
 TEXTS = ["On day bab1 the [MASK] ate fish in the barn.", "Ada Moss went to Oslo .", "play music"]
-RECIPES = ["mlm-gru", "bert-classifier", "bert-tagger"]
+# A recipe, the fixture that has a run of it, and what leads from there to the run.
+RUNS = {
+    "mlm-gru": ("trained", ""),
+    "bert-classifier": ("classified", ""),
+    "bert-tagger": ("tagged", ""),
+    "mnist-mlp": ("digits", ""),
+    "cifar10-cnn": ("photos", ""),
+    "q-learning": ("frozen", "q-learning/1"),
+    "sarsa": ("frozen", "sarsa/1"),
+}
+if sys.version_info < (3, 12):  # as TF-Agents wants it
+    RUNS["dqn"] = ("balanced", "")
+RECIPES = list(RUNS)
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory, trained, classified, tagged) -> Path:
+def exports(tmp_path_factory, request) -> Path:
     """A folder of models with an export of each recipe, and a second one of mlm-gru."""
     from karpa_tf.cli import main
 
     folder = tmp_path_factory.mktemp("exports") / "savedmodels"
-    for run in (trained, trained, classified, tagged):
-        assert main(["export", str(run), "--to", str(folder), "--force"]) == 0
+    for name in ["mlm-gru", *RECIPES]:
+        fixture, below = RUNS[name]
+        words = ["export", str(request.getfixturevalue(fixture) / below), "--to", str(folder), "--force"]
+        # TF-Agents' policies want a process without Keras 3.
+        assert (own_process(*words).returncode if name == "dqn" else main(words)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def expected(exports) -> dict[str, list[dict[str, Any]]]:
-    """What Python answers, by recipe."""
+def inputs(exports) -> dict[str, dict[str, np.ndarray]]:
+    """Three rows for each recipe's serving_default."""
     from karpa_tf.export.loader import load_signature
 
-    rows = [{"text": text} for text in TEXTS]
-    return {name: load_signature(exports / name / "1").predict(rows) for name in RECIPES}
+    specs = {name: load_signature(exports / name / "1").inputs for name in RECIPES}
+    return {name: {key: three_rows(spec) for key, spec in specs[name].items()} for name in RECIPES}
+
+
+def three_rows(spec: Any) -> np.ndarray:
+    if spec.dtype.name == "string":
+        return np.array([text.encode() for text in TEXTS], object)
+    if spec.dtype.is_integer:
+        return np.arange(3).astype(spec.dtype.as_numpy_dtype)
+    return np.random.default_rng(0).random((3, *spec.shape[1:])).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(exports, inputs) -> dict[str, list[dict[str, Any]]]:
+    """What Python answers, by recipe, as JSON's types."""
+    from karpa_tf.export.loader import load_signature
+
+    found = {}
+    for name in RECIPES:
+        outputs = load_signature(exports / name / "1")(inputs[name])
+        found[name] = [{key: plain(value[row]) for key, value in outputs.items()} for row in range(3)]
+    return found
 
 
 @dataclass
@@ -128,8 +165,8 @@ def address(request, exports, tmp_path_factory) -> Iterator[Address]:
         yield found
 
 
-def over_rest(address: Address, name: str, texts: list[str], version: str = "") -> list[dict[str, Any]]:
-    body = json.dumps({"instances": texts}).encode()
+def over_rest(address: Address, name: str, rows: list[Any], version: str = "") -> list[dict[str, Any]]:
+    body = json.dumps({"instances": rows}).encode()
     url = f"{address.rest}/v1/models/{name}{version}:predict"
     with urlopen(Request(url, body), timeout=SECONDS) as response:
         return json.load(response)["predictions"]
@@ -151,16 +188,16 @@ def assert_alike(got: Any, want: Any) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_rest_equals_python(address, expected, name) -> None:
-    assert_alike(over_rest(address, name, TEXTS), expected[name])
+def test_rest_equals_python(address, inputs, expected, name) -> None:
+    rows = [{key: plain(value[row]) for key, value in inputs[name].items()} for row in range(3)]
+    assert_alike(over_rest(address, name, rows), expected[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_grpc_equals_python(address, expected, name) -> None:
+def test_grpc_equals_python(address, inputs, expected, name) -> None:
     with grpc.insecure_channel(address.grpc) as channel:
-        texts = np.array([text.encode() for text in TEXTS], object)
-        outputs = predict_over_grpc(channel, name, text=texts)
-    rows = [{key: plain(value[index]) for key, value in outputs.items()} for index in range(len(TEXTS))]
+        outputs = predict_over_grpc(channel, name, **inputs[name])
+    rows = [{key: plain(value[row]) for key, value in outputs.items()} for row in range(3)]
     assert_alike(rows, expected[name])
 
 
@@ -253,9 +290,8 @@ def test_the_cpp_loader_runs_every_signature(run_signatures, exports, name) -> N
     seen = set()
     for line in run_signatures(path, TEXTS[0]).splitlines():
         signature, output, dtype, shape, *values = line.split(" ")
-        rows = {key: [TEXTS[0], f"{TEXTS[0]} {TEXTS[0]}"] for key in load_signature(path, signature).inputs}
-        arrays = {key: np.array([v.encode() for v in value], object) for key, value in rows.items()}
-        want = load_signature(path, signature)(arrays)[output]
+        loaded = load_signature(path, signature)
+        want = loaded({key: as_the_program_fills(spec) for key, spec in loaded.inputs.items()})[output]
         assert json.loads(shape) == list(want.shape)
         if dtype == "string":
             assert [bytes.fromhex(value[1:]) for value in values] == want.ravel().tolist()
@@ -263,3 +299,10 @@ def test_the_cpp_loader_runs_every_signature(run_signatures, exports, name) -> N
             np.testing.assert_allclose([float(value) for value in values], want.ravel(), atol=1e-5)
         seen.add(signature)
     assert "serving_default" in seen
+
+
+def as_the_program_fills(spec: Any) -> np.ndarray:
+    if spec.dtype.name == "string":
+        return np.array([TEXTS[0].encode(), f"{TEXTS[0]} {TEXTS[0]}".encode()], object)
+    value = 0 if spec.dtype.is_integer else 0.5
+    return np.full([2, *spec.shape[1:]], value, spec.dtype.as_numpy_dtype)
