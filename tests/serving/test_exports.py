@@ -8,6 +8,7 @@ and TensorFlow Serving itself, where the variable KARPA_TF_MODEL_SERVER names it
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -64,10 +65,16 @@ def exports(tmp_path_factory, request) -> Path:
 @pytest.fixture(scope="module")
 def inputs(exports) -> dict[str, dict[str, np.ndarray]]:
     """Three rows for each recipe's serving_default."""
+    specs = {name: load(exports / name / "1").inputs for name in RECIPES}
+    return {name: {key: three_rows(spec) for key, spec in specs[name].items()} for name in RECIPES}
+
+
+@functools.cache
+def load(path: Path, signature: str = "serving_default") -> Any:
+    """A signature of a SavedModel, loaded once."""
     from karpa_tf.export.loader import load_signature
 
-    specs = {name: load_signature(exports / name / "1").inputs for name in RECIPES}
-    return {name: {key: three_rows(spec) for key, spec in specs[name].items()} for name in RECIPES}
+    return load_signature(path, signature)
 
 
 def three_rows(spec: Any) -> np.ndarray:
@@ -81,11 +88,9 @@ def three_rows(spec: Any) -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(exports, inputs) -> dict[str, list[dict[str, Any]]]:
     """What Python answers, by recipe, as JSON's types."""
-    from karpa_tf.export.loader import load_signature
-
     found = {}
     for name in RECIPES:
-        outputs = load_signature(exports / name / "1")(inputs[name])
+        outputs = load(exports / name / "1")(inputs[name])
         found[name] = [{key: plain(value[row]) for key, value in outputs.items()} for row in range(3)]
     return found
 
@@ -284,13 +289,11 @@ def package_folder(name: str) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_cpp_loader_runs_every_signature(run_signatures, exports, name) -> None:
-    from karpa_tf.export.loader import load_signature
-
     path = exports / name / "1"
     seen = set()
     for line in run_signatures(path, TEXTS[0]).splitlines():
         signature, output, dtype, shape, *values = line.split(" ")
-        loaded = load_signature(path, signature)
+        loaded = load(path, signature)
         want = loaded({key: as_the_program_fills(spec) for key, spec in loaded.inputs.items()})[output]
         assert json.loads(shape) == list(want.shape)
         if dtype == "string":
