@@ -2,6 +2,9 @@
 
 While the model runs, requests wait; as soon as it is free, all that wait and fit run together. So a lone
 client never waits for company, and the busier the server, the larger its batches.
+
+Models run in threads, for the event loop to stay free. A lone small request to a model that is quicker than
+the way to a thread and back is worth runs in the event loop itself.
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ from karpa_tf.serving.json_tensors import Spec, rows_of
 from karpa_tf.serving.refusal import Refusal
 
 Arrays = dict[str, np.ndarray]
+
+# Seconds up to which a run may hold up the event loop; to a thread and back takes a tenth of that.
+_QUICK = 0.002
+# Bytes of a request up to which its run is taken to be as quick as the last one.
+_SMALL = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Batcher:
         self._report = report
         self._queue: deque[_Item] = deque()
         self._running = 0
+        self._quick = False  # as the last run was
         self._joins = limits.join and can_join(inputs, outputs)
         self._ragged = _ragged(inputs, outputs)
         self._idle = asyncio.Event()
@@ -118,7 +127,8 @@ class Batcher:
             timer = loop.call_at(deadline, _expire, item.future)
         self._queue.append(item)
         self._idle.clear()
-        self._start()
+        # In the loop's next turn: what has come at the same moment runs together.
+        loop.call_soon(self._start)
         try:
             return await item.future
         finally:
@@ -141,11 +151,24 @@ class Batcher:
     def _start(self) -> None:
         while self._queue and self._running < self._limits.threads:
             batch = self._next_batch()
-            if batch:
-                self._running += 1
-                self._executor.submit(self._execute, asyncio.get_running_loop(), batch)
+            if not batch:
+                continue
+            self._running += 1
+            if self._can_run_here(batch):
+                self._finish(batch, *self._execute(batch))
+            else:
+                self._executor.submit(self._execute_in_thread, asyncio.get_running_loop(), batch)
         if not self._queue and not self._running:
             self._idle.set()
+
+    def _can_run_here(self, batch: list[_Item]) -> bool:
+        return (
+            self._quick
+            and self._running == 1
+            and not self._queue
+            and sum(item.rows for item in batch) == 1
+            and sum(map(_bytes, batch[0].arrays.values())) <= _SMALL
+        )
 
     def _next_batch(self) -> list[_Item]:
         batch: list[_Item] = []
@@ -168,8 +191,11 @@ class Batcher:
         self._queue.extendleft(reversed(left))
         return batch
 
-    def _execute(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
-        """Runs in a thread of the executor."""
+    def _execute_in_thread(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
+        # Straight back, without the futures that asyncio would chain.
+        loop.call_soon_threadsafe(self._finish, batch, *self._execute(batch))
+
+    def _execute(self, batch: list[_Item]) -> tuple[list[Arrays | BaseException], RunReport]:
         start = time.perf_counter()
         results: list[Arrays | BaseException]
         try:
@@ -182,8 +208,7 @@ class Batcher:
             time.perf_counter() - start,
             [start - item.since for item in batch],
         )
-        # Straight back, without the futures that asyncio would chain.
-        loop.call_soon_threadsafe(self._finish, batch, results, report)
+        return results, report
 
     def _alone(self, item: _Item) -> Arrays | BaseException:
         try:
@@ -224,6 +249,7 @@ class Batcher:
 
     def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
+        self._quick = report.seconds < _QUICK
         self._start()
         for item, result in zip(batch, results, strict=True):
             if item.future.done():
@@ -261,6 +287,10 @@ def _ragged(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> list[str
     if all(dtype != "string" for dtype, _ in inputs.values()):
         return []
     return [name for name, (_, shape) in outputs.items() if shape and -1 in shape[1:]]
+
+
+def _bytes(array: np.ndarray) -> int:
+    return sum(map(len, array.flat)) if array.dtype == object else array.nbytes
 
 
 def _used_columns(strings: np.ndarray) -> int:

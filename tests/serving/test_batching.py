@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from karpa_tf.serving import batching
 from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport, can_join
 from karpa_tf.serving.refusal import Refusal
 
@@ -68,6 +69,48 @@ def test_what_waits_while_the_model_runs_runs_together(executor) -> None:
         assert all(
             isinstance(report, RunReport) and len(report.waited) == report.requests for report in reports
         )
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_at_the_same_moment_runs_together(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        model.go.release(10)
+        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        await asyncio.gather(*(ask(batcher, number) for number in (1, 2, 3)))
+        assert model.batches == [[1, 2, 3]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("quick", "given", "in_loop"),
+    [
+        (60.0, [b"short"], [False, True, True]),  # once it is known to be quick
+        (0.0, [b"short"], [False, False, False]),
+        (60.0, [b"a long text " * 1000], [False, False, False]),
+        (60.0, [b"two", b"rows"], [False, False, False]),
+    ],
+)
+def test_a_lone_small_request_to_a_quick_model_needs_no_thread(
+    executor, monkeypatch, quick, given, in_loop
+) -> None:
+    monkeypatch.setattr(batching, "_QUICK", quick)
+    texts = {"x": ("string", (-1,))}
+
+    async def scenario() -> None:
+        threads = []
+
+        def run(arrays: Arrays) -> Arrays:
+            threads.append(threading.get_ident())
+            return {"y": np.zeros(len(arrays["x"]), np.float32)}
+
+        batcher = Batcher(run, texts, NUMBERS, BatchLimits(), executor)
+        for _ in range(3):
+            await batcher.submit({"x": np.array(given, object)})
+        assert [thread == threading.get_ident() for thread in threads] == in_loop
+        await batcher.drain()
 
     asyncio.run(scenario())
 
