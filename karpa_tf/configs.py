@@ -317,7 +317,11 @@ class ImageConfig(TrainingConfig):
     momentum: float = option(0.9, "sgd: share of an update that goes on in the next one.")
     weight_decay: float = option(0.0, "Decay of the weights: AdamW's, or the L2 penalty of sgd.")
     bias_rate: float = option(1.0, "Factor of the learning rate of batch normalization's biases.")
-    warmup: float = option(0.1, "Share of the steps in which the learning rate rises; then it falls to 0.")
+    lookahead: bool = option(
+        False, "sgd: let the weights follow slower ones that meet them every five steps."
+    )
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises; then it falls.")
+    last_rate: float = option(0.0, "Share of the learning rate that is left at the last step.")
     label_smoothing: float = option(0.0, "Share of a label that is spread over all classes.")
     dropout: float = option(0.0, "Share of the dense layers' activations dropped in training.")
     ema: float = option(
@@ -346,6 +350,7 @@ class ImageConfig(TrainingConfig):
         "weight_decay": 0,
         "bias_rate": 0.001,
         "warmup": 0,
+        "last_rate": 0,
         "label_smoothing": 0,
         "dropout": 0,
         "ema": 0,
@@ -370,6 +375,12 @@ class ImageConfig(TrainingConfig):
         "scale": 1,
         "adversarial": 256,
     }
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        if self.lookahead and self.optimizer != "sgd":
+            raise UserError(f"--lookahead goes with --optimizer sgd. Received: {self.optimizer}.")
 
 
 def whole_numbers(name: str, text: str) -> list[int]:

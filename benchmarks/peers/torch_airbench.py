@@ -22,7 +22,7 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, widths: list[int], activation: str) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 24, 2)
+        self.patches = nn.Conv2d(3, 24, 2, bias=False)
         self.patches.weight.requires_grad = False
         self.blocks, channels = nn.ModuleList(), 24
         for width in widths:

@@ -179,7 +179,7 @@ def _layer(graph: _Graph, layer: Any, x: str, planes: bool) -> str:
         return _activation(graph, layer.activation, x)
     if kind in ("Conv2D", "WhitenedPatches"):
         kernel = graph.constant(number(layer.kernel).transpose(3, 2, 0, 1))
-        bias = layer.bias if kind == "WhitenedPatches" or layer.use_bias else None
+        bias = layer.bias if kind == "Conv2D" and layer.use_bias else None
         inputs = [x, kernel, *([] if bias is None else [graph.constant(number(bias))])]
         same = kind == "Conv2D" and layer.padding == "same"
         x = graph.add("Conv", *inputs, auto_pad="SAME_UPPER" if same else "VALID")

@@ -85,8 +85,8 @@ def build_airbench(
 class WhitenedPatches(keras.layers.Layer):
     """A convolution whose outputs for natural images are uncorrelated and of like size; its kernel stays.
 
-    Each direction of the patches is there with its opposite, for the sake of what follows. The bias is
-    learned.
+    Each direction of the patches is there with its opposite, for the sake of what follows. Nothing here is
+    learned, which spares the gradient of the largest maps.
 
     Args:
         side: of a patch.
@@ -105,12 +105,11 @@ class WhitenedPatches(keras.layers.Layer):
             trainable=False,
             name="kernel",
         )
-        self.bias = self.add_weight(shape=(2 * width,), initializer="zeros", name="bias")
         self.built = True
 
     def call(self, x: Any) -> Any:
         """(batch, height, width, channels) to (batch, height - 1, width - 1, 8 x channels) for side 2."""
-        return keras.ops.conv(x, self.kernel, padding="valid") + keras.ops.cast(self.bias, x.dtype)
+        return keras.ops.conv(x, self.kernel, padding="valid")
 
     def whiten(self, images: np.ndarray, floor: float = 5e-4) -> None:
         """Sets the kernel.

@@ -130,13 +130,14 @@ def measure(pixels: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def make_optimizer(config: ImageConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
-    rate = WarmupThenDecay(config.learning_rate, steps, config.warmup)
+    rate = WarmupThenDecay(config.learning_rate, steps, config.warmup, config.last_rate)
     rates = {v.path: config.bias_rate for v in model.trainable_variables if v.path.endswith("beta")}
     common: dict[str, Any] = {"global_clipnorm": config.clip_norm or None, "rates": rates}
     if config.ema:
         common |= {"use_ema": True, "ema_momentum": config.ema}
     if config.optimizer == "sgd":
-        return SGD(rate, config.momentum, weight_decay=config.weight_decay, **common)
+        lookahead = steps if config.lookahead else 0
+        return SGD(rate, config.momentum, weight_decay=config.weight_decay, lookahead=lookahead, **common)
     optimizer = AdamW(rate, weight_decay=config.weight_decay, **common)
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer

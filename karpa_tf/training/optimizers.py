@@ -134,11 +134,16 @@ class SGD(keras.optimizers.SGD):
     Unlike Keras' own `weight_decay` the decay goes through the momentum, as in the papers that convolutional
     networks' settings come from. A variable's own rate does not change how fast it decays.
 
+    With `lookahead` slow weights follow the others (Zhang et al. 2019, https://arxiv.org/abs/1907.08610):
+    every five steps they go a part of the way to them, and these go on from there. The part shrinks from all
+    of it to a quarter as training goes on (Jordan 2024, https://arxiv.org/abs/2404.00498, section 3.4).
+
     Args:
         learning_rate: number or schedule.
         momentum: share of the last update that goes on.
         weight_decay: coefficient of the L2 penalty's gradient.
         rates: factors of the learning rate by the path of a variable; 1 where none is given.
+        lookahead: steps of the whole training; 0: no slow weights.
         **kwargs: those of `keras.optimizers.SGD`.
     """
 
@@ -149,19 +154,48 @@ class SGD(keras.optimizers.SGD):
         *,
         weight_decay: float = 0.0,
         rates: Mapping[str, float] | None = None,
+        lookahead: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, momentum, **{**kwargs, "nesterov": True, "weight_decay": None})
         self.l2 = weight_decay
         self.rates = dict(rates or {})
+        self.lookahead = lookahead
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "weight_decay": self.l2, "rates": dict(self.rates)}
+        own = {"weight_decay": self.l2, "rates": dict(self.rates), "lookahead": self.lookahead}
+        return {**super().get_config(), **own}
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Makes the momenta of the variables."""
+        """Makes the momenta of the variables, and the slow weights."""
+        if self.built:
+            return
         super().build(variables)
         self._rates = [self.rates.get(getattr(v, "path", ""), 1.0) for v in variables]
+        self._slow = self.add_optimizer_variables(variables, "slow") if self.lookahead else []
+        for slow, variable in zip(self._slow, variables, strict=bool(self._slow)):
+            slow.assign(variable)
+
+    def apply(
+        self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[Any] | None = None
+    ) -> None:
+        """Updates the variables."""
+        super().apply(grads, trainable_variables)
+        if self.lookahead:
+            step = tf.cast(self.iterations, tf.int32)
+            due = (step % 5 == 0) | (step == self.lookahead)
+            tf.cond(due, lambda: self._meet(step), lambda: tf.constant(False))
+
+    def _meet(self, step: tf.Tensor) -> tf.Tensor:
+        progress = tf.minimum(tf.cast(step, tf.float32) / float(self.lookahead), 1.0)
+        kept = 0.95**5 * progress**3
+        for slow, variable in zip(self._slow, self._trainable_variables, strict=True):
+            share = tf.cast(kept, variable.dtype)
+            value = share * tf.convert_to_tensor(slow) + (1.0 - share) * tf.convert_to_tensor(variable)
+            for target in (slow, variable):
+                # The handle is this replica's own.
+                tf.raw_ops.AssignVariableOp(resource=target.value.handle, value=value)
+        return tf.constant(True)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Updates one variable, given its gradient of the same shape."""

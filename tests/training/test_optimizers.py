@@ -381,8 +381,30 @@ def test_sgd_gives_variables_rates_of_their_own_and_the_same_decay() -> None:
     assert float(fast[0]) == pytest.approx(float(slow[0]) - 0.09, abs=1e-5)
 
 
+def test_sgd_meets_its_slow_weights_every_five_steps_and_at_the_end() -> None:
+    weight = keras.Variable([1.0, -2.0], name="weight")
+    optimizer = SGD(0.1, 0.0, lookahead=12)
+    optimizer.build([weight])
+
+    @tf.function
+    def apply() -> None:
+        optimizer.apply([tf.constant([1.0, -0.5])])
+
+    fast, slow = np.array([1.0, -2.0]), np.array([1.0, -2.0])
+    for step in range(1, 13):
+        apply()
+        fast = fast - 0.1 * np.array([1.0, -0.5])
+        if step in (5, 10, 12):
+            kept = 0.95**5 * (step / 12) ** 3
+            fast = slow = kept * slow + (1 - kept) * fast
+        np.testing.assert_allclose(weight, fast, rtol=1e-5)
+    names = [v.path.split("/")[-1] for v in optimizer.variables]
+    assert "weight_slow" in names  # so that checkpoints hold them
+
+
 def test_sgd_survives_a_round_trip() -> None:
     optimizer = keras.optimizers.deserialize(
-        keras.optimizers.serialize(SGD(0.1, weight_decay=0.2, rates={"a": 2.0}))
+        keras.optimizers.serialize(SGD(0.1, weight_decay=0.2, rates={"a": 2.0}, lookahead=7))
     )
     assert isinstance(optimizer, SGD) and optimizer.l2 == 0.2 and optimizer.rates == {"a": 2.0}
+    assert optimizer.lookahead == 7
