@@ -53,7 +53,12 @@ def test_the_same_config_trains_to_the_same_weights(name: str, request, karpa, t
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--ema", 0.9, "--adversarial", 4], ["--optimizer", "sgd", "--dropout", 0.1]]
+    "more",
+    [
+        [],
+        ["--ema", 0.9, "--adversarial", 4],
+        ["--optimizer", "sgd", "--lookahead", "true", "--last_rate", 0.1, "--dropout", 0.1],
+    ],
 )
 def test_resume_goes_on_to_the_same_figures(more: list, digits_npz, karpa, tmp_path) -> None:
     run = tmp_path / "logs" / "mnist-mlp" / "1"
@@ -258,6 +263,7 @@ def test_exports_refuse_what_makes_no_sense(digits, classified, karpa, tmp_path)
         (["mnist-mlp", "--units", "64,x"], "units takes whole numbers above 0"),
         (["mnist-mlp", "--units", ""], "units takes whole numbers above 0"),
         (["mnist-mlp", "--dropout", "1"], "dropout must be at least 0 and below 1"),
+        (["mnist-mlp", "--lookahead", "true"], "--lookahead goes with --optimizer sgd. Received: adamw."),
         (["cifar10-cnn", "--widths", "8,8,8,8", "--image_size", "16"], "need an image_size above 17"),
         (["cifar10-cnn", "--data", "nowhere.npz"], 'There is no file or folder "nowhere.npz"'),
         (["cifar10-cnn", "--flip", "sometimes"], "--flip"),

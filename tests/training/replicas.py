@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from karpa_tf.errors import UserError
 from karpa_tf.training.loop import Adversary, fit
-from tests.training.test_loop import make_wide_batches, make_wide_model
+from tests.training.test_loop import make_lookahead, make_wide_batches, make_wide_model
 
 
 def main(path: str) -> None:
@@ -26,7 +26,10 @@ def main(path: str) -> None:
     except UserError as error:
         refused = str(error)
     history = fit(model, make_wide_batches(), epochs=2)
-    np.savez(path, *model.get_weights())
+    with strategy.scope():
+        follower = make_wide_model(make_lookahead())
+    fit(follower, make_wide_batches(), epochs=2)
+    np.savez(path, *model.get_weights(), *follower.get_weights())
     said = {
         "replicas": strategy.num_replicas_in_sync,
         "graph_traces": history.graph_traces,

@@ -18,7 +18,7 @@ from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import Adversary, Diverged, History, Outputs, evaluate, fit
-from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
 
@@ -349,6 +349,11 @@ def make_wide_model(optimizer=None) -> keras.Model:
     return model
 
 
+def make_lookahead() -> SGD:
+    """Gradient descent whose weights meet the slow ones after five of the eight steps and after the last."""
+    return SGD(0.3, 0.8, lookahead=8)
+
+
 @pytest.fixture(scope="module")
 def wide() -> tuple[keras.Model, History]:
     """Two epochs of batches of three widths; tests only read the model."""
@@ -430,8 +435,11 @@ def test_two_replicas_give_the_same_and_have_no_adversary(wide, tmp_path) -> Non
     alone, history = wide
     assert said["replicas"] == 2 and said["graph_traces"] == history.graph_traces == 3
     assert said["loss"] == pytest.approx([logs["loss"] for logs in history], rel=1e-5)
+    follower = make_wide_model(make_lookahead())
+    fit(follower, make_wide_batches(), epochs=2)
     with np.load(tmp_path / "weights.npz") as file:
-        for name, expected in zip(file.files, alone.get_weights(), strict=True):
+        every = [*alone.get_weights(), *follower.get_weights()]
+        for name, expected in zip(file.files, every, strict=True):
             np.testing.assert_allclose(file[name], expected, atol=2e-6)
     assert said["refused"].startswith("Adversarial training moves one copy of the embedding")
 
