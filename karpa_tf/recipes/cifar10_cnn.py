@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from karpa_tf.configs import Cifar10CnnConfig
-from karpa_tf.models.airbench import build_airbench
+from karpa_tf.models.airbench import build_airbench, without_standardize
 from karpa_tf.models.image_cnn import build_image_cnn
 from karpa_tf.recipes import vision
 
@@ -49,7 +49,12 @@ def start(model: keras.Model, images: np.ndarray) -> None:
         model.get_layer("whitened_patches").whiten(images)
 
 
-NETWORK = vision.Network(Cifar10CnnConfig, channels=3, build=build, start=start)
+def for_int8(model: keras.Model) -> keras.Model:
+    """Spares the whitened patches the rounding of standardized pixels."""
+    return without_standardize(model) if model.name == "airbench" else model
+
+
+NETWORK = vision.Network(Cifar10CnnConfig, channels=3, build=build, start=start, for_int8=for_int8)
 
 # What the command line calls; `vision.py` says what each does.
 train = partial(vision.train, NETWORK)

@@ -75,12 +75,14 @@ class Network:
         build: makes the network: (config, shape of an image, classes, mean, deviation, dtype) to a model
             that gives logits, by a layer of that name.
         start: sets what a new network takes from training images, float32 (n, height, width, channels).
+        for_int8: makes a trained network of the same outputs that loses less by rounding.
     """
 
     config: type[ImageConfig]
     channels: int
     build: Callable[..., keras.Model]
     start: Callable[[keras.Model, np.ndarray], Any] = lambda model, images: None
+    for_int8: Callable[[keras.Model], keras.Model] = lambda model: model
 
 
 # --- Data and model -------------------------------------------------------------------------------
@@ -619,8 +621,10 @@ def export(
     if format == "onnx":
         return onnx.export_onnx(trained.model, trained.config.test_flip, served, to, folder.recipe, **case)
     calibration = _bare(own["train"].pixels[:: max(1, len(own["train"]) // 500)]).astype(np.float32)
-    int8 = quantize != "none"
-    return litert.export_litert(served, to, folder.recipe, calibration=calibration if int8 else None, **case)
+    if quantize == "none":
+        return litert.export_litert(served, to, folder.recipe, calibration=None, **case)
+    served = _signature(network, dataclasses.replace(trained, model=network.for_int8(trained.model)))
+    return litert.export_litert(served, to, folder.recipe, calibration=calibration, **case)
 
 
 def _bare(pixels: np.ndarray) -> np.ndarray:

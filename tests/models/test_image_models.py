@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.models.airbench import IdentityFirst, WhitenedPatches, build_airbench
+from karpa_tf.models.airbench import IdentityFirst, WhitenedPatches, build_airbench, without_standardize
 from karpa_tf.models.image_cnn import build_image_cnn
 from karpa_tf.models.image_layers import FastBatchNormalization, FastConv2D, Standardize
 from karpa_tf.models.image_mlp import build_image_mlp
@@ -107,6 +107,17 @@ def test_whitened_patches_are_uncorrelated_and_stay() -> None:
     np.testing.assert_allclose(out[:, :12].T @ out[:, :12] / len(out), np.eye(12), atol=0.02)
     np.testing.assert_allclose(out[:, :12], -out[:, 12:], atol=1e-5)
     assert not layer.trainable_variables
+
+
+def test_a_network_without_standardize_says_the_same() -> None:
+    given = {"widths": [8, 16], "mean": [120.0, 110.0, 100.0], "deviation": [60.0, 50.0, 40.0]}
+    model = build_airbench((16, 16, 3), 4, **given)
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(np.float32)
+    model.get_layer("whitened_patches").whiten(model.get_layer("standardize")(images).numpy())
+    model(images, training=True)  # batch normalization has seen something
+    folded = without_standardize(model)
+    np.testing.assert_allclose(folded(images), model(images), atol=1e-4)
+    assert "Standardize" not in {type(layer).__name__ for layer in folded.layers}
 
 
 def test_an_identity_hands_its_input_on() -> None:
