@@ -37,6 +37,48 @@ _NOT_FOUND = (
 )
 
 
+_NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class PatientServer(web.Server):
+    """aiohttp's server, which by itself waits for ever for a connection's first request.
+
+    Args:
+        handler: answers requests.
+        timeout: seconds that a new connection has for the head of its first one. Later ones have what
+            `keepalive_timeout` says.
+        **kwargs: those of `aiohttp.web.Server`.
+    """
+
+    def __init__(self, handler: Any, *, timeout: float, **kwargs: Any) -> None:
+        super().__init__(self._heard, **kwargs)
+        self._handler = handler
+        self._timeout = timeout
+        self._silent: dict[Any, asyncio.TimerHandle] = {}
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        loop = asyncio.get_running_loop()
+        self._silent[handler] = loop.call_later(self._timeout, _give_up, transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        self._no_longer_silent(handler)
+        super().connection_lost(handler, exc)
+
+    async def _heard(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._no_longer_silent(request.protocol)
+        return await self._handler(request)
+
+    def _no_longer_silent(self, handler: Any) -> None:
+        if timer := self._silent.pop(handler, None):
+            timer.cancel()
+
+
+def _give_up(transport: asyncio.Transport) -> None:
+    transport.write(_NO_REQUEST)
+    transport.close()
+
+
 class RestApi:
     """Answers HTTP requests."""
 

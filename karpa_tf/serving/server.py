@@ -29,7 +29,7 @@ from karpa_tf.serving.observing import Observer
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.serving.refusal import Refusal
 from karpa_tf.serving.registry import Registry
-from karpa_tf.serving.rest_api import RestApi
+from karpa_tf.serving.rest_api import PatientServer, RestApi
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,13 @@ class Server:
         silent = logging.getLogger("karpa_tf.serving.http")
         silent.disabled = True
         # Who sends a body that was refused unread gets a second to read the answer.
-        handler = web.Server(api.handle, access_log=None, logger=silent, lingering_time=1.0)
+        handler = PatientServer(
+            api.handle,
+            timeout=options.rest_api_timeout_in_ms / 1e3,
+            access_log=None,
+            logger=silent,
+            lingering_time=1.0,
+        )
         self._api = api
         self._rest = web.ServerRunner(handler, shutdown_timeout=1.0)
         await self._rest.setup()

@@ -166,6 +166,12 @@ def test_a_slow_body_is_given_up(small) -> None:
     assert small.predict([1]) == [4]
 
 
+@pytest.mark.parametrize("data", [b"", b"GET /v1/models/add HTT", HEAD + b"Accept: */"])
+def test_a_slow_head_is_given_up(small, data: bytes) -> None:
+    assert exchange(small, data).startswith(b"HTTP/1.1 408 ")
+    assert small.predict([1]) == [4]
+
+
 def test_a_broken_request_is_refused(small) -> None:
     assert exchange(small, b"\x16\x03\x01 nonsense\r\n\r\n").startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
     assert exchange(small, HEAD + b"Content-Length: 5, 6\r\n\r\n").split(b" ")[1] == b"400"
