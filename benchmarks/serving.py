@@ -2,7 +2,7 @@
 
 The model is a BERT classifier of MiniLM's size (6 layers, 384 wide, 12 heads) that has hardly been trained,
 text in. All servers run side by side on loopback, each in a process of its own, and are asked in turn by the
-same load generator; the best of the rounds counts, and for a lone client the middle ratio of the rounds too.
+same load generator; the best of the rounds counts. Ratios called middle are the middle ones of the rounds'.
 
 * batching: 32 clients with one row each, and one lone client, with and without --enable_batching.
 * minimal: the same load on a server of thirty lines that calls the SavedModel per request under aiohttp.
@@ -294,9 +294,11 @@ def measure_batching(arguments: argparse.Namespace, folder: Path) -> tuple[dict,
     }
     values["failed"] = sum(result["failed"] for rounds in results.values() for result in rounds)
     many = f"{CLIENTS}_"
+    on, off = results["on", CLIENTS], results["off", CLIENTS]
     on_1, off_1, minimal_1 = (results[name, 1] for name in ("on", "off", "minimal"))
     return {
         "batching_on_to_off_rows": values[f"on_{many}rows_per_second"] / values[f"off_{many}rows_per_second"],
+        "batching_on_to_off_rows_middle": middle_ratio(on, off, "rows_per_second"),
         "batching_on_to_off_p99": values[f"off_{many}p99_ms"] / values[f"on_{many}p99_ms"],
         "batching_on_to_off_lone_client": values["off_1_median_ms"] / values["on_1_median_ms"],
         "batching_on_to_off_lone_client_middle": middle_ratio(off_1, on_1, "median_ms"),
