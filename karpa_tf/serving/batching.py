@@ -249,7 +249,9 @@ class Batcher:
 
     def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
-        self._quick = report.seconds < _QUICK
+        # What was refused at once says nothing.
+        failed = any(isinstance(result, BaseException) for result in results)
+        self._quick = report.seconds < _QUICK and not failed
         self._start()
         for item, result in zip(batch, results, strict=True):
             if item.future.done():

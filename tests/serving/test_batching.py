@@ -115,6 +115,26 @@ def test_a_lone_small_request_to_a_quick_model_needs_no_thread(
     asyncio.run(scenario())
 
 
+def test_a_refusal_does_not_make_a_model_quick(executor, monkeypatch) -> None:
+    monkeypatch.setattr(batching, "_QUICK", 60.0)
+
+    async def scenario() -> None:
+        model, threads = Model(), []
+        model.go.release(10)
+
+        def run(arrays: Arrays) -> Arrays:
+            threads.append(threading.get_ident())
+            return model.run(arrays)
+
+        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        with pytest.raises(Refusal):
+            await ask(batcher, -1)
+        await ask(batcher, 1)
+        assert threading.get_ident() not in threads
+
+    asyncio.run(scenario())
+
+
 def test_without_batching_each_runs_alone(executor) -> None:
     async def scenario() -> None:
         model = Model()
