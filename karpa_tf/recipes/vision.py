@@ -620,10 +620,10 @@ def export(
     }
     if format == "onnx":
         return onnx.export_onnx(trained.model, trained.config.test_flip, served, to, folder.recipe, **case)
-    calibration = _bare(own["train"].pixels[:: max(1, len(own["train"]) // 500)]).astype(np.float32)
-    if quantize == "none":
-        return litert.export_litert(served, to, folder.recipe, calibration=None, **case)
-    served = _signature(network, dataclasses.replace(trained, model=network.for_int8(trained.model)))
+    calibration = None
+    if quantize != "none":
+        calibration = _bare(own["train"].pixels[:: max(1, len(own["train"]) // 500)]).astype(np.float32)
+        served = _signature(network, dataclasses.replace(trained, model=network.for_int8(trained.model)))
     return litert.export_litert(served, to, folder.recipe, calibration=calibration, **case)
 
 

@@ -172,9 +172,10 @@ class SGD(keras.optimizers.SGD):
             return
         super().build(variables)
         self._rates = [self.rates.get(getattr(v, "path", ""), 1.0) for v in variables]
-        self._slow = self.add_optimizer_variables(variables, "slow") if self.lookahead else []
-        for slow, variable in zip(self._slow, variables, strict=bool(self._slow)):
-            slow.assign(variable)
+        if self.lookahead:
+            self._slow = self.add_optimizer_variables(variables, "slow")
+            for slow, variable in zip(self._slow, variables, strict=True):
+                slow.assign(variable)
 
     def apply(
         self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[Any] | None = None
