@@ -368,6 +368,7 @@ class ImageConfig(TrainingConfig):
         "test_share": 0.5,
         "momentum": 1,
         "warmup": 1,
+        "last_rate": 1,
         "label_smoothing": 1,
         "dropout": 1,
         "ema": 1,
