@@ -65,6 +65,7 @@ def build_airbench(
             x = FastConv2D(
                 width,
                 3,
+                pool=2 if number == 0 else 1,
                 padding="same",
                 use_bias=False,
                 kernel_initializer=IdentityFirst(),

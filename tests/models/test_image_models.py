@@ -40,12 +40,13 @@ def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
             assert np.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("pool", [1, 2, 3])
 @pytest.mark.parametrize("batch", [128, 6])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_convolution_is_that_of_keras(dtype: str, batch: int) -> None:
+def test_convolution_before_pooling_is_that_of_keras(dtype: str, batch: int, pool: int) -> None:
     x = tf.random.stateless_normal([batch, 7, 5, 16], [1, 2])
     arguments: dict[str, Any] = {"padding": "same", "use_bias": False}
-    ours = FastConv2D(24, 3, dtype=dtype, **arguments)
+    ours = FastConv2D(24, 3, pool=pool, dtype=dtype, **arguments)
     theirs = keras.layers.Conv2D(24, 3, **arguments)
     ours.build(x.shape)
     theirs.build(x.shape)
@@ -55,12 +56,21 @@ def test_convolution_is_that_of_keras(dtype: str, batch: int) -> None:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x)
+            assert y.shape == layer.compute_output_shape(x.shape)
+            y = keras.layers.AveragePooling2D(pool)(y)  # rounding must not decide which place counts
             loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
         results.append((y, *tape.gradient(loss, [x, layer.kernel.value])))
     for a, b in zip(*results, strict=True):
         a, b = (np.asarray(tf.cast(z, tf.float32)) for z in (a, b))
         atol = (0.03 if dtype == "mixed_bfloat16" else 1e-5) * float(np.abs(b).max())
         np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_convolution_leaves_out_what_a_pooling_would_not_read() -> None:
+    layer = FastConv2D(8, 3, pool=2, padding="same", dtype="mixed_bfloat16")
+    assert layer(tf.zeros([2, 7, 5, 4])).shape == (2, 6, 4, 8)
+    again = FastConv2D.from_config(layer.get_config())
+    assert again(tf.zeros([2, 7, 5, 4])).shape == (2, 6, 4, 8)
 
 
 @pytest.mark.parametrize("shape", [(32, 6), (8, 5, 4, 6)])
