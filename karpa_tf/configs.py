@@ -340,6 +340,9 @@ class ImageConfig(TrainingConfig):
     adversarial: float = option(
         0.0, "Train on images changed against the model, by so much of 255 at each pixel; 0: do not."
     )
+    keep: Literal["best", "last"] = option(
+        "best", "Whose weights are kept: the epoch's with the best validation accuracy, or the last one's."
+    )
     patience: int = option(0, "Epochs without a better validation accuracy before training stops; 0: never.")
 
     _least: ClassVar[dict[str, float]] = TrainingConfig._least | {
@@ -382,6 +385,8 @@ class ImageConfig(TrainingConfig):
         super().__post_init__()
         if self.lookahead and self.optimizer != "sgd":
             raise UserError(f"--lookahead goes with --optimizer sgd. Received: {self.optimizer}.")
+        if self.patience and self.keep == "last":
+            raise UserError(f"--patience goes with --keep best. Received: {self.patience} and last.")
 
 
 def whole_numbers(name: str, text: str) -> list[int]:

@@ -238,7 +238,12 @@ def train(
         ]
 
     best = BestWeights(
-        folder.best_weights, "val_accuracy", mode="max", patience=config.patience, writes=chief
+        folder.best_weights,
+        "val_accuracy",
+        mode="max",
+        patience=config.patience,
+        last=config.keep == "last",
+        writes=chief,
     )
     first = next(iter(batches.dataset(0, 1)))[0]
     callbacks: list[keras.callbacks.Callback] = [

@@ -25,6 +25,7 @@ class BestWeights(keras.callbacks.Callback):
         monitor: the figure to judge by, e.g. `val_loss`.
         mode: whether it should be small (`min`) or large (`max`).
         patience: epochs without a better one before training stops; 0 never stops.
+        last: keep the last epoch's weights instead, whatever their figure.
         trained_only: write the trained weights alone, not the frozen ones; `load_trained` reads them.
         writes: whether this process writes the file: the chief alone.
     """
@@ -36,6 +37,7 @@ class BestWeights(keras.callbacks.Callback):
         *,
         mode: str = "min",
         patience: int = 0,
+        last: bool = False,
         trained_only: bool = False,
         writes: bool = True,
     ) -> None:
@@ -45,6 +47,7 @@ class BestWeights(keras.callbacks.Callback):
         self.monitor = monitor
         self.sign = -1.0 if mode == "max" else 1.0
         self.patience = patience
+        self.last = last
         self.writes = writes
         self.best: float | None = None
         self.best_loss = float("inf")
@@ -60,7 +63,8 @@ class BestWeights(keras.callbacks.Callback):
         # Of equal figures, as accuracies often are, the one of the smaller loss is the better.
         rank = (value * self.sign, loss)
         # Any figure is better than one that is not a number.
-        if self.best is None or math.isnan(self.best) or rank < (self.best * self.sign, self.best_loss):
+        first = self.best is None or math.isnan(self.best)
+        if self.last or first or rank < (self.best * self.sign, self.best_loss):
             self.best, self.best_loss, self.best_epoch, self.wait = value, loss, epoch + 1, 0
             self._weights = self.model.get_weights()
             return

@@ -264,6 +264,7 @@ def test_exports_refuse_what_makes_no_sense(digits, classified, karpa, tmp_path)
         (["mnist-mlp", "--units", ""], "units takes whole numbers above 0"),
         (["mnist-mlp", "--dropout", "1"], "dropout must be at least 0 and below 1"),
         (["mnist-mlp", "--last_rate", "1"], "last_rate must be at least 0 and below 1"),
+        (["cifar10-cnn", "--patience", "2"], "--patience goes with --keep best. Received: 2 and last."),
         (["mnist-mlp", "--lookahead", "true"], "--lookahead goes with --optimizer sgd. Received: adamw."),
         (["cifar10-cnn", "--widths", "8,8,8,8", "--image_size", "16"], "need an image_size above 17"),
         (["cifar10-cnn", "--data", "nowhere.npz"], 'There is no file or folder "nowhere.npz"'),

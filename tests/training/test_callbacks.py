@@ -71,6 +71,13 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path) -> None:
     assert model.stop_training and best.best_epoch == 3 and float(model.get_weights()[0].max()) == 5
 
 
+def test_the_last_epoch_is_kept_on_demand(tmp_path) -> None:
+    best = BestWeights(tmp_path / "best.weights.h5", "val_accuracy", mode="max", last=True)
+    epochs(best, *figures("val_accuracy", 0.5, 0.9, 0.8))
+    best.on_train_end()
+    assert kept(best.path) == best.best_epoch == 3 and best.best == 0.8
+
+
 def test_any_figure_is_better_than_none(tmp_path) -> None:
     best = BestWeights(tmp_path / "best.weights.h5", "val_f1", mode="max")
     epochs(best, *figures("val_f1", float("nan"), 0.2, float("nan"), 0.1), {"loss": 1.0})
