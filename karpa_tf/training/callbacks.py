@@ -63,8 +63,12 @@ class BestWeights(keras.callbacks.Callback):
         # Of equal figures, as accuracies often are, the one of the smaller loss is the better.
         rank = (value * self.sign, loss)
         # Any figure is better than one that is not a number.
-        first = self.best is None or math.isnan(self.best)
-        if self.last or first or rank < (self.best * self.sign, self.best_loss):
+        if (
+            self.last
+            or self.best is None
+            or math.isnan(self.best)
+            or rank < (self.best * self.sign, self.best_loss)
+        ):
             self.best, self.best_loss, self.best_epoch, self.wait = value, loss, epoch + 1, 0
             self._weights = self.model.get_weights()
             return
