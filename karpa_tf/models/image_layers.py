@@ -62,10 +62,10 @@ class FastConv2D(keras.layers.Conv2D):
         self.pool = pool
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
-        batch, *places, _ = shape
+        batch, *places, filters = super().compute_output_shape(shape)
         if self._is_quick(shape):
             places = [n - n % self.pool for n in places]
-        return batch, *places, self.filters
+        return batch, *places, filters
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """(batch, height, width, channels) to (batch, height, width, filters)."""
@@ -85,9 +85,8 @@ class FastConv2D(keras.layers.Conv2D):
 
 def _convolve(x: tf.Tensor, kernel: tf.Tensor, pool: int) -> tf.Tensor:
     """Returns the convolution in the places that a pooling reads."""
-    sides = list(zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    left_out = [places % pool for places, _ in sides]
-    reach = [size // 2 for _, size in sides]
+    left_out = [places % pool for places in x.shape[1:3]]
+    reach = [size // 2 for size in kernel.shape[:2]]
     padding = [[0, 0], *([r, r - out] for r, out in zip(reach, left_out, strict=True)), [0, 0]]
     wider = [[0, 0], *([r, r + out] for r, out in zip(reach, left_out, strict=True)), [0, 0]]
     parts = (x.shape[0] or 1) // _EXAMPLES_AT_ONCE
