@@ -9,6 +9,7 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-tag
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -68,7 +69,12 @@ _PROJECTED = 2000
 
 
 def open_data(config: BertTaggerConfig) -> Tagged:
-    return open_tagged(config.data, validation_share=config.validation_share, test_share=config.test_share)
+    return open_tagged(
+        config.data,
+        validation_share=config.validation_share,
+        test_share=config.test_share,
+        broken=config.broken,
+    )
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,8 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     tell = common.printer(chief)
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     tagged = open_data(config)
+    for note in tagged.notes:
+        tell(note)
     splits = tagged.splits
     names = tag_names(splits["train"])
     texts = [" ".join(sentence.words) for sentence in splits["train"]]
@@ -305,7 +313,10 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     tagged = open_data(config)
     common.check_fingerprint(folder, config.data, tagged.fingerprint)
     if data:
-        sentences, where = open_test_sentences(data), data
+        notes: list[str] = []
+        sentences, where = open_test_sentences(data, config.broken, notes), data
+        for note in notes:
+            print(note, file=sys.stderr)
     else:
         split: Split = "test" if tagged.splits["test"] else "validation"
         sentences, where = tagged.splits[split], f"{config.data} ({split} split)"
