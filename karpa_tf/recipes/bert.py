@@ -70,7 +70,7 @@ def make_start(
                 f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
                 f"Received: {config.sequence_length}."
             )
-        return Start(preset.architecture, WordPiece(preset.vocabulary, preset.lowercase), preset)
+        return Start(preset.architecture, preset.wordpiece, preset)
     path = folder.assets / "vocab.txt"
     if path.exists():
         wordpiece = WordPiece.load(path, config.lowercase)
@@ -99,6 +99,7 @@ def save_start(start: Start, folder: RunFolder) -> None:
         {
             "architecture": start.architecture,
             "lowercase": start.wordpiece.lowercase,
+            "tokenization": start.wordpiece.options,
             "preset": start.fingerprint,
         },
     )
@@ -109,7 +110,8 @@ def read_start(folder: RunFolder) -> Start:
     path = folder.assets / "encoder.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"])
+        options = saved.get("tokenization", {})
+        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"], **options)
         return Start(saved["architecture"], wordpiece)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
