@@ -6,6 +6,7 @@ TensorFlow takes seconds to import, so a verb imports what it needs when it runs
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
@@ -100,7 +101,7 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
     else:
         config = _config(recipe, args.config or "default", typed)
         folder = None
-    module = _load(recipe)
+    module = _load(recipe, legacy_keras=recipe.legacy_keras)
     from karpa_tf.training import runtime
 
     if not runtime.will_be_chief(config):
@@ -193,7 +194,7 @@ def _explain(args: Namespace) -> dict[str, Any]:
 
 def _export(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
-    module = _load(recipe)
+    module = _load(recipe, legacy_keras=recipe.legacy_keras)
     options = _options(args, recipe, module.export, {"top_k": 0, "quantize": "", "format": "savedmodel"})
     result = module.export(folder, to=Path(args.to), force=args.force, **options)
     print(f"{args.format}: {result[args.format]}", file=_text(args))
@@ -256,6 +257,7 @@ def _run(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args = _parse(parser, leaves, argv, defaults=True)
+    _choose_keras(False)
     verb = args.verb
     verb_args = args[verb]
     result: dict[str, Any] | None
@@ -485,11 +487,23 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
     return folder, find_recipe(folder.recipe)
 
 
-def _load(recipe: Recipe) -> Any:
-    if recipe.legacy_keras and "tensorflow" not in sys.modules:
-        os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read by TensorFlow when it is imported
+def _load(recipe: Recipe, legacy_keras: bool = False) -> Any:
+    _choose_keras(legacy_keras)
     with _quiet_import():
         return recipe.load()
+
+
+def _choose_keras(legacy: bool) -> None:
+    """Says which Keras `tf.keras` is to be: TensorFlow reads it once, when it is imported.
+
+    TF-Agents alone needs the legacy one. Where that is asked for and not installed, as on Python 3.12,
+    not even tensorflow_text can be imported.
+    """
+    if "tensorflow" not in sys.modules:
+        if legacy and importlib.util.find_spec("tf_keras") is not None:
+            os.environ["TF_USE_LEGACY_KERAS"] = "1"
+        else:
+            os.environ.pop("TF_USE_LEGACY_KERAS", None)
 
 
 @contextmanager
