@@ -262,7 +262,8 @@ def test_only_the_last_checkpoints_stay(tmp_path) -> None:
     for step in range(1, 8):
         checkpoints.save(step, variables, {})
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        f"step-{step:010d}.npz" for step in (5, 6, 7)
+        ".lock",
+        *(f"step-{step:010d}.npz" for step in (5, 6, 7)),
     ]
 
 
