@@ -449,17 +449,13 @@ def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], a
 
 def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> RunConfig:
     """The defaults of the fields, under the settings file, under the typed flags."""
-    values = _checked(recipe, read_settings(recipe, name_or_path), name_or_path)
-    return recipe.config(**{**values, **typed})
-
-
-def _checked(recipe: Recipe, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Returns the values of a file; the same parser checks their types and those of the flags."""
+    values = read_settings(recipe, name_or_path)
+    # The same parser checks the types of a file and of the flags.
     try:
         checked = _train_parser(recipe).parse_object(values, defaults=False)
     except ArgumentError as error:
-        raise UserError(f"{where}: {_one_sentence(str(error), {}, [])}") from None
-    return {key: checked[key] for key in values}
+        raise UserError(f"{name_or_path}: {_one_sentence(str(error), {}, [])}") from None
+    return recipe.config(**{**{key: checked[key] for key in values}, **typed})
 
 
 def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str) -> RunConfig:
@@ -474,8 +470,7 @@ def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config
                 f"--{name} cannot go with --resume: everything comes from the run's config.yaml, "
                 f"and only --{length} may grow."
             )
-    values = dataclasses.asdict(folder.open_config(recipe.config))
-    config = recipe.config(**_checked(recipe, values, str(folder.path / "config.yaml")))
+    config = folder.open_config(recipe.config)
     if length in typed:
         before = getattr(config, length)
         if typed[length] < before:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -31,6 +31,21 @@ _Class = TypeVar("_Class")
 def option(default: Any, help: str) -> Any:
     """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    """Raises a UserError if a field's value is not of its type; of numbers, NaN and infinity are none."""
+    choices = get_args(kind)
+    if choices:
+        right, what = value in choices, f"one of {', '.join(map(str, choices))}"
+    elif kind is float:
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        what = "a finite number"
+    else:
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        what = {int: "a whole number", bool: "true or false", str: "text"}[kind]
+    if not right:
+        raise UserError(f"{name} must be {what}. Received: {value!r}.")
 
 
 def defaults_of(recipe: str) -> Callable[[type[_Class]], type[_Class]]:
@@ -76,10 +91,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raises a UserError for a number that makes no sense."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{field.name} must be a finite number. Received: {value}.")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is not ClassVar:
+                _check_type(name, kind, getattr(self, name))
         for name, least in self._least.items():
             value = getattr(self, name)
             below = self._below.get(name)

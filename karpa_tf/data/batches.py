@@ -73,8 +73,6 @@ class _Streamed(Batches):
     def dataset(
         self, start: int = 0, stop: int | None = None, *, part: int = 0, parts: int = 1
     ) -> tf.data.Dataset:
-        if parts > 1:
-            raise UserError("A tf.data.Dataset trains on one worker alone; make Batches for several.")
         stop = start + self.steps_per_epoch if stop is None else stop
         skipped = start % self.steps_per_epoch
         return self.source.repeat().skip(skipped).take(stop - start).prefetch(tf.data.AUTOTUNE)
@@ -101,16 +99,11 @@ def from_dataset(dataset: tf.data.Dataset) -> Batches:
             "A tf.data.Dataset to train on must say how many batches it has: "
             f"dataset.apply(tf.data.experimental.assert_cardinality(n)). Received: {steps}."
         )
-    if len(spec) == 2:
-        dataset = dataset.map(
-            lambda features, labels: (features, labels, tf.ones(tf.shape(tf.nest.flatten(labels)[0])[:1]))
-        )
 
     def load(step: tf.Tensor, part: int, parts: int) -> Any:
         raise UserError("A tf.data.Dataset has no batch of a number; make Batches.")
 
-    rows = tf.nest.flatten(spec)[0].shape
-    return _Streamed(load, steps, (rows[0] if rows.rank else None) or 1, source=dataset)
+    return _Streamed(load, steps, 1, source=dataset)
 
 
 class EpochOrder:

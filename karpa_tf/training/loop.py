@@ -117,12 +117,12 @@ def fit(
             "batches than one that was not stopped. karpa_tf.data.batches.Batches resumes exactly.",
             stacklevel=2,
         )
-    data = _as_batches(data, "data")
     strategy = model.optimizer._distribution_strategy
     chief = is_chief(strategy)
     several = has_other_workers(strategy)
     workers = strategy.num_replicas_in_sync
     parts = accumulate * workers
+    data = _as_batches(data, "data", parts)
     if data.batch_size % parts:
         raise UserError(
             f"batch_size must be a multiple of {parts}, the workers times accumulate. "
@@ -140,7 +140,7 @@ def fit(
             return from_chief(strategy, judged)
 
     elif validation is not None:
-        judge = _Judge(model, _as_batches(validation, "validation"), metrics or {}, strategy)
+        judge = _Judge(model, _as_batches(validation, "validation", workers), metrics or {}, strategy)
     with strategy.scope():
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
@@ -295,7 +295,7 @@ def _loss_and_sums(
     model: keras.Model, metrics: Mapping[str, Metric], batch: Any, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the loss summed over the weights, and `[loss, *metrics, 1]` summed over the weights."""
-    features, labels, weights = batch
+    features, labels, *given = batch
     outputs = model(features, training=training)
     if any(getattr(output, "_keras_mask", None) is not None for output in tf.nest.flatten(outputs)):
         raise UserError(
@@ -305,11 +305,11 @@ def _loss_and_sums(
     takes = inspect.signature(model.compute_loss).parameters
     loss = tf.cast(
         model.compute_loss(
-            features, labels, outputs, weights, **({"training": training} if "training" in takes else {})
+            features, labels, outputs, *given, **({"training": training} if "training" in takes else {})
         ),
         tf.float32,
     )
-    weights = tf.cast(weights, tf.float32)
+    weights = _weights(batch)
     weight = tf.reduce_sum(weights)
     # Keras has divided by the number of replicas, for sums of their averages; ours are true averages.
     loss *= tf.distribute.get_strategy().num_replicas_in_sync
@@ -326,9 +326,15 @@ def _loss_and_sums(
     return loss, tf.stack([*sums, weight])
 
 
+def _weights(batch: Any) -> tf.Tensor:
+    """Returns the sample weights of a batch, float32; ones, a row each, where it brings none."""
+    _, labels, *given = batch
+    return tf.cast(given[0], tf.float32) if given else tf.ones(tf.shape(tf.nest.flatten(labels)[0])[:1])
+
+
 def _check_model(model: keras.Model) -> None:
     """Raises a UserError for a model that this loop would not train as it says."""
-    if model.optimizer is None:
+    if getattr(model, "optimizer", None) is None:
         raise UserError("The model is not compiled: call model.compile(optimizer, loss) before fit.")
     for name in ("train_step", "test_step", "compute_metrics"):
         if getattr(type(model), name) is not getattr(keras.Model, name):
@@ -367,10 +373,15 @@ def _averages_over_rows(model: keras.Model) -> bool:
     return by_rows
 
 
-def _as_batches(data: Any, what: str) -> Batches:
+def _as_batches(data: Any, what: str, parts: int) -> Batches:
     if isinstance(data, Batches):
         return data
     if isinstance(data, tf.data.Dataset):
+        if parts > 1:
+            raise UserError(
+                f"{what} is a tf.data.Dataset, which is read on one worker and in whole batches: make "
+                f"Batches for several workers or accumulate. Received: {parts} parts."
+            )
         return from_dataset(data)
     raise UserError(f"{what} must be Batches or a tf.data.Dataset. Received: {type(data).__name__}.")
 
@@ -420,8 +431,8 @@ def _train_step(
         batch: Any, weight: tf.Tensor, others: Sequence[tf.Variable] = ()
     ) -> tuple[list[Any], tf.Tensor]:
         if attack:
-            features, labels, weights = batch
-            batch = (tf.stop_gradient(attack(features, labels)), labels, weights)
+            features, labels, *weights = batch
+            batch = (tf.stop_gradient(attack(features, labels)), labels, *weights)
         with tf.GradientTape() as tape:
             tape.watch(others)  # a frozen one too
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
@@ -447,7 +458,7 @@ def _train_step(
 
     def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # The weight of the whole global batch, known beforehand, spares a pass over all gradients.
-        weight = _all_reduce(strategy, tf.reduce_sum(tf.cast(batch[2], tf.float32)))
+        weight = _all_reduce(strategy, tf.reduce_sum(_weights(batch)))
         weight = tf.maximum(weight, 1e-9)
         grads, sums = (accumulated if accumulate > 1 else gradients)(batch, weight)
         # An argument has no device, and what is reduced must have one: tf.identity.

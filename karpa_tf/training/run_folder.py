@@ -101,8 +101,8 @@ class RunFolder:
             )
         try:
             return config(**values)
-        except TypeError as error:
-            raise UserError(f"{self.path / 'config.yaml'} is damaged: {error}.") from None
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: {error}") from None
 
     def read_json(self, name: str) -> Any:
         """Returns what a JSON file of the run holds, e.g. `assets/policy.json`."""

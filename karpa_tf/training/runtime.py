@@ -69,6 +69,10 @@ def fast_bfloat16() -> bool:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+    # oneDNN may be told to use less than the CPU has, and then has no bfloat16 at all.
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(name in allowed for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
+        return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
