@@ -152,6 +152,8 @@ def fit(
     stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
     step = 0
     if resume:
+        if checkpoints and chief and checkpoints.folder.is_dir():
+            checkpoints.begin()
         saved = checkpoints.restore(variables) if checkpoints else None
         if saved:
             step, history = saved["step"], History(saved["history"])
