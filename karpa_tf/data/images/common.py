@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from karpa_tf.data.sources import SPLITS, Split
+from karpa_tf.data.sources import SPLITS, DataRecord, Split
 
 Broken = Literal["skip", "stop"]
 
@@ -71,6 +71,10 @@ class ImageData:
             digest.update(repr((split, images.pixels.shape, images.labels)).encode())
             digest.update(np.ascontiguousarray(images.pixels).data)
         return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 
 @dataclass
