@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from karpa_tf.configs import (
     shipped_settings,
 )
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.quiet import stderr_aside
 from karpa_tf.serving.options import ServeOptions
 
 
@@ -516,22 +516,11 @@ def _quiet_import() -> Iterator[None]:
     Some of it comes before any log level is read, so standard error itself is set aside.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
-        saved = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-            import tensorflow as tf
+    with stderr_aside():
+        yield
+        import tensorflow as tf
 
-            tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
-        except BaseException:
-            log.seek(0)
-            os.write(saved, log.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+        tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
 
 
 def _text(args: Namespace) -> Any:

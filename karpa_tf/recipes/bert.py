@@ -22,6 +22,7 @@ from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.recipes import common
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
 from karpa_tf.training.checkpoint import Checkpoints
@@ -30,7 +31,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard
+from karpa_tf.training.tensorboard import Labels, TensorBoard
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3
@@ -264,7 +265,7 @@ def fine_tune(
     *,
     monitor: str,
     metrics: Mapping[str, Any],
-    projector: Callable[[], tuple[np.ndarray, Sequence[str]]],
+    projector: Callable[[], tuple[np.ndarray, Labels]],
     resume: bool,
     strategy: tf.distribute.Strategy,
 ) -> tuple[History, BestWeights]:
@@ -316,6 +317,7 @@ def fine_tune(
         ),
         resume=resume,
     )
+    common.tell_if_early(common.printer(chief), history, config.epochs, best)
     return history, best
 
 

@@ -43,6 +43,7 @@ from karpa_tf.training.classification import (
 )
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.tensorboard import Labels
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.
@@ -151,12 +152,15 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
 
     pooled = keras.Model(model.input, model.get_layer("pool").output)
 
-    def projector() -> tuple[np.ndarray, list[str]]:
+    def projector() -> tuple[np.ndarray, Labels]:
         shown = rows["validation"].take(range(min(_PROJECTED, len(rows["validation"]))))
         batches, places = make_batches(config, shown, names, start.wordpiece, training=False)
         vectors = np.concatenate([batch for batch, _, _ in Outputs(pooled, batches)])[places >= 0]
-        texts = [f"{shown.labels[i]}: {shown.texts[i][:80]}" for i in places[places >= 0]]
-        return vectors, texts
+        order = places[places >= 0]
+        return vectors, {
+            "label": [shown.labels[i] for i in order],
+            "text": [shown.texts[i][:80] for i in order],
+        }
 
     history, best = bert.fine_tune(
         config,
