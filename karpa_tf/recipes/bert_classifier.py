@@ -73,9 +73,10 @@ def make_batches(
     """Returns batches of labelled texts, and, if not for training, the rows in the order of the batches."""
     sequences = encode_texts(wordpiece, rows.texts, rows.texts_b, config.sequence_length)
     if sequences.cut:
+        are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
         tell(
-            f"{sequences.cut:,} of {len(rows):,} texts are longer than {config.sequence_length} pieces and "
-            "were cut; --sequence_length reads more."
+            f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
+            f"{were} cut; --sequence_length reads more."
         )
     labels = label_ids(rows.labels, names, config.data)
     weights = np.ones(len(rows), np.float32)

@@ -18,8 +18,8 @@ def told(figures: list[float], epochs: int, patience: int) -> list[str]:
 
 def test_a_run_that_stops_early_says_so_and_why() -> None:
     assert told([0.5, 0.75, 0.7, 0.6], 12, 2) == [
-        "Stopped early, after epoch 4 of 12: for 2 epochs no val_accuracy was better than 0.7500, that of epoch "
-        "2, whose weights are kept (--patience 2)."
+        "Stopped early, after epoch 4 of 12: for 2 epochs no val_accuracy was better than 0.7500, that of "
+        "epoch 2, whose weights are kept (--patience 2)."
     ]
     assert "for 1 epoch no" in told([0.5, 0.4], 3, 1)[0]
     assert told([0.5, 0.75, 0.7], 3, 2) == []
