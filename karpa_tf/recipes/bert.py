@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -73,8 +74,10 @@ def make_start(
                 f"Received: {config.sequence_length}."
             )
         return Start(preset.architecture, preset.wordpiece, preset)
-    path = folder.assets / "vocab.txt"
-    if path.exists():
+    path: Path | str = folder.assets / "vocab.txt"
+    if not Path(path).exists():
+        path = common.first_vocabulary(config.init, config.lowercase)
+    if path:
         wordpiece = WordPiece.load(path, config.lowercase)
     else:
         wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)

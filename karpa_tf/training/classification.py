@@ -347,8 +347,8 @@ def _errors(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str],
         return "No errors: every prediction is right."
     worst = most_confident_errors(labels, probabilities, _ERRORS)
     lines = [
-        f"{wrong:,} of {len(labels):,} predictions {'is' if wrong == 1 else 'are'} wrong; the surest of these "
-        "come first.",
+        f"{wrong:,} of {len(labels):,} predictions {'is' if wrong == 1 else 'are'} wrong; the surest of "
+        "these come first.",
         "",
         "| text | true | predicted | confidence |",
         "|---|---|---|---|",
