@@ -11,8 +11,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ _NOTHING = ("", "nan", "NaN")
 
 # --- Texts ----------------------------------------------------------------------------------------
 
-# Among the commonest characters of Chinese; in the encoding of Korean, their bytes are rare syllables or none.
+# Among the commonest characters of Chinese; in Korean's encoding, their bytes are rare syllables or none.
 _COMMON = frozenset("的一是不在人有我他这中来上说们")
 _CHINESE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef‐-…·]*")
 
@@ -230,8 +231,10 @@ class Sheet:
         """Returns every row as a dict; of columns of one name, the later ones get a number."""
         names: list[str] = []
         for name in self.header:
-            names.append(unused(name, names, lambda count, name=name: f"{name} ({count})"))
-        return [dict(zip(names, [*cells, *[""] * (len(names) - len(cells))], strict=False)) for cells in self.rows]
+            names.append(unused(name, names, partial("{} ({})".format, name)))
+        width = len(names)
+        padded = ([*cells[:width], *[""] * (width - len(cells))] for cells in self.rows)
+        return [dict(zip(names, cells, strict=True)) for cells in padded]
 
     def _check_column(self, name: str, advice: str) -> None:
         header = self.header
@@ -249,7 +252,7 @@ class Sheet:
             raise UserError(f'{self.path} has {header.count(name)} columns "{name}"; keep one of them.')
 
 
-def unused(name: str, taken: Collection[str], another: Any) -> str:
+def unused(name: str, taken: Collection[str], another: Callable[[int], str]) -> str:
     """Returns a name that is not taken: the given one, or the first of `another(2)`, `another(3)` ..."""
     count, result = 2, name
     while result in taken:
@@ -322,10 +325,8 @@ def _read_lines(path: Path, suffix: str, known: Collection[str]) -> Sheet:
     )
 
 
-def _other_delimiter(
-    text: str, rows: list[_Row], known: Collection[str]
-) -> tuple[str, list[_Row]] | None:
-    """Returns another delimiter and the rows by it, where all lines say that it is meant: two rows at least."""
+def _other_delimiter(text: str, rows: list[_Row], known: Collection[str]) -> tuple[str, list[_Row]] | None:
+    """Returns another delimiter and the rows by it, where two rows and all others say that it is meant."""
     cells = rows[0].cells
     if len(cells) > 1 or cells[0].strip() in known:
         return None

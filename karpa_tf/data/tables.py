@@ -1,4 +1,4 @@
-"""Labelled texts from tables: files as `cells` reads them, folders of them, TFDS, and the embedded intents."""
+"""Labelled texts from tables: files (read by `cells`), folders of them, TFDS, the embedded intents."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +25,7 @@ class Signature:
         variables: the Keras variables that the function reads.
         resources: what else it holds: lookup tables, tokenizers.
         check: raises a `UserError` for rows that make no sense, before they reach the graph.
+        names: the classes, in the order of the output `probabilities`.
     """
 
     function: Callable[..., dict[str, tf.Tensor]]
@@ -32,16 +33,44 @@ class Signature:
     variables: Sequence[Any] = ()
     resources: Sequence[Any] = ()
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = field(default=None)
+    names: Sequence[str] = ()
 
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Calls the function on rows of plain Python values and returns a dict of them a row."""
+    def predict(
+        self, rows: Sequence[Mapping[str, Any]], *, broken: Literal["stop", "skip"] = "stop"
+    ) -> list[dict[str, Any]]:
+        """Calls the function on rows of plain Python values and returns a dict of them a row.
+
+        Args:
+            rows: a value for each input; an image may be the path of its file.
+            broken: `skip` gives a row whose file cannot be read `{"error": reason}` and answers the others.
+
+        Raises:
+            UserError: a row makes no sense, a file cannot be read, or none of them can.
+        """
         if self.check:
             self.check(rows)
         results: list[dict[str, Any]] = []
+        answered = 0
         for begin in range(0, len(rows), _AT_ONCE):
-            outputs = self(stack(rows[begin : begin + _AT_ONCE], self.inputs))
-            for index in range(len(rows[begin : begin + _AT_ONCE])):
-                results.append({name: plain(value[index]) for name, value in outputs.items()})
+            found: list[dict[str, Any]] = []
+            read: dict[int, dict[str, Any]] = {}
+            for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
+                try:
+                    read[number] = {name: _read(row[name], spec) for name, spec in self.inputs.items()}
+                    found.append({})
+                except UserError as error:
+                    if broken == "stop":
+                        raise
+                    found.append({"error": str(error)})
+            if read:
+                outputs = self(stack(list(read.values()), self.inputs, list(read)))
+                for index, result in enumerate(result for result in found if not result):
+                    result.update({name: plain(value[index]) for name, value in outputs.items()})
+            results += found
+            answered += len(read)
+        if rows and not answered:
+            every = f"None of the {len(rows)} rows can be read: " if len(rows) > 1 else ""
+            raise UserError(every + results[0]["error"])
         return results
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -55,15 +84,26 @@ def text_input() -> dict[str, tf.TensorSpec]:
     return {"text": tf.TensorSpec([None], tf.string)}
 
 
-def stack(rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
-    """Returns an array an input, with a row each."""
+def stack(
+    rows: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, tf.TensorSpec],
+    numbers: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns an array an input, with a row each.
+
+    Args:
+        rows: a value for each input.
+        inputs: of the signature.
+        numbers: of the rows, for people; from 1 by default.
+    """
     arrays = {}
     for name, spec in inputs.items():
         values = [row[name] for row in rows]
         if spec.dtype == tf.string:
-            arrays[name] = np.array([v if isinstance(v, bytes) else v.encode() for v in values], object)
+            arrays[name] = np.array([_bytes(value) for value in values], object)
         else:
-            arrays[name] = _numbers(name, [_read(value, spec) for value in values], spec)
+            values = [_read(value, spec) for value in values]
+            arrays[name] = _numbers(name, values, spec, numbers or range(1, len(rows) + 1))
     return arrays
 
 
@@ -78,17 +118,44 @@ def _read(value: Any, spec: tf.TensorSpec) -> Any:
     return image[..., 0] if grey else image
 
 
-def _numbers(name: str, values: list[Any], spec: tf.TensorSpec) -> np.ndarray:
+def _numbers(name: str, values: list[Any], spec: tf.TensorSpec, numbers: Sequence[int]) -> np.ndarray:
+    array, _ = _as_spec(values, spec)
+    if array is not None:
+        return array
     shape = ", ".join("n" if size is None else str(size) for size in spec.shape)
+    for number, value in zip(numbers, values, strict=True):
+        alone, received = _as_spec([value], spec)
+        if alone is None:
+            raise UserError(
+                f"Row {number}: {name} must be {spec.dtype.name} [{shape}]. Received: {received}."
+            )
+    raise UserError(f"{name} must be {spec.dtype.name} [{shape}], of one shape for all rows.")
+
+
+def _as_spec(values: list[Any], spec: tf.TensorSpec) -> tuple[np.ndarray | None, str]:
+    """Returns values as an array, or None and what was received; nothing is rounded or left out for it."""
+    kinds = "fiub" if spec.dtype.is_floating else "iub" if spec.dtype.is_integer else "b"
     try:
-        array = np.array(values, spec.dtype.as_numpy_dtype)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{name} must be {spec.dtype.name} [{shape}]. Received: {str(values[0])[:80]}."
-        ) from None
-    if not spec.shape.is_compatible_with(array.shape):
-        raise UserError(f"{name} must be {spec.dtype.name} [{shape}]. Received: shape {list(array.shape)}.")
-    return array
+        given = np.array(values)
+    except ValueError:  # rows of several lengths
+        return None, str(values[0])[:80]
+    if not given.size:
+        kinds += given.dtype.kind
+    if given.dtype.kind not in kinds:
+        return None, str(values[0])[:80]
+    if not spec.shape.is_compatible_with(given.shape):
+        return None, f"shape {list(given.shape)}"
+    array = given.astype(spec.dtype.as_numpy_dtype)
+    if spec.dtype.is_integer and not np.array_equal(array, given):
+        return None, str(values[0])[:80]
+    return array, ""
+
+
+def _bytes(value: Any) -> Any:
+    """Encodes the texts in nested lists."""
+    if isinstance(value, list):
+        return [_bytes(item) for item in value]
+    return value.encode() if isinstance(value, str) else value
 
 
 def plain(value: Any) -> Any:

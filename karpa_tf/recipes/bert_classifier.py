@@ -9,6 +9,7 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-cla
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     table = open_data(config)
     rows = table.splits
     names = sorted(set(rows["train"].labels))
+    for note in table.notes:
+        tell(note)
     start = bert.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []), tell)
     tell(
         f"{config.data}: {len(rows['train']):,} texts to learn from, {len(rows['validation']):,} for "
@@ -206,6 +209,8 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     common.check_fingerprint(folder, config.data, table.fingerprint)
     if data:
         rows, where = open_test_rows(data, Columns(config.text, config.label, config.text_b)), data
+        for note in rows.notes:
+            print(note, file=sys.stderr)
     else:
         split: Split = "test" if len(table.splits["test"]) else "validation"
         rows, where = table.splits[split], f"{config.data} ({split} split)"
@@ -301,7 +306,7 @@ def _signature(
 
     function = Classify(model, start.wordpiece, names, config.sequence_length)
     # Keras' `weights` leave the states of random numbers out.
-    return Signature(function, inputs, variables=model.weights, check=check)
+    return Signature(function, inputs, variables=model.weights, check=check, names=names)
 
 
 def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:

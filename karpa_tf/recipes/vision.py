@@ -569,7 +569,8 @@ def _signature(network: Network, trained: Trained) -> Signature:
     size = trained.config.image_size
     shape = [None, size, size] if network.channels == 1 else [None, size, size, network.channels]
     inputs = {"image": tf.TensorSpec(shape, tf.float32)}
-    return Signature(Recognize(trained.served, trained.names), inputs, variables=trained.model.weights)
+    function = Recognize(trained.served, trained.names)
+    return Signature(function, inputs, variables=trained.model.weights, names=trained.names)
 
 
 def export(
