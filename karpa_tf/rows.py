@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -101,16 +101,14 @@ class Given:
     Attributes:
         source: where from, for people.
         sheet: a table; or None, and then
-        lines: (where, text) a row.
+        lines: (where, text) a row; no text: a blank line.
+        notes: what to say of how they were read.
     """
 
     source: str
     sheet: Sheet | None
-    lines: list[tuple[str, str]]
-
-    @property
-    def notes(self) -> list[str]:
-        return self.sheet.notes if self.sheet else []
+    lines: list[tuple[str, str | None]]
+    notes: list[str] = field(default_factory=list)
 
     def match(self, inputs: Mapping[str, Input], *, filled: bool = False) -> Rows:
         """Finds a signature's inputs in each row.
@@ -124,22 +122,23 @@ class Given:
         """
         if self.sheet is None:
             places = [where for where, _ in self.lines]
-            given = [_from_line(text, inputs, where) for where, text in self.lines]
-            rows = [_pick(row, inputs, where) for row, where in zip(given, places, strict=True)]
+            given = [{} if text is None else _from_line(text, inputs, where) for where, text in self.lines]
+            rows = [
+                _pick(row, inputs, where) if row else {} for row, where in zip(given, places, strict=True)
+            ]
         else:
             rows, places, given = _from_sheet(self.sheet, inputs)
         if not rows:
             raise UserError(f"There is nothing to predict in {self.source}: no rows.")
         for number, (row, where) in enumerate(zip(rows, places, strict=True), 1):
-            for name, expected in inputs.items():
+            for name, expected in inputs.items() if row else ():
                 row[name] = _value(row[name], expected.kind, f'{where}: "{name}"')
                 if not filled or expected.kind != "text":
                     continue
                 if row[name] == "" or (self.sheet and is_nothing(row[name].strip())):
-                    raise UserError(
-                        f"Row {number} has an empty {name} ({where}); fill it in or delete the row."
-                    )
-        paths = [row[name] for row in rows for name, x in inputs.items() if x.kind == "image"]
+                    at = f" ({where})" if self.source in where else ""
+                    raise UserError(f"Row {number} has an empty {name}{at}; fill it in or delete the row.")
+        paths = [row[name] for row in rows if row for name, x in inputs.items() if x.kind == "image"]
         if paths and all(isinstance(path, str) and not Path(path).exists() for path in paths):
             near = did_you_mean(Path(paths[0]).name, (x.name for x in Path(paths[0]).parent.glob("*")))
             raise UserError(f'There is no image "{paths[0]}"{near}')
@@ -160,15 +159,15 @@ def read(words: Sequence[str], path: str = "", known: Collection[str] = ()) -> G
     if words and path:
         raise UserError("Give inputs as words or with --input, not both.")
     if words:
-        lines = [(f"Row {number}", word) for number, word in enumerate(words, 1)]
-        return Given("the input", None, lines)
+        return Given("the input", None, [(f"Row {number}", word) for number, word in enumerate(words, 1)])
     if not path:
         return _from_text(_standard_input(), "standard input")
     suffix = Path(path).suffix.lower()
     if suffix == ".txt":
         return _from_text(read_text(Path(path)), path)
     if suffix in TABLES:
-        return Given(path, read_sheet(Path(path), known), [])
+        sheet = read_sheet(Path(path), known)
+        return Given(path, sheet, [], sheet.notes)
     raise UserError(
         f"--input takes a .txt, .csv or .jsonl file, or a .tsv, .xlsx or .parquet file. Received: {path}."
     )
@@ -182,11 +181,21 @@ def _standard_input() -> str:
 
 
 def _from_text(text: str, source: str) -> Given:
-    """Every line is a row, blank ones too: rows must not shift. Those behind the last row are none."""
+    """Every line is a row, so that rows do not shift: a blank one is a row without an answer.
+
+    Those behind the last row are none.
+    """
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    return Given(source, None, [(f"{source}, line {number}", line) for number, line in enumerate(lines, 1)])
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    notes = []
+    if blank:
+        those = f"line {blank[0]} is" if len(blank) == 1 else f"{len(blank)} lines ({blank[0]} first) are"
+        notes.append(f"{source}: {those} blank; a line is a row, and a blank one has no answer.")
+    texts = [line if line.strip() else None for line in lines]
+    rows = [(f"{source}, line {number}", text) for number, text in enumerate(texts, 1)]
+    return Given(source, None, rows, notes)
 
 
 def _from_line(line: str, inputs: Mapping[str, Input], where: str) -> dict[str, Any]:

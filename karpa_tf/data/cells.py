@@ -407,14 +407,16 @@ def _mended(row: _Row, text: str, delimiter: str) -> _Row:
 def _parse(text: str, delimiter: str, *, strict: bool) -> Iterator[_Row]:
     csv.field_size_limit(_LONGEST_CELL)
     # The blank line behind the last one is a row of its own, unless a quoted cell swallows it.
-    lines = chain(io.StringIO(text), ["\n"])
+    lines = text.split("\n")
+    fed = chain(io.StringIO(text), ["\n"])
     # `"a", "b"`: a blank behind a comma does not make the quotes a part of the cell.
-    reader = csv.reader(lines, delimiter=delimiter, strict=strict, skipinitialspace=delimiter != "\t")
+    reader = csv.reader(fed, delimiter=delimiter, strict=strict, skipinitialspace=delimiter != "\t")
     begin = end = 0
     row: list[str] = []
     for row in reader:
         begin, end = end + 1, reader.line_num
-        if any(cell.strip() for cell in row):
+        # An empty cell in quotes, alone, is a row; what spreadsheets write below a table (`,,,`) is none.
+        if any(cell.strip() for cell in row) or (len(row) == 1 and lines[begin - 1].strip()):
             yield _Row(begin, end, row)
     if row:
         raise csv.Error(f"a quote that opens in the row of line {begin} is never closed")

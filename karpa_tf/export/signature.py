@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ class Signature:
         inputs: name to `tf.TensorSpec`, with None as the batch.
         variables: the Keras variables that the function reads.
         resources: what else it holds: lookup tables, tokenizers.
-        check: raises a `UserError` for rows that make no sense, before they reach the graph.
+        check: given the number of a row and the row, raises a `UserError` for one that makes no sense.
         names: the classes, in the order of the output `probabilities`.
     """
 
@@ -32,46 +32,51 @@ class Signature:
     inputs: Mapping[str, tf.TensorSpec]
     variables: Sequence[Any] = ()
     resources: Sequence[Any] = ()
-    check: Callable[[Sequence[Mapping[str, Any]]], None] | None = field(default=None)
+    check: Callable[[int, Mapping[str, Any]], None] | None = None
     names: Sequence[str] = ()
 
     def predict(
-        self, rows: Sequence[Mapping[str, Any]], *, broken: Literal["stop", "skip"] = "stop"
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        broken: Literal["stop", "skip"] = "stop",
     ) -> list[dict[str, Any]]:
         """Calls the function on rows of plain Python values and returns a dict of them a row.
 
         Args:
-            rows: a value for each input; an image may be the path of its file.
+            rows: a value for each input; an image may be the path of its file. An empty row gets an empty
+                answer.
             broken: `skip` gives a row whose file cannot be read `{"error": reason}` and answers the others.
 
         Raises:
             UserError: a row makes no sense, a file cannot be read, or none of them can.
         """
-        if self.check:
-            self.check(rows)
-        results: list[dict[str, Any]] = []
+        for number, row in enumerate(rows, 1):
+            if row and self.check:
+                self.check(number, row)
+        results: dict[int, dict[str, Any]] = {}
         answered = 0
         for begin in range(0, len(rows), _AT_ONCE):
-            found: list[dict[str, Any]] = []
             read: dict[int, dict[str, Any]] = {}
             for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
-                try:
-                    read[number] = {name: _read(row[name], spec) for name, spec in self.inputs.items()}
-                    found.append({})
-                except UserError as error:
-                    if broken == "stop":
-                        raise
-                    found.append({"error": str(error)})
+                results[number] = {}
+                if row:
+                    try:
+                        read[number] = {name: _read(row[name], spec) for name, spec in self.inputs.items()}
+                    except UserError as error:
+                        if broken == "stop":
+                            raise
+                        results[number] = {"error": str(error)}
             if read:
                 outputs = self(stack(list(read.values()), self.inputs, list(read)))
-                for index, result in enumerate(result for result in found if not result):
-                    result.update({name: plain(value[index]) for name, value in outputs.items()})
-            results += found
+                for index, number in enumerate(read):
+                    results[number] = {name: plain(value[index]) for name, value in outputs.items()}
             answered += len(read)
-        if rows and not answered:
-            every = f"None of the {len(rows)} rows can be read: " if len(rows) > 1 else ""
-            raise UserError(every + results[0]["error"])
-        return results
+        reasons = [] if answered else [result["error"] for result in results.values() if result]
+        if reasons:
+            every = f"None of {len(reasons)} rows can be read: " if len(reasons) > 1 else ""
+            raise UserError(every + reasons[0])
+        return list(results.values())
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calls the function on a batch of arrays."""

@@ -298,11 +298,10 @@ def _signature(
     if config.text_b:
         inputs["text_b"] = tf.TensorSpec([None], tf.string)
 
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            for name in inputs:
-                if not str(row[name]).strip():
-                    raise UserError(f"Row {number} has an empty {name}: there is nothing to classify.")
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        for name in inputs:
+            if not str(row[name]).strip():
+                raise UserError(f"Row {number} has an empty {name}: there is nothing to classify.")
 
     function = Classify(model, start.wordpiece, names, config.sequence_length)
     # Keras' `weights` leave the states of random numbers out.

@@ -398,10 +398,9 @@ def signature(folder: RunFolder) -> Signature:
 def _signature(
     config: BertTaggerConfig, names: Sequence[str], start: bert.Start, model: keras.Model
 ) -> Signature:
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            if not str(row["text"]).strip():
-                raise UserError(f"Text {number} is empty: there is nothing to tag.")
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        if not str(row["text"]).strip():
+            raise UserError(f"Text {number} is empty: there is nothing to tag.")
 
     function = TagWords(model, start.wordpiece, names, config.sequence_length)
     return Signature(function, text_input(), variables=model.weights, check=check)
