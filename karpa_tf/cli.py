@@ -169,7 +169,7 @@ def _predict(args: Namespace) -> dict[str, Any]:
         with _quiet_import():
             from karpa_tf.export import loader
 
-        signature = loader.load_model(model)
+            signature = loader.load_model(model)
         asked = given.match(rows.inputs_of_signature(signature.inputs))
     else:
         folder, recipe = _open(args)
@@ -544,6 +544,8 @@ def _quiet_import() -> Iterator[None]:
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
+        except UserError:
+            raise  # it says all
         except BaseException:
             log.seek(0)
             os.write(saved, log.read())

@@ -268,8 +268,8 @@ class BertClassifierConfig(BertConfig):
 
     data: str = option(
         "embedded",
-        "Texts with labels: embedded (intents), a .csv or .tsv file, a folder with train.csv and perhaps "
-        "validation.csv and test.csv, tfds:NAME.",
+        "Texts with labels: embedded (intents), a .csv, .tsv, .jsonl, .xlsx or .parquet file, a folder with "
+        "train.csv and perhaps validation.csv and test.csv, tfds:NAME.",
     )
     text: str = option("text", "Column of the text.")
     label: str = option("label", "Column of the label.")

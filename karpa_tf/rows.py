@@ -357,7 +357,7 @@ def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, A
         # An image that is no file is written as nested lists: too much for a line.
         yield "  ".join(str(value) if len(str(value)) < 2000 else "[...]" for value in row.values())
         if is_error(result):
-            yield f"  cannot be read: {result['error']}"
+            yield f"  {result['error']}"
             continue
         if "label" in result and "probabilities" in result:
             yield f"  {result['label']}  {max(result['probabilities']):.3f}"

@@ -59,7 +59,9 @@ def _load_litert(path: Path) -> Signature:
             f"{path} is run by LiteRT's interpreter, which is not installed: pip install 'karpa-tf[litert]'."
         ) from None
     try:
-        run = Interpreter(model_content=path.read_bytes()).get_signature_runner()
+        interpreter = Interpreter(model_content=path.read_bytes())
+        interpreter.allocate_tensors()
+        run = interpreter.get_signature_runner()
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_loaded(path, "a LiteRT file with a signature", error) from None
     inputs = {
