@@ -65,6 +65,7 @@ def make_start(
     """
     if config.preset != "scratch":
         preset = load_preset(config.preset)
+        _same_preset(preset, config, folder)
         if config.sequence_length > preset.architecture["positions"]:
             raise UserError(
                 f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
@@ -88,6 +89,16 @@ def make_start(
         "epsilon": 1e-12,
     }
     return Start(architecture, wordpiece)
+
+
+def _same_preset(preset: Preset, config: BertConfig, folder: RunFolder) -> None:
+    """Raises a UserError if the run began with another preset than lies there now."""
+    path = folder.assets / "encoder.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
+        raise UserError(
+            f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
+            f"{folder.best_weights.name} belongs to other weights; bring those back."
+        )
 
 
 def save_start(start: Start, folder: RunFolder) -> None:
@@ -148,6 +159,7 @@ def pretrain(
         objective="masked",
         seed=config.seed,
     )
+    _same_pretraining(config, folder, data.corpus.fingerprint, resume, runtime.is_chief(strategy))
     steps = config.pretrain_epochs * data.train.steps_per_epoch
     with strategy.scope():
         bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
@@ -172,6 +184,20 @@ def pretrain(
         np.savez(temporary, **weights)  # type: ignore[arg-type]
         temporary.replace(path)
     return weights
+
+
+def _same_pretraining(
+    config: BertConfig, folder: RunFolder, fingerprint: str, resume: bool, chief: bool
+) -> None:
+    """Notes the text of a pretraining; raises a UserError if one that goes on has begun with another."""
+    path = folder.assets / "pretraining.json"
+    if resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprint:
+        raise UserError(
+            f"{config.pretrain_data} is not the text that {folder.path} has learned from so far; bring that "
+            "text back, or train a new run."
+        )
+    if chief:
+        write_json(path, fingerprint)
 
 
 def texts_corpus(texts: Sequence[str]) -> Corpus:
@@ -325,12 +351,7 @@ def open_trained(
             plain.load_weights(folder.best_weights)
             return plain
         preset = load_preset(config.preset)
-        saved = json.loads((folder.assets / "encoder.json").read_text(encoding="utf-8"))
-        if preset.fingerprint != saved["preset"]:
-            raise UserError(
-                f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
-                f"{folder.best_weights.name} belongs to other weights; bring those back."
-            )
+        _same_preset(preset, config, folder)
         model = build(build_bert(**start.architecture, dropout=config.dropout))
         preset.assign(model)
         apply_method(model, config)
