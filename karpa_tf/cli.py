@@ -521,6 +521,12 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
     from karpa_tf.training import run_folder
 
     folder = run_folder.open_run(args.run, args.logs)
+    config = folder.read_config()
+    if config.get("folds") and not config.get("fold"):
+        raise UserError(
+            f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
+            "its metrics.json lists them."
+        )
     return folder, find_recipe(folder.recipe)
 
 

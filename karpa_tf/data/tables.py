@@ -200,13 +200,8 @@ def shares_to_cut(
 
 def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Split, L]:
     """Cuts validation and test out of rows, stratified by label, always in the same way."""
-    groups: dict[Any, list[int]] = {}
-    for index, key in enumerate(rows.keys()):
-        groups.setdefault(key, []).append(index)
     # Systematic sampling: sorted by label, every so manieth text goes to a split.
-    every = list(groups.values())
-    shuffled = [every[i] for i in np.random.default_rng(_SPLIT_SEED).permutation(len(every))]
-    shuffled.sort(key=lambda group: rows.labels[group[0]])
+    shuffled = _groups(rows.keys(), rows.labels)
     labels = [{rows.labels[i] for i in group} for group in shuffled]
     homes: list[Split] = []
     due: list[Split] = []
@@ -235,6 +230,44 @@ def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Spli
     for home, group in zip(homes, shuffled, strict=True):
         parts[home] += group
     return {split: rows.take(sorted(index)) for split, index in parts.items()}
+
+
+def _groups(keys: Sequence[Any], labels: Sequence[str]) -> list[list[int]]:
+    """Returns the places of rows, those of one key together, shuffled and then sorted by label."""
+    groups: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    every = list(groups.values())
+    shuffled = [every[i] for i in np.random.default_rng(_SPLIT_SEED).permutation(len(every))]
+    return sorted(shuffled, key=lambda group: labels[group[0]])
+
+
+def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: int) -> list[int]:
+    """Returns the places of the rows in one of several folds of one size, with its share of every label.
+
+    Args:
+        keys: of the rows; those of one key are in one fold.
+        labels: of the rows.
+        fold: which one, from 1.
+        folds: how many.
+
+    Returns:
+        Places, rising. A row is in one fold, or in none if it is all that there is of its label.
+
+    Raises:
+        UserError: there are fewer keys than folds.
+    """
+    groups = _groups(keys, labels)
+    if len(groups) < folds:
+        raise UserError(f"{folds} folds need as many different rows at least. Received: {len(groups)}.")
+    left = Counter(labels)
+    places = []
+    for group in groups[fold - 1 :: folds]:
+        mine = Counter(labels[i] for i in group)
+        if all(left[label] > count for label, count in mine.items()):
+            left -= mine
+            places += group
+    return sorted(places)
 
 
 # --- Reading --------------------------------------------------------------------------------------
