@@ -181,6 +181,11 @@ def _predict(args: Namespace) -> dict[str, Any]:
         inputs = rows.inputs_of_run(folder.read_config())
         given = rows.read(args.inputs, args.input, rows.columns_of(inputs))
         asked = given.match(inputs, filled=True)
+        if not folder.has_weights:
+            raise UserError(
+                f"{folder.path} has no weights yet; go on with `karpa-tf train {recipe.name} --resume "
+                f"{folder.path}`."
+            )
         signature = _load(recipe).signature(folder)
     for note in given.notes:
         print(note, file=sys.stderr)

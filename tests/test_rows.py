@@ -207,6 +207,8 @@ def test_an_output_that_cannot_be_written(tmp_path, name, sentence) -> None:
         ({}, ["--input", "in.csv", "--output", "out.xls"], "--output takes a .csv or .jsonl"),
         ({"image_size": 8}, ["a.png", "b.png"], 'There is no image "a.png"'),
         ({"env": "CartPole-v1"}, ["one"], "Row 1: A row is one JSON object with observation"),
+        ({}, ["one"], "has no weights yet; go on with"),
+        ({"folds": 3, "fold": 0}, ["one"], "is the mean of 3 folds, and holds no model"),
     ],
 )
 def test_what_is_wrong_with_files_is_said_before_tensorflow_is_imported(

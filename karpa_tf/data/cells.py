@@ -295,16 +295,17 @@ def _read_lines(path: Path, suffix: str, known: Collection[str]) -> Sheet:
     notes = []
     if said := re.match(r"sep=(.)\n", text):  # as spreadsheets write it
         delimiter, text = said[1], text[5:]  # an empty line is left, for the numbers
-    try:
-        rows = _cells(text, delimiter)
-    except csv.Error as error:
-        raise UserError(f"{path} is not a proper {suffix} file: {error}.") from None
-    if not rows:
-        raise UserError(f"{path} is empty: it has no header and no rows.")
-    other = _other_delimiter(text, rows, known)
+    other = _other_delimiter(text, delimiter, known)
     if other:
         delimiter, rows = other
         notes.append(f"{path} has {delimiter!r} between its cells, and was read by that.")
+    else:
+        try:
+            rows = _cells(text, delimiter)
+        except csv.Error as error:
+            raise UserError(f"{path} is not a proper {suffix} file: {error}.") from None
+    if not rows:
+        raise UserError(f"{path} is empty: it has no header and no rows.")
     header, table = rows[0], rows[1:]
     joined = [row for row in table if row.end > row.begin]
     if joined:
@@ -325,13 +326,13 @@ def _read_lines(path: Path, suffix: str, known: Collection[str]) -> Sheet:
     )
 
 
-def _other_delimiter(text: str, rows: list[_Row], known: Collection[str]) -> tuple[str, list[_Row]] | None:
+def _other_delimiter(text: str, own: str, known: Collection[str]) -> tuple[str, list[_Row]] | None:
     """Returns another delimiter and the rows by it, where two rows and all others say that it is meant."""
-    cells = rows[0].cells
-    if len(cells) > 1 or cells[0].strip() in known:
+    header = next((line for line in text.split("\n") if line.strip()), "")
+    if own in header or header.strip().strip('"').strip() in known:
         return None
     for delimiter in ";\t,":
-        if delimiter not in cells[0]:
+        if delimiter not in header:
             continue
         try:
             found = _cells(text, delimiter)
@@ -380,7 +381,10 @@ def _quoted_cells(text: str, delimiter: str) -> list[_Row]:
             pass
     lines = text.split("\n")
     rows = list(_parse(text, delimiter, strict=False))  # all of them first: an open quote swallows the last
-    return [_mended(row, "\n".join(lines[row.begin - 1 : row.end]), delimiter) for row in rows]
+    texts = ("\n".join(lines[row.begin - 1 : row.end]) for row in rows)
+    return [
+        _mended(row, text, delimiter) if '"' in text else row for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def _mended(row: _Row, text: str, delimiter: str) -> _Row:

@@ -328,9 +328,12 @@ def read_table(path: Path, columns: Columns) -> Rows:
     sheet = read_sheet(path, names)
     empty: dict[str, list[int]] = {name: [] for name in names}
     found: list[list[str]] = []
-    for place, (text, label, *more) in enumerate(sheet.select(wanted)):
-        row = [as_text(text, _cell(sheet, place, names[0])), as_label(label, _cell(sheet, place, names[1]))]
-        row += [as_text(cell, _cell(sheet, place, names[2])) for cell in more]
+    read = (as_text, as_label, as_text)
+    for place, cells in enumerate(sheet.select(wanted)):
+        row = [
+            cell.strip() if isinstance(cell, str) else read[at](cell, _cell(sheet, place, names[at]))
+            for at, cell in enumerate(cells)
+        ]
         for at, cell in enumerate(row):
             if not cell or (at != 1 and is_nothing(cell)):
                 empty[names[at]].append(sheet.numbers[place])

@@ -58,15 +58,16 @@ def cross_validate(
         tell(f"fold {number} of {config.folds}: {fold.path}")
         done = fold.read_metrics() if begun else None
         if done is None or fold.read_config().get("epochs") != config.epochs:
+            runs[str(number)] = fold.path.name
+            _note(folder, config, runs)
             try:
                 keras.utils.clear_session()
                 with locked(fold.path), _traced_once_more():
                     train(mine, fold, resume=begun)
             finally:
-                if not begun:
+                if not begun and not fold.begun:  # it could not even start
                     remove_if_unused(fold)
-                if fold.begun:
-                    runs[str(number)] = fold.path.name
+                    del runs[str(number)]
                     _note(folder, config, runs)
             done = fold.read_metrics() or {}
         figures.append({"run": str(fold.path), **{k: v for k, v in done.items() if isinstance(v, float)}})
@@ -103,11 +104,14 @@ def _new_run(folder: RunFolder) -> RunFolder:
 
 
 def _note(folder: RunFolder, config: BertConfig | ImageConfig, runs: Mapping[str, str]) -> None:
-    """Makes of the folder a run that can be resumed: as soon as its first fold has begun."""
+    """Makes of the folder a run that can be resumed; if no fold has begun, one that nothing is kept of."""
     write_json(folder.assets / _RUNS, runs)
     folder.write_environment(config.seed)
     folder.write_config(config)
-    folder.checkpoints.mkdir(exist_ok=True)
+    if runs:
+        folder.checkpoints.mkdir(exist_ok=True)
+    else:
+        folder.checkpoints.rmdir()
 
 
 def held_out_shares(config: BertConfig | ImageConfig) -> dict[str, float]:

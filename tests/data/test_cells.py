@@ -88,12 +88,12 @@ def test_backslashes_before_quotes(path) -> None:
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_another_delimiter_is_read_where_all_lines_have_it(path, delimiter) -> None:
-    content = [["id", "text", "label"], ["1", f"a{delimiter}b, c", "x"], ["2", "d", "y"]]
+    content = [["id", "text", "label"], ["1", f"a{delimiter}b, c", "x"], ["2", "d\ne", "y"]]
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(content)
     rows = read_table(path, Columns())
-    assert rows.texts == [f"a{delimiter}b, c", "d"] and rows.labels == ["x", "y"]
-    assert rows.notes == [f"{path} has {delimiter!r} between its cells, and was read by that."]
+    assert rows.texts == [f"a{delimiter}b, c", "d\ne"] and rows.labels == ["x", "y"]
+    assert rows.notes[:1] == [f"{path} has {delimiter!r} between its cells, and was read by that."]
     assert read(path, f"sep={delimiter}\ntext{delimiter}label\na, b{delimiter}x\n").texts == ["a, b"]
     # One line that does not fit, or one row alone, and it is not certain.
     for text in ("text;label\na;x\nb;c;y\n", "text;label\na;x\n", "text;label\na;x\nb\n"):
