@@ -95,10 +95,8 @@ class Checkpoints:
             The saved state with `step`, or None where there is no whole checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to another model, or another process trains into the folder.
+            UserError: the checkpoint belongs to another model.
         """
-        if self.folder.is_dir():
-            self.begin()
         for path in reversed(self._found()):
             try:
                 with np.load(path) as file:

@@ -131,7 +131,9 @@ def fit(
     names = ["loss", *(metrics or {})]
     if adversary and workers > 1:
         raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
-    step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy, attack)
+    step_function = train_step(
+        model, metrics or {}, strategy, accumulate=accumulate, adversary=adversary, attack=attack
+    )
     judge: Callable[[], dict[str, float]] | None = None
     if callable(validation):
         judged = validation  # for mypy
@@ -152,6 +154,8 @@ def fit(
     stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
     step = 0
     if resume:
+        if checkpoints and chief and checkpoints.folder.is_dir():
+            checkpoints.begin()
         saved = checkpoints.restore(variables) if checkpoints else None
         if saved:
             step, history = saved["step"], History(saved["history"])
@@ -397,14 +401,19 @@ def _check_monitors(callbacks: Sequence[keras.callbacks.Callback], known: Sequen
             )
 
 
-def _train_step(
+def train_step(
     model: keras.Model,
     metrics: Mapping[str, Metric],
-    accumulate: int,
-    adversary: Adversary | None,
     strategy: tf.distribute.Strategy,
+    *,
+    accumulate: int = 1,
+    adversary: Adversary | None = None,
     attack: Attack | None = None,
 ) -> Any:
+    """Returns one update of a compiled model, its optimizer built, as a function of (batch, stop).
+
+    It returns `[loss, *metrics, 1]` summed over the sample weights, float64, and how many workers want to stop.
+    """
     variables = model.trainable_variables
     statistics = _statistics(model) if strategy.num_replicas_in_sync > 1 else []
     lazy = getattr(model.optimizer, "lazy", False)
