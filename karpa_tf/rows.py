@@ -122,10 +122,11 @@ class Given:
         """
         if self.sheet is None:
             places = [where for where, _ in self.lines]
-            given = [{} if text is None else _from_line(text, inputs, where) for where, text in self.lines]
-            rows = [
-                _pick(row, inputs, where) if row else {} for row, where in zip(given, places, strict=True)
-            ]
+            given, rows = [], []
+            for where, text in self.lines:
+                row = {} if text is None else _from_line(text, inputs, where)
+                given.append(row)
+                rows.append({} if text is None else _pick(row, inputs, where))
         else:
             rows, places, given = _from_sheet(self.sheet, inputs)
         if not rows:
@@ -248,7 +249,7 @@ def _value(value: Any, kind: Kind, where: str) -> Any:
     """Returns a cell's value as its input takes it."""
     if kind == "text":
         return value if as_text(value, where) else ""
-    if value is None or value == "":
+    if kind == "image" and (value is None or value == ""):
         raise UserError(f"{where} is empty: there is nothing to predict.")
     if isinstance(value, str) and (kind == "json" or value.lstrip().startswith("[")):
         try:

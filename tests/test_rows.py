@@ -81,6 +81,8 @@ def test_the_column_of_the_run(tmp_path) -> None:
     # A file made for the signature goes as well.
     path = write(tmp_path / "in.csv", "text,text_b\nr,t\n")
     assert match(path, inputs).inputs == [{"text": "r", "text_b": "t"}]
+    with pytest.raises(UserError, match="Row 2: A row is one JSON object with text, text_b"):
+        rows.read(['{"review": "r", "title": "t"}', "{}"]).match(inputs)
     with pytest.raises(UserError, match='has no column "review"; did you mean "reviews"'):
         match(write(tmp_path / "in.csv", "reviews,title\nr,t\n"), inputs)
     typed = rows.read(['{"review": "r", "title": "t"}', '{"text": "R", "text_b": "T"}']).match(inputs)
@@ -133,8 +135,8 @@ def test_numbers_in_cells_are_read_as_json(tmp_path) -> None:
     inputs = rows.inputs_of_run({"env": "CartPole-v1"})
     path = write(tmp_path / "in.csv", 'observation,id\n"[0.5, 1]",a\n7,b\n')
     assert [row["observation"] for row in match(path, inputs).inputs] == [[0.5, 1], 7]
-    with pytest.raises(UserError, match='line 3: "observation" is empty'):
-        match(write(tmp_path / "in.csv", "observation,id\n7,a\n,b\n"), inputs)
+    with pytest.raises(UserError, match='line 3: "image" is empty'):
+        match(write(tmp_path / "in.csv", "image,id\n[[7]],a\n,b\n"), {"image": rows.Input("image")})
 
 
 # --- Out
