@@ -213,7 +213,15 @@ def _model_file(path: Path) -> Path | None:
         if not path.is_file():
             raise UserError(f"There is no file {path}.")
         return path
-    return next((path / name for name in ("model.tflite", "model.onnx") if (path / name).is_file()), None)
+    for name in ("model.tflite", "model.onnx"):
+        if (path / name).is_file():
+            return path / name
+    versions = [p for p in path.iterdir() if p.name.isdecimal()] if path.is_dir() else []
+    if versions and not (path / "config.yaml").exists():
+        newest = max(versions, key=lambda version: int(version.name))
+        if _model_file(newest):
+            raise UserError(f"{path} holds versions of a model; name one of them, as {newest}.")
+    return None
 
 
 def _explain(args: Namespace) -> dict[str, Any]:

@@ -285,6 +285,8 @@ def predicts_the_same(karpa, run: Path, file: Path, folder: Path, exact: bool = 
                     np.testing.assert_allclose(mine["probabilities"], its["probabilities"], atol=1e-5)
                 names = (file.parent / "labels.txt").read_text().split()
                 assert mine["label"] == names[int(np.argmax(mine["probabilities"]))]
+    result = karpa("predict", file.parent.parent, images[0])
+    assert result.status == 2 and f"name one of them, as {file.parent}." in result.err
     out = folder / "out.jsonl"
     karpa("predict", file, images[0], "--output", out)
     assert set(json.loads(out.read_text())) >= {"image", "label", "confidence", *names}
