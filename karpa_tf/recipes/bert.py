@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,6 +23,7 @@ from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.recipes import common
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
 from karpa_tf.training.checkpoint import Checkpoints
@@ -72,8 +74,10 @@ def make_start(
                 f"Received: {config.sequence_length}."
             )
         return Start(preset.architecture, WordPiece(preset.vocabulary, preset.lowercase), preset)
-    path = folder.assets / "vocab.txt"
-    if path.exists():
+    path: Path | str = folder.assets / "vocab.txt"
+    if not Path(path).exists():
+        path = common.first_vocabulary(config.init, config.lowercase)
+    if path:
         wordpiece = WordPiece.load(path, config.lowercase)
     else:
         wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)

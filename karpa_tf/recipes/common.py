@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from karpa_tf.configs import RunConfig
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.training.loop import History
-from karpa_tf.training.run_folder import RunFolder, resolve_init, write_json
+from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 from karpa_tf.training.tensorboard import write_final
 
 # Where a run notes what its data was.
@@ -109,6 +110,22 @@ def begin_run(
         write_json(folder.assets / _RECORD, dataclasses.asdict(record))
     folder.write_environment(config.seed, **facts)
     folder.write_config(config)
+
+
+def first_vocabulary(init: str, lowercase: bool) -> Path | str:
+    """Returns the vocabulary of the run that another begins with, or "" where there is none.
+
+    Raises:
+        UserError: that run reads text in another way.
+    """
+    if not init:
+        return ""
+    other = open_run(init)
+    if other.read_config().get("lowercase", lowercase) != lowercase:
+        raise UserError(
+            f"--init: {init} was trained with lowercase {str(not lowercase).lower()}; give this run the same."
+        )
+    return other.assets / "vocab.txt"
 
 
 def check_data(folder: RunFolder, source: str, now: DataRecord) -> None:

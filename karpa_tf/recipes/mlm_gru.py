@@ -115,7 +115,12 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
     vocabulary = folder.assets / "vocab.txt"
-    data = load_data(config, vocabulary if vocabulary.exists() else "")
+    data = load_data(
+        config,
+        vocabulary
+        if vocabulary.exists()
+        else config.vocabulary or common.first_vocabulary(config.init, config.lowercase),
+    )
     common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
     if chief and not vocabulary.exists():  # other workers may be reading it, to resume
         data.wordpiece.save(vocabulary)

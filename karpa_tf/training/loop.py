@@ -412,7 +412,7 @@ def train_step(
 ) -> Any:
     """Returns one update of a compiled model, its optimizer built, as a function of (batch, stop).
 
-    It returns `[loss, *metrics, 1]` summed over the sample weights, float64, and how many workers want to stop.
+    It returns `[loss, *metrics, 1]` summed over the sample weights, and how many workers are to stop.
     """
     variables = model.trainable_variables
     statistics = _statistics(model) if strategy.num_replicas_in_sync > 1 else []

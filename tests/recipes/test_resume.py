@@ -95,17 +95,40 @@ def test_init_latest_is_the_run_that_was_the_latest(text_file, karpa, tmp_path) 
     assert third["init"] == str((tmp_path / "mlm-gru" / "2").resolve())
 
 
+def other_vocabulary(run: Path, folder: Path) -> Path:
+    pieces = (run / "assets" / "vocab.txt").read_text().splitlines()
+    path = folder / "vocab.txt"
+    path.write_text("\n".join([*pieces[:-1], "zebra"]) + "\n")
+    return path
+
+
 def short_text(tmp_path: Path) -> list[object]:
     path = tmp_path / "other.txt"
     path.write_text(make_text(400, seed=9))
     return ["mlm-gru", *TINY, "--data", path, "--epochs", 1]
 
 
+def test_appended_data_goes_through_init(classified, trained, karpa, tmp_path) -> None:
+    """The new run has the vocabulary of the old one, and begins with its weights."""
+    more = tmp_path / "more.csv"
+    more.write_text(appended_rows((classified.parents[2] / "intents.csv").read_text()))
+    texts = ["bert-classifier", *BERT_TINY, "--data", more, "--epochs", 1]
+    for words, run in ((texts, classified), (short_text(tmp_path), trained)):
+        result = karpa("train", *words, "--init", run, "--logs", tmp_path, "--json")
+        assert result.status == 0, result.err
+        new = Path(result.json["run"])
+        assert (new / "assets" / "vocab.txt").read_bytes() == (run / "assets" / "vocab.txt").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (lambda run, tmp: [*short_text(tmp), "--init", "mlm-gru/latest"], "There is no run of mlm-gru"),
-        (lambda run, tmp: [*short_text(tmp), "--init", run], "has another vocabulary"),
+        (
+            lambda run, tmp: [*short_text(tmp), "--init", run, "--vocabulary", other_vocabulary(run, tmp)],
+            "has another vocabulary",
+        ),
+        (lambda run, tmp: [*short_text(tmp), "--init", run, "--lowercase", "false"], "lowercase true"),
         (
             lambda run, tmp: ["mnist-mlp", *TINY_DIGITS, "--epochs", 1, "--init", run],
             "the weights of .* do not fit",
@@ -116,7 +139,14 @@ def short_text(tmp_path: Path) -> list[object]:
             "none",
         ),
     ],
-    ids=["no such run", "another vocabulary", "another model", "another environment", "no preset"],
+    ids=[
+        "no such run",
+        "another vocabulary",
+        "upper case",
+        "another model",
+        "another environment",
+        "no preset",
+    ],
 )
 def test_what_fails_before_its_first_step_leaves_nothing(words, said, karpa, trained, tmp_path) -> None:
     logs = tmp_path / "logs"
