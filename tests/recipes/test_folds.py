@@ -38,8 +38,8 @@ def test_folds_have_all_rows_once_and_every_label_in_each() -> None:
         counts = Counter(labels[i] for i in part)
         assert counts["a"] == 10 and counts["b"] in (2, 4, 6)
         assert {keys[i] for i in part}.isdisjoint(keys[i] for i in range(77) if i not in part)
-    with pytest.raises(UserError, match=r"39 folds need as many different rows at least\. Received: 38"):
-        fold_places(keys, labels, 1, 39)
+    with pytest.raises(UserError, match=r"40 folds need as many different rows at least\. Received: 39"):
+        fold_places(keys, labels, 1, 40)
 
 
 @pytest.fixture(scope="module")
