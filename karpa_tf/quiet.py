@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from karpa_tf.errors import UserError
+
 
 @contextmanager
 def stderr_aside() -> Iterator[None]:
@@ -18,6 +20,8 @@ def stderr_aside() -> Iterator[None]:
         os.dup2(log.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise  # it says all
         except BaseException:
             sys.stderr.flush()
             log.seek(0)

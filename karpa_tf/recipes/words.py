@@ -57,7 +57,8 @@ def explain_words(
             bert-tagger does.
     """
     results, lines = [], []
-    for number, row in enumerate(rows.read(inputs, "", signature.inputs)):
+    asked = rows.read(inputs).match(rows.inputs_of_signature(signature.inputs), filled=True)
+    for number, row in enumerate(asked.inputs):
         (whole,) = signature.predict([row])
         places, variants = [], []
         for name, text in row.items():
