@@ -75,9 +75,9 @@ def bfloat16_is_broken() -> bool:
     On a CPU with AVX-512 it hands that to oneDNN, which has none where it is told to use less.
     """
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    return "avx512f" in _cpu_flags() and not any(
-        name in allowed for name in ("ALL", "DEFAULT", "AVX512", "AVX10")
-    )
+    if tf.config.list_physical_devices("GPU") or "avx512f" not in _cpu_flags():
+        return False
+    return not any(name in allowed for name in ("ALL", "DEFAULT", "AVX512", "AVX10"))
 
 
 def _cpu_flags() -> set[str]:
@@ -104,7 +104,7 @@ def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
     keras.utils.set_random_seed(config.seed)
     if config.precision == "auto":
         config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
-    if config.precision == "mixed_bfloat16" and bfloat16_is_broken():
+    elif config.precision == "mixed_bfloat16" and bfloat16_is_broken():
         raise UserError(
             "TensorFlow crashes in bfloat16 where ONEDNN_MAX_CPU_ISA takes AVX-512 away: unset it, or give "
             f"--precision float32. Received: ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}."

@@ -31,3 +31,16 @@ def test_multi_worker_without_tf_config(monkeypatch) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match="needs TF_CONFIG"):
         runtime.make_strategy("multi-worker")
+
+
+def test_bfloat16_that_would_crash_is_refused(monkeypatch) -> None:
+    """TensorFlow hands bfloat16 to oneDNN on a CPU with AVX-512, and oneDNN may be told to use less."""
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: {"avx2", "avx512f", "avx512_bf16"})
+    for limit, broken in (("AVX2", True), ("SSE41", True), ("AVX512_CORE", False), ("ALL", False)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert runtime.bfloat16_is_broken() == broken
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(runtime.tf.config, "list_physical_devices", lambda kind=None: [])
+    assert not runtime.fast_bfloat16()
+    with pytest.raises(UserError, match="Received: ONEDNN_MAX_CPU_ISA=AVX2"):
+        runtime.prepare(MlmGruConfig(precision="mixed_bfloat16"))
