@@ -4,7 +4,8 @@ While the model runs, requests wait; as soon as it is free, all that wait and fi
 client never waits for company, and the busier the server, the larger its batches.
 
 Models run in threads, for the event loop to stay free. A lone small request to a model that is quicker than
-the way to a thread and back is worth runs in the event loop itself.
+the way to a thread and back is worth runs in the event loop itself, if what the model costs follows from the
+shapes of its inputs alone, and these shapes have just been seen to be quick.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from karpa_tf.serving.json_tensors import Spec, rows_of
+from karpa_tf.serving.json_tensors import Arrays, Spec, check_rows, rows_of
 from karpa_tf.serving.refusal import Refusal
-
-Arrays = dict[str, np.ndarray]
 
 # Seconds up to which a run may hold up the event loop; to a thread and back takes a tenth of that.
 _QUICK = 0.002
@@ -79,7 +78,19 @@ class Batcher:
         limits: BatchLimits,
         executor: Executor,
         report: Callable[[RunReport], None] = lambda report: None,
+        *,
+        steady: bool = False,
     ) -> None:
+        """Makes an empty queue.
+
+        Args:
+            run: the signature.
+            inputs, outputs: type and shape by name.
+            limits: how much may run and wait.
+            executor: where it runs.
+            report: told of every run.
+            steady: whether what a run costs follows from the shapes of its inputs alone.
+        """
         self._run = run
         self._inputs = inputs
         self._limits = limits
@@ -87,7 +98,8 @@ class Batcher:
         self._report = report
         self._queue: deque[_Item] = deque()
         self._running = 0
-        self._quick = False  # as the last run was
+        self._steady = steady
+        self._quick: Any = None  # the shapes of the last run, if it was quick
         self._joins = limits.join and can_join(inputs, outputs)
         self._ragged = _ragged(inputs, outputs)
         self._idle = asyncio.Event()
@@ -112,11 +124,7 @@ class Batcher:
             Refusal: too much is waiting, the deadline has passed, or the graph refuses the values.
         """
         rows = rows_of(list(arrays.values()))
-        if rows is not None and rows > self._limits.request_rows:
-            raise Refusal(
-                "RESOURCE_EXHAUSTED",
-                f"A request may have {self._limits.request_rows} rows; send several. Received: {rows}.",
-            )
+        check_rows(rows or 0, self._limits.request_rows)
         waiting = self.waiting_rows
         if waiting >= self._limits.waiting_rows:
             raise Refusal("RESOURCE_EXHAUSTED", f"{waiting} rows wait already; try again later.")
@@ -163,11 +171,13 @@ class Batcher:
 
     def _can_run_here(self, batch: list[_Item]) -> bool:
         return (
-            self._quick
+            self._quick is not None
             and self._running == 1
             and not self._queue
-            and sum(item.rows for item in batch) == 1
-            and sum(map(_bytes, batch[0].arrays.values())) <= _SMALL
+            and len(batch) == 1
+            and batch[0].rows == 1
+            and _shapes(batch[0]) == self._quick
+            and _is_small(batch[0].arrays)
         )
 
     def _next_batch(self) -> list[_Item]:
@@ -251,7 +261,8 @@ class Batcher:
         self._running -= 1
         # What was refused at once says nothing.
         failed = any(isinstance(result, BaseException) for result in results)
-        self._quick = report.seconds < _QUICK and not failed
+        quick = self._steady and report.seconds < _QUICK and not failed and len(batch) == 1
+        self._quick = _shapes(batch[0]) if quick else None
         self._start()
         for item, result in zip(batch, results, strict=True):
             if item.future.done():
@@ -289,6 +300,16 @@ def _ragged(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> list[str
     if all(dtype != "string" for dtype, _ in inputs.values()):
         return []
     return [name for name, (_, shape) in outputs.items() if shape and -1 in shape[1:]]
+
+
+def _shapes(item: _Item) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in item.arrays.values())
+
+
+def _is_small(arrays: Arrays) -> bool:
+    if sum(array.size for array in arrays.values()) > _SMALL:
+        return False  # strings are not counted one by one then
+    return sum(map(_bytes, arrays.values())) <= _SMALL
 
 
 def _bytes(array: np.ndarray) -> int:

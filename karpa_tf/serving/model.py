@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from karpa_tf.serving import examples, proto_tensors, safety
-from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport
-from karpa_tf.serving.json_tensors import Spec
+from karpa_tf.serving import examples, proto_tensors, requests, safety
+from karpa_tf.serving.batching import Batcher, BatchLimits, RunReport
+from karpa_tf.serving.json_tensors import Arrays, Spec
 from karpa_tf.serving.refusal import Refusal, invalid
+from karpa_tf.serving.steadiness import is_steady
 
 # As many as TensorFlow Serving replays.
 _WARMUP_RECORDS = 1000
@@ -32,6 +33,7 @@ class Signature:
         inputs, outputs: type and shape by name.
         definition: the SignatureDef of the SavedModel.
         owner: the loaded SavedModel; the function alone does not keep its variables.
+        steady: whether what it costs follows from the shapes of its inputs alone.
         batcher: the queue, there once the model is served.
     """
 
@@ -44,6 +46,7 @@ class Signature:
         self.owner = owner
         # A sparse tensor's type is not there.
         self._graph = _Graph(function, self.inputs, list(self.outputs)) if _all_dense(self.inputs) else None
+        self.steady = self._graph is not None and self._graph.steady
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Calls the graph, in this thread.
@@ -89,6 +92,7 @@ class _Graph:
         self._function = in_order.get_concrete_function()
         self._variables = self._function.captured_inputs
         self._types = [output.dtype for output in self._function.outputs]
+        self.steady = is_steady(self._function.graph.as_graph_def())
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Takes and returns an array by name."""
@@ -126,10 +130,7 @@ class Model:
         """
         name = name or "serving_default"
         if name not in self.signatures:
-            raise Refusal(
-                "FAILED_PRECONDITION",
-                f'Model {self.name} has no signature "{name}"; it has {sorted(self.signatures)}.',
-            )
+            raise requests.no_signature(self.name, name, self.signatures)
         return self.signatures[name]
 
     async def drain(self) -> None:
@@ -152,6 +153,7 @@ class Model:
                 limits,
                 executor,
                 lambda run: report(self.name, run),
+                steady=signature.steady,
             )
 
 
@@ -227,7 +229,8 @@ def _warm_up(model: Model) -> None:
         if kind == "predict_log":
             signature.run({key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()})
         else:
-            signature.run(examples.to_arrays(request.input, signature.inputs))
+            examples.check_signature(signature.inputs)
+            signature.run(examples.to_arrays(request.input, examples.Limits()))
 
 
 def _spec(info: meta_graph_pb2.TensorInfo) -> Spec:

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy as np
 import orjson
 import prometheus_client
 from prometheus_client import Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving.batching import RunReport
+from karpa_tf.serving.log_writer import LogWriter
 from karpa_tf.serving.privacy import describe_inputs
 from karpa_tf.serving.registry import Registry, State
 
@@ -62,7 +63,10 @@ class Call:
 class Observer:
     """Counts and logs. Its methods take microseconds and are called in the event loop."""
 
-    def __init__(self, registry: Registry, access_log: str = "", request_log: str = "") -> None:
+    def __init__(
+        self, registry: Registry, writer: LogWriter, access_log: str = "", request_log: str = ""
+    ) -> None:
+        self._writer = writer
         self._metrics = prometheus_client.CollectorRegistry()
         prometheus_client.disable_created_metrics()
         prometheus_client.ProcessCollector(registry=self._metrics)
@@ -93,7 +97,7 @@ class Observer:
         )
         self._batch_rows = histogram("batch_rows", "Rows a run.", ["model_name"], _ROWS)
         self._batch_requests = histogram("batch_requests", "Requests a run.", ["model_name"], _ROWS)
-        self._metrics.register(_Versions(registry))
+        self._metrics.register(_Versions(registry, writer))
         self._access = _open(access_log, "access_log")
         self._inputs = _open(request_log, "request_log")
         # Labels are looked up once; the clients' names of models do not become labels.
@@ -122,7 +126,9 @@ class Observer:
                 "milliseconds": round(seconds * 1e3, 3),
                 "client": call.client,
             }
-            _write(self._access, {key: value for key, value in line.items() if value not in (None, "")})
+            self._write(
+                self._access, lambda: {key: value for key, value in line.items() if value not in (None, "")}
+            )
 
     def ran(self, model: str, report: RunReport) -> None:
         """Records a run of a model."""
@@ -136,16 +142,12 @@ class Observer:
     def received(self, call: Call, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the inputs of a request to the opt-in log."""
         if self._inputs:
-            _write(
-                self._inputs,
-                {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "model": call.model,
-                    "version": call.version,
-                    "signature": call.signature,
-                    "inputs": describe_inputs(arrays),
-                },
-            )
+            time = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"time": time, "model": call.model, "version": call.version, "signature": call.signature}
+            self._write(self._inputs, lambda: line | {"inputs": describe_inputs(arrays)})
+
+    def _write(self, file: IO[bytes], make: Callable[[], dict[str, Any]]) -> None:
+        self._writer.write(file, lambda: orjson.dumps(make()) + b"\n")
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
@@ -163,10 +165,14 @@ class Observer:
 class _Versions:
     """What is counted only when somebody asks: versions and the queues before them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, writer: LogWriter) -> None:
         self._registry = registry
+        self._writer = writer
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "karpa_tf_log_lines_dropped", "Log lines left out, their reader being slow.", self._writer.dropped
+        )
         versions = GaugeMetricFamily(
             _SERVING + "model_versions", "Versions in a state.", labels=["model_name", "state"]
         )
@@ -197,11 +203,3 @@ def _open(path: str, flag: str) -> IO[bytes] | None:
         return Path(path).open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"--{flag}: {path} cannot be written: {error.strerror}.") from None
-
-
-def _write(file: IO[bytes], line: dict[str, Any]) -> None:
-    try:
-        file.write(orjson.dumps(line) + b"\n")
-        file.flush()
-    except (OSError, ValueError):
-        pass  # a full disk or a closed pipe must not stop the answers

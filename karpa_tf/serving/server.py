@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +24,20 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving import access, config_files
+from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.grpc_api import Doorkeeper, add_services
+from karpa_tf.serving.log_writer import LogHandler, LogWriter
 from karpa_tf.serving.model import Model, load_model
 from karpa_tf.serving.observing import Observer
 from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
 from karpa_tf.serving.registry import Registry
 from karpa_tf.serving.rest_api import PatientServer, RestApi
 
 log = logging.getLogger(__name__)
+
+_SWITCH_SECONDS = 0.0005
 
 
 def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> None:
@@ -46,7 +52,8 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
         UserError: it cannot start.
         KeyboardInterrupt: it was stopped by Ctrl-C.
     """
-    _log_to_stderr()
+    # Threads that write answers must not keep the event loop waiting for Python's lock.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     if options.tensorflow_session_parallelism:
         tf.config.threading.set_intra_op_parallelism_threads(options.tensorflow_session_parallelism)
         tf.config.threading.set_inter_op_parallelism_threads(options.tensorflow_session_parallelism)
@@ -57,6 +64,7 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
 async def _serve(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> int:
     stopped = _stop_signal()
     server = Server(options, folder)
+    _log_to_stderr(server.writer)
     # A signal that comes while models load ends the server as well.
     starting: asyncio.Future[Any] = asyncio.ensure_future(server.start())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -91,6 +99,7 @@ class Server:
 
     Attributes:
         registry: the models.
+        writer: of all logs.
     """
 
     def __init__(self, options: ServeOptions, folder: str) -> None:
@@ -111,6 +120,11 @@ class Server:
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
         self._executor = ThreadPoolExecutor(max(cores, self._limits.threads), "run")
+        # Write what is large: answers, metrics.
+        self._workers = ThreadPoolExecutor(max(cores, 2), "write")
+        self._asked = Limits(options.max_request_bytes, self._limits.request_rows)
+        self._readers = Readers(max(cores // 2, 1), self._asked)
+        self.writer = LogWriter()
         self.registry = Registry(
             functools.partial(
                 load_model,
@@ -123,7 +137,7 @@ class Server:
             retry_seconds=options.load_retry_interval_micros / 1e6,
             allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
         )
-        self._observer = Observer(self.registry, options.access_log, options.request_log)
+        self._observer = Observer(self.registry, self.writer, options.access_log, options.request_log)
         self._grpc: grpc.aio.Server | None = None
         self._rest: web.ServerRunner | None = None
         self._api: RestApi | None = None
@@ -172,7 +186,9 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._health = add_services(self._grpc, self.registry, self._observer)
+        self._health = add_services(
+            self._grpc, self.registry, self._observer, self._readers, self._workers, self._asked
+        )
         address = f"{_in_url(options.host)}:{options.port}"
         try:
             if self._grpc_tls:
@@ -193,7 +209,9 @@ class Server:
             self._tokens,
             metrics_path=self._metrics_path,
             timeout=options.rest_api_timeout_in_ms / 1e3,
-            max_bytes=options.max_request_bytes,
+            limits=self._asked,
+            readers=self._readers,
+            workers=self._workers,
         )
         # aiohttp's own log would quote broken requests.
         silent = logging.getLogger("karpa_tf.serving.http")
@@ -205,6 +223,8 @@ class Server:
             access_log=None,
             logger=silent,
             lingering_time=1.0,
+            # Bodies are unpacked where they are read: a few packed bytes can be a great deal of work.
+            auto_decompress=False,
         )
         self._api = api
         self._rest = web.ServerRunner(handler, shutdown_timeout=1.0)
@@ -224,7 +244,7 @@ class Server:
             await self._rest.cleanup()
 
     async def _reread(self) -> None:
-        config = self._config_file.read_if_changed()
+        config = await asyncio.to_thread(self._config_file.read_if_changed)
         if config is None:
             return
         try:
@@ -270,6 +290,9 @@ class Server:
             waiting.append(self._stop_rest())
         await asyncio.gather(*waiting)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
+        await asyncio.to_thread(self.writer.close)
 
 
 class _ConfigFile:
@@ -287,7 +310,7 @@ class _ConfigFile:
         return config
 
     def read_if_changed(self) -> Any:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if not self.path or not self._wait or now < self._next:
             return None
         self._next = now + self._wait
@@ -336,10 +359,10 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(writer: LogWriter) -> None:
     logger = logging.getLogger("karpa_tf.serving")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = LogHandler(writer, sys.stderr.buffer)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -106,11 +106,39 @@ def test_a_lone_small_request_to_a_quick_model_needs_no_thread(
             threads.append(threading.get_ident())
             return {"y": np.zeros(len(arrays["x"]), np.float32)}
 
-        batcher = Batcher(run, texts, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(run, texts, NUMBERS, BatchLimits(), executor, steady=True)
         for _ in range(3):
             await batcher.submit({"x": np.array(given, object)})
         assert [thread == threading.get_ident() for thread in threads] == in_loop
         await batcher.drain()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("steady", "widths", "in_loop"),
+    [
+        (True, [3, 3, 4, 4, 3], [False, True, False, True, False]),  # another shape has not been seen
+        (False, [3, 3, 3], [False, False, False]),  # the next values may cost anything
+    ],
+)
+def test_only_what_cannot_take_longer_runs_without_a_thread(
+    executor, monkeypatch, steady, widths, in_loop
+) -> None:
+    monkeypatch.setattr(batching, "_QUICK", 60.0)
+    spec = {"x": ("float32", (-1, -1))}
+
+    async def scenario() -> None:
+        threads = []
+
+        def run(arrays: Arrays) -> Arrays:
+            threads.append(threading.get_ident())
+            return {"y": arrays["x"]}
+
+        batcher = Batcher(run, spec, spec, BatchLimits(), executor, steady=steady)
+        for width in widths:
+            await batcher.submit({"x": np.zeros((1, width), np.float32)})
+        assert [thread == threading.get_ident() for thread in threads] == in_loop
 
     asyncio.run(scenario())
 
@@ -126,7 +154,7 @@ def test_a_refusal_does_not_make_a_model_quick(executor, monkeypatch) -> None:
             threads.append(threading.get_ident())
             return model.run(arrays)
 
-        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor, steady=True)
         with pytest.raises(Refusal):
             await ask(batcher, -1)
         await ask(batcher, 1)
