@@ -441,7 +441,7 @@ def export(
         from karpa_tf.rl.dqn import Learner
     signatures = {"serving_default": signature(folder)}
     path = export_savedmodel(
-        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics)
+        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics), force=force
     )
     result = {"savedmodel": str(path), "signatures": describe(signatures)}
     if policy_saver:

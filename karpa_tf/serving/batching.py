@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from karpa_tf.serving.joining import Joining
 from karpa_tf.serving.json_tensors import Arrays, Spec, check_rows, rows_of
 from karpa_tf.serving.refusal import Refusal
 
@@ -34,18 +35,20 @@ class BatchLimits:
     """How much may run and wait.
 
     Attributes:
-        join: whether requests are joined at all.
+        join: True joins whatever comes in rows, False nothing, None what was shown to answer row by row.
         rows: the most rows that are joined; a larger request runs by itself.
         request_rows: the most rows in a request.
         waiting_rows: so many rows may wait; a request that finds more is refused at once.
         threads: how many runs of a signature may go on side by side.
+        lone_threads: the same where requests are not joined.
     """
 
-    join: bool = True
+    join: bool | None = None
     rows: int = 64
     request_rows: int = 16_384
     waiting_rows: int = 1024
     threads: int = 1
+    lone_threads: int = 1
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Batcher:
         self,
         run: Callable[[Arrays], Arrays],
         inputs: Mapping[str, Spec],
-        outputs: Mapping[str, Spec],
+        joining: Joining,
         limits: BatchLimits,
         executor: Executor,
         report: Callable[[RunReport], None] = lambda report: None,
@@ -85,7 +88,8 @@ class Batcher:
 
         Args:
             run: the signature.
-            inputs, outputs: type and shape by name.
+            inputs: type and shape by name.
+            joining: whether requests are joined, and how an answer's width is known.
             limits: how much may run and wait.
             executor: where it runs.
             report: told of every run.
@@ -100,8 +104,9 @@ class Batcher:
         self._running = 0
         self._steady = steady
         self._quick: Any = None  # the shapes of the last run, if it was quick
-        self._joins = limits.join and can_join(inputs, outputs)
-        self._ragged = _ragged(inputs, outputs)
+        self._joins = joining.joined
+        self._lengths = joining.lengths
+        self._threads = limits.threads if joining.joined else limits.lone_threads
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -157,7 +162,7 @@ class Batcher:
         return tuple(arrays[name].shape[1:] for name in self._inputs)
 
     def _start(self) -> None:
-        while self._queue and self._running < self._limits.threads:
+        while self._queue and self._running < self._threads:
             batch = self._next_batch()
             if not batch:
                 continue
@@ -234,7 +239,7 @@ class Batcher:
         except Exception:  # one bad request must not fail the others
             return [self._alone(item) for item in batch]
         rows_kept = all(array.ndim and len(array) == total for array in outputs.values())
-        if not rows_kept or len({outputs[name].shape[1] for name in self._ragged}) > 1:
+        if not rows_kept:
             self._joins = False  # the signature promised rows and does not keep to it
             return [self._alone(item) for item in batch]
         results: list[Arrays | BaseException] = []
@@ -246,16 +251,10 @@ class Batcher:
         return results
 
     def _without_padding(self, outputs: Arrays) -> Arrays:
-        """Cuts off the columns that only the neighbours' longer texts needed.
-
-        So an answer does not depend on who else asked. What is padding shows in the strings: they are
-        empty from there on in every row.
-        """
-        if not self._ragged:
-            return outputs
-        strings = [outputs[name] for name in self._ragged if outputs[name].dtype == object]
-        width = max(_used_columns(array) for array in strings)
-        return {name: array[:, :width] if name in self._ragged else array for name, array in outputs.items()}
+        """Cuts off the columns that only the neighbours' longer rows needed, as the signature tells them."""
+        for name, length in self._lengths.items():
+            outputs[name] = outputs[name][:, : max(int(outputs[length].max(initial=0)), 0)]
+        return outputs
 
     def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
@@ -279,29 +278,6 @@ def _expire(future: asyncio.Future[Arrays]) -> None:
         future.set_exception(Refusal("DEADLINE_EXCEEDED", "The answer was not there in time."))
 
 
-def can_join(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> bool:
-    """Whether requests of a signature can be joined along their first axis and taken apart again.
-
-    Every input and output must have rows of any number. Where rows of texts can make an output wider
-    (tokens, tags), a string output must be as wide, to tell the padding; a second open axis is too much.
-    """
-    for _, shape in (*inputs.values(), *outputs.values()):
-        if not shape or shape[0] != -1:
-            return False
-    ragged = [outputs[name] for name in _ragged(inputs, outputs)]
-    return not ragged or (
-        any(dtype == "string" for dtype, _ in ragged)
-        and all(shape and shape[1] == -1 and -1 not in shape[2:] for _, shape in ragged)
-    )
-
-
-def _ragged(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> list[str]:
-    """Outputs whose width can depend on the neighbours: where numbers go in, it follows from their shapes."""
-    if all(dtype != "string" for dtype, _ in inputs.values()):
-        return []
-    return [name for name, (_, shape) in outputs.items() if shape and -1 in shape[1:]]
-
-
 def _shapes(item: _Item) -> tuple[tuple[int, ...], ...]:
     return tuple(array.shape for array in item.arrays.values())
 
@@ -314,9 +290,3 @@ def _is_small(arrays: Arrays) -> bool:
 
 def _bytes(array: np.ndarray) -> int:
     return sum(map(len, array.flat)) if array.dtype == object else array.nbytes
-
-
-def _used_columns(strings: np.ndarray) -> int:
-    """Columns up to the last one with a string that is not empty."""
-    filled = (strings != b"").any(axis=tuple(axis for axis in range(strings.ndim) if axis != 1))
-    return int(np.flatnonzero(filled)[-1]) + 1 if filled.any() else 0

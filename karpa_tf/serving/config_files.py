@@ -102,21 +102,20 @@ def read_monitoring(path: str) -> str:
 _LEAST = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
 
 
-def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
+def read_batching(path: str, join: bool | None, cores: int) -> BatchLimits:
     """Returns the limits of batches and queues.
 
     Args:
         path: a BatchingParameters file, or "" for the defaults.
-        join: whether requests are joined.
-        cores: how many runs go on side by side when they are not.
+        join: `--enable_batching`.
+        cores: how many runs go on side by side where requests are not joined.
 
     Raises:
         UserError: the file cannot be read or parsed, or holds a number that makes no sense.
     """
     defaults = BatchLimits()
-    threads = defaults.threads if join else cores
     if not path:
-        return BatchLimits(join=join, threads=threads)
+        return BatchLimits(join=join, lone_threads=cores)
     flag = "batching_parameters_file"
     given = _parse(path, flag, MESSAGES["BatchingParameters"]())
     for name, least in _LEAST.items():
@@ -129,5 +128,6 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
         rows=rows,
         request_rows=given.max_batch_size.value or defaults.request_rows,
         waiting_rows=given.max_enqueued_batches.value * rows or defaults.waiting_rows,
-        threads=given.num_batch_threads.value or threads,
+        threads=given.num_batch_threads.value or defaults.threads,
+        lone_threads=given.num_batch_threads.value or cores,
     )

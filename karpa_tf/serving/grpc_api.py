@@ -238,7 +238,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             def make() -> predict_pb2.PredictResponse:
                 response = predict_pb2.PredictResponse(model_spec=_spec(model, call.signature))
                 for name in names:
-                    response.outputs[name].CopyFrom(proto_tensors.to_proto(outputs[name], name))
+                    proto_tensors.fill_proto(response.outputs[name], outputs[name], name)
                 return response
 
             return await self._calls.written(make, sum(outputs[name].size for name in names))

@@ -274,8 +274,8 @@ def encode_rows(outputs: Mapping[str, np.ndarray]) -> list[bytes]:
     columns = {name: _writable(name, array) for name, array in outputs.items()}
     if len(columns) == 1:
         name, array = columns.popitem()
-        return [b'{"predictions": ', *_pieces(name, array), b"}"]
-    return [b'{"predictions": ', *_objects(columns, rows), b"}"]
+        return [b'{"predictions":', *_pieces(name, array), b"}"]
+    return [b'{"predictions":', *_objects(columns, rows), b"}"]
 
 
 def _objects(columns: Mapping[str, np.ndarray], rows: int) -> Iterator[bytes]:
@@ -287,7 +287,7 @@ def _objects(columns: Mapping[str, np.ndarray], rows: int) -> Iterator[bytes]:
             yield b"," if row else b"["
             for number, (name, array) in enumerate(columns.items()):
                 yield (b"," if number else b"{") + orjson.dumps(name) + b":"
-                yield from _pieces(name, array[row])
+                yield from _pieces(name, array[row, ...])
             yield b"}"
     else:
         for begin in range(0, rows, step):
@@ -301,7 +301,7 @@ def _objects(columns: Mapping[str, np.ndarray], rows: int) -> Iterator[bytes]:
 def encode_columns(outputs: Mapping[str, np.ndarray]) -> list[bytes]:
     """Writes `{"outputs": ...}`: the tensor, or an object of them where there are several."""
     columns = {name: _writable(name, array) for name, array in outputs.items()}
-    parts = [b'{"outputs": ']
+    parts = [b'{"outputs":']
     for number, (name, array) in enumerate(columns.items()):
         if len(columns) > 1:
             parts.append((b"," if number else b"{") + orjson.dumps(name) + b":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -24,7 +25,7 @@ class LogWriter:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._lines: queue.Queue[tuple[IO[bytes], Callable[[], bytes]]] = queue.Queue(_LARGEST_QUEUE)
+        self._lines: queue.Queue[tuple[IO[bytes], Callable[[], bytes]] | None] = queue.Queue(_LARGEST_QUEUE)
         # A write that never returns must not keep the process.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
@@ -42,10 +43,15 @@ class LogWriter:
         with self._lines.all_tasks_done:
             while self._lines.unfinished_tasks and (left := end - time.monotonic()) > 0:
                 self._lines.all_tasks_done.wait(left)
+        with contextlib.suppress(queue.Full):  # then the thread hangs in a write, and ends with the process
+            self._lines.put_nowait(None)
 
     def _work(self) -> None:
         while True:
-            file, make = self._lines.get()
+            line = self._lines.get()
+            if line is None:
+                return
+            file, make = line
             try:
                 file.write(make())
                 file.flush()

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from karpa_tf.serving import examples, proto_tensors, requests, safety
 from karpa_tf.serving.batching import Batcher, BatchLimits, RunReport
+from karpa_tf.serving.joining import Joining, decide, read_evidence
 from karpa_tf.serving.json_tensors import Arrays, Spec
 from karpa_tf.serving.refusal import Refusal, invalid
 from karpa_tf.serving.steadiness import is_steady
@@ -34,15 +35,24 @@ class Signature:
         definition: the SignatureDef of the SavedModel.
         owner: the loaded SavedModel; the function alone does not keep its variables.
         steady: whether what it costs follows from the shapes of its inputs alone.
-        batcher: the queue, there once the model is served.
+        evidence: what its exporter saw of its rows.
+        batcher, joining: the queue, and whether it joins requests; there once the model is served.
     """
 
     batcher: Batcher
+    joining: Joining
 
-    def __init__(self, function: Any, owner: Any, definition: meta_graph_pb2.SignatureDef) -> None:
+    def __init__(
+        self,
+        function: Any,
+        owner: Any,
+        definition: meta_graph_pb2.SignatureDef,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
         self.inputs = {key: _spec(info) for key, info in definition.inputs.items()}
         self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
         self.definition = definition
+        self.evidence = evidence or {}
         self.owner = owner
         # A sparse tensor's type is not there.
         self._graph = _Graph(function, self.inputs, list(self.outputs)) if _all_dense(self.inputs) else None
@@ -146,10 +156,11 @@ class Model:
     ) -> None:
         """Puts a queue before every signature; from here on it takes requests."""
         for signature in self.signatures.values():
+            signature.joining = decide(signature.inputs, signature.outputs, signature.evidence, limits.join)
             signature.batcher = Batcher(
                 signature.run,
                 signature.inputs,
-                signature.outputs,
+                signature.joining,
                 limits,
                 executor,
                 lambda run: report(self.name, run),
@@ -178,8 +189,9 @@ def load_model(
         if not allow_unsafe_ops:
             safety.check(graph, path)
         loaded = tf.saved_model.load(str(path), tags=["serve"])
+        evidence = read_evidence(path)
         signatures = {
-            key: Signature(function, loaded, graph.signature_def[key])
+            key: Signature(function, loaded, graph.signature_def[key], evidence.get(key))
             for key, function in loaded.signatures.items()
             if key in graph.signature_def
         }

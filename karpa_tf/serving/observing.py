@@ -179,19 +179,28 @@ class _Versions:
         queued = GaugeMetricFamily(
             _SERVING + "queued_rows", "Rows that wait for the model.", labels=["model_name", "signature"]
         )
+        joined = GaugeMetricFamily(
+            _SERVING + "signature_joined",
+            "1: requests are joined, since the export showed that each row is answered as if alone, or since "
+            "--enable_batching asks for it.",
+            labels=["model_name", "version", "signature", "reason"],
+        )
         for served in self._registry.models():
             states = [State.Name(version.state) for version in served.versions.values()]
             for state in State.keys()[1:]:
                 versions.add_metric([served.name, state], states.count(state))
             rows: dict[str, int] = defaultdict(int)
-            for version in served.versions.values():
+            for version in list(served.versions.values()):
                 if version.model:
                     for name, signature in version.model.signatures.items():
                         rows[name] += signature.batcher.waiting_rows
+                        labels = [served.name, str(version.number), name, signature.joining.reason]
+                        joined.add_metric(labels, int(signature.joining.joined))
             for name, number in rows.items():
                 queued.add_metric([served.name, name], number)
         yield versions
         yield queued
+        yield joined
 
 
 def _open(path: str, flag: str) -> IO[bytes] | None:

@@ -28,7 +28,10 @@ class ServeOptions:
         False, "Accept labels of versions that are not loaded."
     )
     monitoring_config_file: str = option("", "Where metrics are, and whether: a MonitoringConfig.")
-    enable_batching: bool = option(True, "Join the requests that are in flight for a signature.")
+    enable_batching: bool | None = option(
+        None, "Join the requests that are in flight for a signature; null: where its export has shown that "
+        "each row is answered as if alone."
+    )
     batching_parameters_file: str = option("", "Limits of batches and queues: a BatchingParameters.")
     file_system_poll_wait_seconds: float = option(
         1.0, "Seconds between looks for new versions; 0: only at the start."

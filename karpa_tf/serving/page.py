@@ -93,8 +93,13 @@ def _signature(model: Model, key: str, address: str) -> str:
     curl = f"curl -d '{body}' \\\n  {address}/v1/models/{model.name}:predict"
     return (
         f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
-        f"{_tensors('out', signature.outputs)}</table><pre>{escape(curl)}</pre>"
+        f"{_tensors('out', signature.outputs)}</table><p>{_joining(signature)}</p><pre>{escape(curl)}</pre>"
     )
+
+
+def _joining(signature: Signature) -> str:
+    said = "joined" if signature.joining.joined else "not joined"
+    return f"Requests are {said}: {escape(signature.joining.reason)}."
 
 
 def _tensors(direction: str, specs: Mapping[str, Spec]) -> str:

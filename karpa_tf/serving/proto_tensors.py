@@ -138,8 +138,13 @@ def _fill(values: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([values, np.repeat(values[-1:], count - len(values))])
 
 
-def to_proto(array: np.ndarray, name: str) -> tensor_pb2.TensorProto:
-    """Converts a tensor of an answer; its values are in the field of its type, where clients look.
+def fill_proto(proto: tensor_pb2.TensorProto, array: np.ndarray, name: str) -> None:
+    """Writes a tensor of an answer; its values are in the field of its type, where clients look.
+
+    Args:
+        proto: an empty one.
+        array: the tensor.
+        name: the output's, to name it in a refusal.
 
     Raises:
         Refusal: it has a type that no client could read.
@@ -147,21 +152,36 @@ def to_proto(array: np.ndarray, name: str) -> tensor_pb2.TensorProto:
     kind = tensor_types.of(array)
     if kind is None:
         raise Refusal("UNIMPLEMENTED", f'The output "{name}" is {array.dtype.name}, which is not served.')
-    proto = tensor_pb2.TensorProto(dtype=kind.number)  # type: ignore[arg-type]
+    proto.dtype = kind.number  # type: ignore[assignment]
+    proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     flat = array.ravel()
     if kind.field == "float8_val":
         proto.float8_val = flat.tobytes()
-        return proto
+        return
     if kind.field == "half_val":
         flat = flat.view(np.uint16)
     elif kind.numpy.kind == "c":
         flat = flat.view(np.float32 if kind.name == "complex64" else np.float64)
     field = getattr(proto, kind.field)
+    number = proto.DESCRIPTOR.fields_by_name[kind.field].number
     for begin in range(0, flat.size, _STEP):
-        field.extend(flat[begin : begin + _STEP].tolist())
-    return proto
+        some = flat[begin : begin + _STEP]
+        if some.dtype.kind == "f" and flat.size >= _STEP:
+            # A packed field is the numbers' own bytes.
+            content = some.astype(some.dtype.newbyteorder("<"), copy=False).tobytes()
+            proto.MergeFromString(bytes([number << 3 | 2]) + _varint(len(content)) + content)
+        else:
+            field.extend(some.tolist())
+
+
+def _varint(value: int) -> bytes:
+    data = b""
+    while value > 127:
+        data += bytes([value & 127 | 128])
+        value >>= 7
+    return data + bytes([value])
 
 
 def type_name(array: np.ndarray) -> str:

@@ -119,7 +119,7 @@ class Server:
         )
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
-        self._executor = ThreadPoolExecutor(max(cores, self._limits.threads), "run")
+        self._executor = ThreadPoolExecutor(max(cores, self._limits.threads, self._limits.lone_threads), "run")
         # Write what is large: answers, metrics.
         self._workers = ThreadPoolExecutor(max(cores, 2), "write")
         self._asked = Limits(options.max_request_bytes, self._limits.request_rows)
