@@ -41,6 +41,7 @@ class BatchLimits:
         waiting_rows: so many rows may wait; a request that finds more is refused at once.
         threads: how many runs of a signature may go on side by side.
         lone_threads: the same where requests are not joined.
+        run_seconds: a run that takes longer is given up; 0: none is.
     """
 
     join: bool | None = None
@@ -49,6 +50,7 @@ class BatchLimits:
     waiting_rows: int = 1024
     threads: int = 1
     lone_threads: int = 1
+    run_seconds: float = 0.0
 
 
 @dataclass
@@ -58,6 +60,15 @@ class _Item:
     key: Any  # requests with equal keys can be joined; None: with no other
     future: asyncio.Future[Arrays]
     since: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class _Watch:
+    """A run, and what happens when it takes too long."""
+
+    batch: list[_Item]
+    timer: asyncio.TimerHandle = field(init=False)
+    overdue: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,13 +113,27 @@ class Batcher:
         self._report = report
         self._queue: deque[_Item] = deque()
         self._running = 0
+        self._overdue = 0
         self._steady = steady
         self._quick: Any = None  # the shapes of the last run, if it was quick
         self._joins = joining.joined
         self._lengths = joining.lengths
         self._threads = limits.threads if joining.joined else limits.lone_threads
+        self._watches: dict[int, _Watch] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a run takes longer than it may, and cannot be ended."""
+        return bool(self._overdue)
+
+    def _stuck(self) -> Refusal:
+        return Refusal(
+            "UNAVAILABLE",
+            f"A run of this signature takes longer than --max_run_seconds {self._limits.run_seconds:g}; nothing "
+            "but the end of the server ends it.",
+        )
 
     @property
     def waiting_rows(self) -> int:
@@ -130,6 +155,8 @@ class Batcher:
         """
         rows = rows_of(list(arrays.values()))
         check_rows(rows or 0, self._limits.request_rows)
+        if self._overdue:
+            raise self._stuck()
         waiting = self.waiting_rows
         if waiting >= self._limits.waiting_rows:
             raise Refusal("RESOURCE_EXHAUSTED", f"{waiting} rows wait already; try again later.")
@@ -170,9 +197,26 @@ class Batcher:
             if self._can_run_here(batch):
                 self._finish(batch, *self._execute(batch))
             else:
-                self._executor.submit(self._execute_in_thread, asyncio.get_running_loop(), batch)
+                loop = asyncio.get_running_loop()
+                if self._limits.run_seconds:
+                    watch = _Watch(batch)
+                    watch.timer = loop.call_later(self._limits.run_seconds, self._give_up, watch)
+                    self._watches[id(batch)] = watch
+                self._executor.submit(self._execute_in_thread, loop, batch)
         if not self._queue and not self._running:
             self._idle.set()
+
+    def _give_up(self, watch: _Watch) -> None:
+        """Answers those who wait for a run that takes too long, and refuses the others while it goes on."""
+        watch.overdue = True
+        self._overdue += 1
+        seconds = f"{self._limits.run_seconds:g}"
+        late = Refusal("DEADLINE_EXCEEDED", f"The run took longer than --max_run_seconds {seconds}.")
+        for items, refusal in ((watch.batch, late), (self._queue, self._stuck())):
+            for item in items:
+                if not item.future.done():
+                    item.future.set_exception(refusal)
+        self._queue.clear()
 
     def _can_run_here(self, batch: list[_Item]) -> bool:
         return (
@@ -258,6 +302,9 @@ class Batcher:
 
     def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
+        if watch := self._watches.pop(id(batch), None):
+            watch.timer.cancel()
+            self._overdue -= watch.overdue
         # What was refused at once says nothing.
         failed = any(isinstance(result, BaseException) for result in results)
         quick = self._steady and report.seconds < _QUICK and not failed and len(batch) == 1

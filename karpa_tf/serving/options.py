@@ -40,6 +40,9 @@ class ServeOptions:
     load_retry_interval_micros: int = option(60_000_000, "Microseconds between these tries.")
     enable_model_warmup: bool = option(True, "Replay assets.extra/tf_serving_warmup_requests.")
     rest_api_timeout_in_ms: int = option(30_000, "Milliseconds until a REST request is given up.")
+    max_run_seconds: float = option(
+        600.0, "Seconds that a run of a model may take; then its requests are refused and /healthz fails. 0: any."
+    )
     max_request_bytes: int = option(32 << 20, "Largest body of a request.")
     drain_seconds: float = option(30.0, "Seconds that requests get to finish after SIGTERM.")
     tensorflow_session_parallelism: int = option(0, "Threads that TensorFlow computes with; 0: one a core.")

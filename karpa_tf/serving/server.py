@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import gc
 import logging
@@ -114,8 +115,9 @@ class Server:
         self._tokens = access.read_tokens(options.token_file)
         self._rest_tls = access.rest_tls(options.tls_certificate_file, options.tls_key_file)
         self._grpc_tls = access.grpc_tls(options.tls_certificate_file, options.tls_key_file)
-        self._limits = config_files.read_batching(
-            options.batching_parameters_file, options.enable_batching, cores
+        self._limits = dataclasses.replace(
+            config_files.read_batching(options.batching_parameters_file, options.enable_batching, cores),
+            run_seconds=options.max_run_seconds,
         )
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)

@@ -355,3 +355,26 @@ def test_a_signature_that_breaks_its_promise_is_no_longer_joined(executor) -> No
         assert sizes == [1, 2, 1, 1]
 
     asyncio.run(scenario())
+
+
+def test_a_run_that_takes_too_long_is_given_up_and_the_signature_waits_for_its_end(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(run_seconds=0.01), executor)
+        running = ask(batcher, 1)
+        await started(model)
+        waiting = ask(batcher, 2)
+        with pytest.raises(Refusal, match="longer than --max_run_seconds 0.01") as caught:
+            await running
+        assert caught.value.code == "DEADLINE_EXCEEDED"
+        with pytest.raises(Refusal) as caught:
+            await waiting
+        assert caught.value.code == "UNAVAILABLE" and batcher.stuck
+        with pytest.raises(Refusal, match="nothing but the end of the server ends it"):
+            await ask(batcher, 3)
+        # It ends after all, and the next may come.
+        model.go.release(10)
+        await batcher.drain()
+        assert not batcher.stuck and model.batches == [[1]]
+
+    asyncio.run(scenario())
