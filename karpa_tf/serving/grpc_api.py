@@ -223,6 +223,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             asked, arrays = await self._calls.read("predict", request, call, context)
             model = self._calls.find(asked, call)
             signature = model.signature(call.signature)
+            arrays = signature.completed(arrays)
             if set(arrays) != set(signature.inputs):
                 raise invalid(
                     f"The signature takes the inputs {sorted(signature.inputs)}. "

@@ -11,7 +11,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -103,7 +103,10 @@ def _parse_leniently(body: bytes) -> Any:
 
 
 def to_arrays(
-    body: Mapping[str, Any], inputs: Mapping[str, Spec], max_rows: int
+    body: Mapping[str, Any],
+    inputs: Mapping[str, Spec],
+    max_rows: int,
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], bool]:
     """Converts the tensors of a predict request.
 
@@ -111,9 +114,10 @@ def to_arrays(
         body: the parsed body, with `instances` (a list of rows) or `inputs` (columns).
         inputs: the signature's inputs.
         max_rows: the most rows, counted before anything is converted.
+        optional: inputs for which the signature has a default.
 
     Returns:
-        An array an input, and whether the request came in rows.
+        An array an input that was given, and whether the request came in rows.
 
     Raises:
         Refusal: they do not fit.
@@ -121,9 +125,9 @@ def to_arrays(
     if "instances" in body and "inputs" in body:
         raise invalid('The body must have one of "instances" (rows) and "inputs" (columns), not both.')
     if "instances" in body:
-        return _rows(body["instances"], inputs, max_rows), True
+        return _rows(body["instances"], inputs, max_rows, optional), True
     if "inputs" in body:
-        return _columns(body["inputs"], inputs, max_rows), False
+        return _columns(body["inputs"], inputs, max_rows, optional), False
     raise invalid(f'The body must have "instances" (rows) or "inputs" (columns). Received: {_keys(body)}.')
 
 
@@ -133,39 +137,48 @@ def check_rows(rows: int, max_rows: int) -> None:
         raise Refusal("RESOURCE_EXHAUSTED", f"A request may have {max_rows} rows; send several. Received: {rows}.")
 
 
-def _rows(rows: Any, inputs: Mapping[str, Spec], max_rows: int) -> dict[str, np.ndarray]:
+def _rows(
+    rows: Any, inputs: Mapping[str, Spec], max_rows: int, optional: Collection[str]
+) -> dict[str, np.ndarray]:
     if type(rows) is not list:
         raise invalid(f'"instances" must be a list of rows. Received: {_quote(rows)}.')
     check_rows(len(rows), max_rows)
     if not rows:
         raise invalid('"instances" is empty; send at least one row.')
     if type(rows[0]) is not dict or _is_b64(rows[0]):
-        return {_only(inputs, "instances"): _array(rows, next(iter(inputs.values())), '"instances"')}
-    names = set(inputs)
+        name = _only(inputs, "instances", optional)
+        return {name: _array(rows, inputs[name], '"instances"')}
+    # Of those with a default all rows give the same ones.
+    names = set(inputs) - (set(optional) - rows[0].keys())
     for index, row in enumerate(rows):
         if type(row) is not dict:
             raise invalid(f"Row {index} must be an object like row 0. Received: {_quote(row)}.")
         if row.keys() != names:
             raise invalid(f"Row {index} must have the keys {sorted(names)}. Received: {_keys(row)}.")
-    return {name: _array([row[name] for row in rows], spec, f'"{name}"') for name, spec in inputs.items()}
+    return {name: _array([row[name] for row in rows], inputs[name], f'"{name}"') for name in inputs if name in names}
 
 
-def _columns(columns: Any, inputs: Mapping[str, Spec], max_rows: int) -> dict[str, np.ndarray]:
+def _columns(
+    columns: Any, inputs: Mapping[str, Spec], max_rows: int, optional: Collection[str]
+) -> dict[str, np.ndarray]:
     for column in columns.values() if type(columns) is dict else [columns]:
         if type(column) is list:
             check_rows(len(column), max_rows)
     if type(columns) is dict and not _is_b64(columns):
-        missing = sorted(set(inputs) - set(columns))
+        missing = sorted(set(inputs) - set(columns) - set(optional))
         if missing:
             raise invalid(f'"inputs" must have {sorted(inputs)}. Missing: {missing}.')
-        return {name: _array(columns[name], spec, f'"{name}"') for name, spec in inputs.items()}
-    return {_only(inputs, "inputs"): _array(columns, next(iter(inputs.values())), '"inputs"')}
+        given = {name: spec for name, spec in inputs.items() if name in columns}
+        return {name: _array(columns[name], spec, f'"{name}"') for name, spec in given.items()}
+    name = _only(inputs, "inputs", optional)
+    return {name: _array(columns, inputs[name], '"inputs"')}
 
 
-def _only(inputs: Mapping[str, Spec], key: str) -> str:
-    if len(inputs) != 1:
+def _only(inputs: Mapping[str, Spec], key: str, optional: Collection[str]) -> str:
+    needed = [name for name in inputs if name not in optional] or list(inputs)
+    if len(needed) != 1:
         raise invalid(f'"{key}" must name its values: the signature takes {sorted(inputs)}.')
-    return next(iter(inputs))
+    return needed[0]
 
 
 def _array(value: Any, spec: Spec, what: str) -> np.ndarray:

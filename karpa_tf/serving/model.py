@@ -53,10 +53,20 @@ class Signature:
         self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
         self.definition = definition
         self.evidence = evidence or {}
+        self.defaults = {
+            key: proto_tensors.to_array(value, key)
+            for key, value in definition.defaults.items()
+            if key in self.inputs
+        }
         self.owner = owner
-        # A sparse tensor's type is not there.
-        self._graph = _Graph(function, self.inputs, list(self.outputs)) if _all_dense(self.inputs) else None
+        self._unserved = _not_dense(definition)
+        self._graph = None if self._unserved else _Graph(function, self.inputs, self.outputs)
         self.steady = self._graph is not None and self._graph.steady
+
+    def completed(self, arrays: Arrays) -> Arrays:
+        """Returns the arrays of a request with the defaults of those that it left out."""
+        left_out = {name: value for name, value in self.defaults.items() if name not in arrays}
+        return arrays | left_out if left_out else arrays
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Calls the graph, in this thread.
@@ -65,7 +75,7 @@ class Signature:
             Refusal: the graph does not take the values.
         """
         if self._graph is None:
-            raise Refusal("UNIMPLEMENTED", "The signature takes sparse tensors, which this server does not.")
+            raise Refusal("UNIMPLEMENTED", self._unserved)
         try:
             return self._graph(arrays)
         except tf.errors.OpError as error:
@@ -82,11 +92,10 @@ class _Graph:
 
     Args:
         function: of a loaded SavedModel.
-        inputs: type and shape by name.
-        outputs: their names.
+        inputs, outputs: type and shape by name.
     """
 
-    def __init__(self, function: Any, inputs: Mapping[str, Spec], outputs: list[str]) -> None:
+    def __init__(self, function: Any, inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> None:
         specs = [
             tf.TensorSpec(shape and [None if n < 0 else n for n in shape], t) for t, shape in inputs.values()
         ]
@@ -94,11 +103,11 @@ class _Graph:
         # Around the function, so that the order of what goes in and comes out is known.
         @tf.function(input_signature=specs, autograph=False)
         def in_order(*tensors: tf.Tensor) -> list[tf.Tensor]:
-            results = function(**dict(zip(inputs, tensors, strict=True)))
-            return [results[name] for name in outputs]
+            results = _call(function, dict(zip(inputs, tensors, strict=True)))
+            return [_plain(results[name]) for name in outputs]
 
         self._inputs = {name: dtype for name, (dtype, _) in inputs.items()}
-        self._outputs = outputs
+        self._outputs = list(outputs)
         self._function = in_order.get_concrete_function()
         self._variables = self._function.captured_inputs
         self._types = [output.dtype for output in self._function.outputs]
@@ -250,8 +259,31 @@ def _spec(info: meta_graph_pb2.TensorInfo) -> Spec:
     return (tf.dtypes.as_dtype(info.dtype).name if info.dtype else "", shape)
 
 
-def _all_dense(specs: Mapping[str, Spec]) -> bool:
-    return all(dtype for dtype, _ in specs.values())
+def _not_dense(definition: meta_graph_pb2.SignatureDef) -> str:
+    """Returns a sentence that names a tensor which is none of one block of values, "" if all are."""
+    for direction, infos in (("input", definition.inputs), ("output", definition.outputs)):
+        for name, info in infos.items():
+            encoding = info.WhichOneof("encoding")
+            if encoding not in ("name", None):
+                kind = "sparse" if encoding == "coo_sparse" else "ragged, or of another composite type"
+                return (
+                    f'The {direction} "{name}" is {kind}, which this server does not serve; export a plain tensor '
+                    "in its place."
+                )
+    return ""
+
+
+def _call(function: Any, tensors: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+    """Calls a signature by the names of its inputs, also where Python takes one of them for its own."""
+    if "self" not in tensors:
+        return function(**tensors)
+    flat = [tensors[name] for name in function._arg_keywords]
+    return function._call_flat(flat, function.captured_inputs)
+
+
+def _plain(tensor: tf.Tensor) -> tf.Tensor:
+    """What comes straight from `tf.shape` carries a type that TensorFlow refuses to return from an op."""
+    return tensor + 0 if tensor.dtype == tf.int32 else tensor
 
 
 def _refusal(error: tf.errors.OpError) -> Refusal:

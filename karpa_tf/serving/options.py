@@ -18,6 +18,9 @@ class ServeOptions:
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one of this machine.")
     port: int = option(8500, "Port of gRPC; 0: none.")
     rest_api_port: int = option(8501, "Port of REST; 0: none.")
+    grpc_socket_path: str = option("", "Also listen for gRPC on this unix socket.")
+    rest_api_socket_path: str = option("", "Also listen for REST on this unix socket.")
+    rest_api_enable_cors_support: bool = option(False, "Let pages of other origins ask (CORS).")
     model_name: str = option("", "With --model_base_path: the name of the one model.")
     model_base_path: str = option("", "Serve one model, from the folder that holds its versions.")
     model_config_file: str = option("", "Serve the models of this file, TensorFlow Serving's models.config.")
@@ -62,9 +65,10 @@ class ServeOptions:
         for name in ("port", "rest_api_port"):
             if getattr(self, name) > 65_535:
                 raise UserError(f"--{name} must be at most 65535. Received: {getattr(self, name)}.")
-        if not self.port and not self.rest_api_port:
+        sockets = self.grpc_socket_path or self.rest_api_socket_path
+        if not self.port and not self.rest_api_port and not sockets:
             raise UserError("--port and --rest_api_port are both 0: there is nothing to listen on.")
-        if self.port == self.rest_api_port:
+        if self.port == self.rest_api_port and self.port:
             raise UserError(f"--port and --rest_api_port must differ. Received: {self.port} for both.")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
             raise UserError("--tls_certificate_file and --tls_key_file go together; one of them is missing.")

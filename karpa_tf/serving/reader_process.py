@@ -58,8 +58,8 @@ def main() -> None:
                 question = requests.read_grpc(ask["kind"], body, limits)
             else:
                 signatures = {
-                    name: {key: (dtype, shape) for key, (dtype, shape) in inputs.items()}
-                    for name, inputs in ask["signatures"].items()
+                    name: ({key: (dtype, shape) for key, (dtype, shape) in inputs.items()}, optional)
+                    for name, (inputs, optional) in ask["signatures"].items()
                 }
                 question = requests.read_rest(
                     body, ask["encoding"], ask["api"], ask["model"], signatures, limits

@@ -69,7 +69,7 @@ class Readers:
             "api": api,
             "encoding": encoding,
             "model": model,
-            "signatures": {name: dict(inputs) for name, inputs in signatures.items()},
+            "signatures": {name: [dict(inputs), list(optional)] for name, (inputs, optional) in signatures.items()},
         }
         return await self._read(ask, body, deadline)
 

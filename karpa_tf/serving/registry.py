@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ from karpa_tf.errors import UserError
 from karpa_tf.serving.refusal import Refusal, invalid
 
 if TYPE_CHECKING:
-    from karpa_tf.serving.model import Model
+    from karpa_tf.serving.model import Model, Signature
 
 log = logging.getLogger(__name__)
 
 State = get_model_status_pb2.ModelVersionStatus.State
 Policy: Any = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_LARGEST_VERSION = 2**63 - 1
 _PENDING = (State.START, State.LOADING)
 
 
@@ -110,6 +111,7 @@ class Registry:
         if not await self._look(root.is_dir):
             raise UserError(f"There is no folder {root}; karpa-tf export RUN --to {root} makes it.")
         if not await self._look(models_in, root):
+            await self._look(check_base_path, root)
             raise UserError(
                 f"{root} holds no model, which would be {root}/NAME/VERSION/saved_model.pb with a whole "
                 "number as VERSION; karpa-tf export RUN writes one."
@@ -177,6 +179,7 @@ class Registry:
             models[entry.name] = Served(
                 entry.name, Path(entry.base_path), entry.model_version_policy, dict(entry.version_labels)
             )
+            await self._look(check_base_path, Path(entry.base_path))
             if not self._allow_unavailable_labels:
                 await self._check_labels(models[entry.name])
         return models
@@ -210,20 +213,13 @@ class Registry:
 
     # --- The disk ---------------------------------------------------------------------------------
 
-    def start_polling(self, refresh: Callable[[], object] = lambda: None) -> None:
-        """Looks at the disk from time to time, until closed.
-
-        Args:
-            refresh: awaited before each look, if it returns something to await.
-        """
+    def start_polling(self) -> None:
+        """Looks at the disk from time to time, until closed."""
 
         async def loop() -> None:
             while True:
                 await asyncio.sleep(self._poll_seconds)
                 try:
-                    waiting = refresh()
-                    if asyncio.iscoroutine(waiting):
-                        await waiting
                     await self.poll()
                 except Exception:  # the next look may succeed, and must take place
                     log.exception("looking for versions failed")
@@ -376,9 +372,30 @@ class Registry:
         """Returns all models, by name."""
         return [self._models[name] for name in sorted(self._models)]
 
+    def signatures(self) -> Iterator[tuple[str, Signature]]:
+        """Every signature that answers, with its model's name."""
+        for served in self.models():
+            for number in served.available():
+                model = served.versions[number].model
+                if model is not None:
+                    yield from ((served.name, signature) for signature in model.signatures.values())
+
     def ready(self) -> bool:
         """Whether every model that is asked for has a version that answers."""
         return all(model.available() for model in self._models.values() if not model.removed)
+
+
+def check_base_path(path: Path) -> None:
+    """Refuses a folder that is itself a version, in which nobody would find any.
+
+    Raises:
+        Refusal: it is one.
+    """
+    if (path / "saved_model.pb").is_file() and not versions_in(path):
+        raise invalid(
+            f"{path} is itself a version: it holds saved_model.pb; name the folder that holds the versions, "
+            f"{path.parent}."
+        )
 
 
 def models_in(root: Path) -> dict[str, Path]:
@@ -410,6 +427,8 @@ def _other_format(version: Path) -> bool:
 def versions_in(base_path: Path) -> dict[int, Path]:
     """Returns the version folders of a model by number."""
     found = [path for path in base_path.iterdir() if path.name.isascii() and path.name.isdecimal()]
+    # A date with its seconds is no version: versions are numbers of 64 bits.
+    found = [path for path in found if len(path.name) < 40 and int(path.name) <= _LARGEST_VERSION]
     # Of 3 and 0003 the first is meant.
     return {int(path.name): path for path in sorted(found, key=lambda path: -len(path.name)) if path.is_dir()}
 

@@ -7,7 +7,7 @@ functions. So this imports no TensorFlow; its protos alone are enough.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.json_tensors import Arrays, Spec
 from karpa_tf.serving.refusal import Refusal, invalid
 
-Signatures = Mapping[str, Mapping[str, Spec]]
+# By name the inputs of a signature, and those of them that have a default.
+Signatures = Mapping[str, tuple[Mapping[str, Spec], Collection[str]]]
 
 # Bytes up to which a request is read where it arrives; it takes a millisecond or two at most.
 SMALL = 1 << 14
@@ -75,7 +76,7 @@ def read_rest(
         encoding: its Content-Encoding.
         api: predict, classify or regress.
         model: the model's name, for a sentence.
-        signatures: its signatures' inputs.
+        signatures: its signatures.
         limits: what it may bring.
 
     Raises:
@@ -85,11 +86,11 @@ def read_rest(
         body = _unpacked(body, encoding, limits.bytes)
     parsed = json_tensors.parse(body)
     name = signature_name(parsed)
-    inputs = signatures.get(name or "serving_default")
-    if inputs is None:
+    if (name or "serving_default") not in signatures:
         raise no_signature(model, name, signatures)
+    inputs, optional = signatures[name or "serving_default"]
     if api == "predict":
-        arrays, by_rows = json_tensors.to_arrays(parsed, inputs, limits.rows)
+        arrays, by_rows = json_tensors.to_arrays(parsed, inputs, limits.rows, optional)
         return Question(arrays, name, by_rows)
     given = examples.from_json(parsed, limits.rows)
     examples.check_signature(inputs)

@@ -42,6 +42,12 @@ _LARGEST_BODIES = 16
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 )
+# As TensorFlow Serving's, and the header of tokens.
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET,POST",
+    "Access-Control-Allow-Headers": "Content-Type,Authorization",
+}
 _NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -98,6 +104,7 @@ class RestApi:
         limits: Limits,
         readers: Readers,
         workers: Executor,
+        cors: bool = False,
     ) -> None:
         self._registry = registry
         self._observer = observer
@@ -107,6 +114,7 @@ class RestApi:
         self._limits = limits
         self._readers = readers
         self._workers = workers
+        self._cors = cors
         self._in_flight = 0
         self._held_bytes = 0
         self._drained: asyncio.Future[None] | None = None
@@ -151,6 +159,8 @@ class RestApi:
         if self._drained or not request.content.is_eof() or request.content.exception():
             # What is left of the body would be taken for the next request.
             response.force_close()
+        if self._cors:
+            response.headers.update(_CORS)
         call.http_status = response.status
         if isinstance(response, web.Response):
             call.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
@@ -158,11 +168,26 @@ class RestApi:
         return response
 
     async def _answer(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        path = unquote_to_bytes(request.raw_path).decode("utf-8", "replace")
+        # A proxy may send the whole address.
+        path = unquote_to_bytes(re.sub(r"(?i)\Ahttps?://[^/?#]*", "", request.raw_path) or "/").decode(
+            "utf-8", "replace"
+        )
+        if path in ("/healthz", "/readyz"):
+            return self._health(path)
+        if self._cors and request.method == "OPTIONS":
+            return web.Response()
         if not self._tokens.accept(request.headers.get("Authorization")):
-            raise Refusal(
-                "UNAUTHENTICATED", "Send a header Authorization: Bearer TOKEN with a token this server knows."
+            response = _error(
+                Refusal(
+                    "UNAUTHENTICATED",
+                    "Send a header Authorization: Bearer TOKEN with a token this server knows.",
+                )
             )
+            call.status = "UNAUTHENTICATED"
+            if path == "/":
+                # A browser asks for it: any name, and the token as the password.
+                response.headers["WWW-Authenticate"] = 'Basic realm="karpa-tf serve: the token as password"'
+            return response
         if path == self._metrics_path:
             text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
             return web.Response(body=text, content_type="text/plain")
@@ -186,6 +211,17 @@ class RestApi:
             f"There is no {request.method} {path[:200]}. Known: GET /v1/models/NAME, .../metadata, and POST "
             "/v1/models/NAME:predict, each also with /versions/N or /labels/LABEL after the name."
         )
+
+    def _health(self, path: str) -> web.Response:
+        """What an orchestrator asks, without a token: nothing is said but yes and no."""
+        stuck = [name for name, signature in self._registry.signatures() if signature.batcher.stuck]
+        if stuck:
+            text = "a run takes longer than --max_run_seconds; only a new start ends it"
+        elif path == "/readyz" and not self._registry.ready():
+            text = "not every model has a version that answers"
+        else:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=text + "\n")
 
     # --- Questions --------------------------------------------------------------------------------
 
@@ -241,7 +277,7 @@ class RestApi:
             if small:  # what is wrong with the body comes first, as in TensorFlow Serving
                 requests.signature_name(json_tensors.parse(b"".join(body)))
             raise
-        signatures = {name: signature.inputs for name, signature in model.signatures.items()}
+        signatures = {key: (each.inputs, each.defaults.keys()) for key, each in model.signatures.items()}
         if small:
             question = requests.read_rest(
                 b"".join(body), encoding, call.api, model.name, signatures, self._limits
@@ -253,7 +289,7 @@ class RestApi:
         del body
         signature = model.signature(question.signature)
         call.signature = question.signature or "serving_default"
-        arrays = question.arrays
+        arrays = signature.completed(question.arrays)
         call.rows = rows_of(list(arrays.values()))
         self._observer.received(call, arrays)
         outputs = await signature.batcher.submit(arrays, deadline)
@@ -270,7 +306,7 @@ class RestApi:
             parts = await loop.run_in_executor(self._workers, encode)
         if len(parts) < _FEW_PARTS:
             return web.Response(body=b"".join(parts), content_type="application/json")
-        return await _in_parts(request, parts, call)
+        return await _in_parts(request, parts, call, _CORS if self._cors else {})
 
     async def _read(self, request: web.BaseRequest, call: Call, deadline: float) -> list[bytes]:
         length = request.content_length or 0
@@ -314,10 +350,12 @@ def _results(api: str, outputs: json_tensors.Arrays, rows: int) -> list[bytes]:
     return [orjson.dumps({"results": results})]
 
 
-async def _in_parts(request: web.BaseRequest, parts: list[bytes], call: Call) -> web.StreamResponse:
+async def _in_parts(
+    request: web.BaseRequest, parts: list[bytes], call: Call, headers: Mapping[str, str]
+) -> web.StreamResponse:
     """Sends a large answer piece by piece, no faster than the client takes it."""
     call.bytes_out = sum(map(len, parts))
-    response = web.StreamResponse()
+    response = web.StreamResponse(headers=headers)
     response.content_type = "application/json"
     response.content_length = call.bytes_out
     if not request.content.is_eof() or request.content.exception():
