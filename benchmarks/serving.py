@@ -8,8 +8,8 @@ same load generator; the best of the rounds counts. Ratios called middle are the
 * minimal: the same load on a server of thirty lines that calls the SavedModel per request under aiohttp.
 * overhead: the median of a lone client's request, less the median of a call of the signature in Python.
 * soak: load while a version is swapped every ten seconds and hostile requests are mixed in; memory, failures.
-* stall: the 99.9th percentile of a status request and of a small predict, beside each of a list of attacks and
-  beside rightful batches of 32 MB; nobody reads the access log, and the log of inputs is on.
+* stall: the 99.9th percentile of a status request and of a small predict, beside each of a list of attacks
+  and beside rightful batches of 32 MB; nobody reads the access log, and the log of inputs is on.
 
     python benchmarks/serving.py [--rounds 3] [--seconds 8] [--soak_seconds 600] [--only batching] [--stall]
 

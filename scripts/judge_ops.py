@@ -1,7 +1,7 @@
-"""Lists every op that this TensorFlow and TensorFlow Text register, with a judgement each, for a person to read.
+"""Lists every op that TensorFlow and TensorFlow Text register, with a judgement each, for a person to read.
 
     python scripts/judge_ops.py            what is not judged yet, with what the rules below would say
-    python scripts/judge_ops.py --write    adds that to karpa_tf/serving/ops.txt; read the difference before it is kept
+    python scripts/judge_ops.py --write    adds that to karpa_tf/serving/ops.txt; read what it added
 
 `karpa_tf/serving/ops.txt` is what the server goes by: an op is loaded if it stands there as `yes`. The rules
 only make proposals, and an op that matches none is proposed as `no`: what nobody has looked at is not loaded.
@@ -84,7 +84,7 @@ def registered() -> list[str]:
 
 
 def propose(name: str, *, first: bool = False) -> str:
-    """Returns what the rules say of an op; with `first`, what is in no list of refusals is proposed as `yes`."""
+    """Returns what the rules say of an op; with `first`, what no rule refuses is proposed as `yes`."""
     for reason, expression in REFUSED:
         if re.fullmatch(expression, name):
             return f"no   {reason}"

@@ -14,7 +14,9 @@ def pack(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype == object:
             strings = [_bytes(item) for item in array.ravel()]
-            packed[f"{name}|lengths"] = np.array([len(item) for item in strings], np.int64).reshape(array.shape)
+            packed[f"{name}|lengths"] = np.array([len(item) for item in strings], np.int64).reshape(
+                array.shape
+            )
             packed[f"{name}|bytes"] = np.frombuffer(b"".join(strings), np.uint8)
         else:
             packed[name] = comparable(array)

@@ -77,7 +77,8 @@ def judge(
     if unknown:
         name = sorted(unknown)[0]
         return report | {
-            "reason": f'the width of "{name}" follows from the neighbours, and no output says how wide a row is'
+            "reason": f'the width of "{name}" follows from the neighbours, and no output says how wide '
+            "a row is"
         }
     if len({_key(inputs, row) for row in range(rows)}) < 2:
         return report | {"reason": "only one example was there, which shows nothing"}

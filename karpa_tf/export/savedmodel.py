@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.export import arrays_file
 from karpa_tf.export.signature import Signature, stack
+
+# Ops that tensorflow_text registers, and plain TensorFlow does not.
+_TEXT_OP = re.compile(
+    "TFText>|.*[wW]ordpiece|.*Sentencepiece|CaseFoldUTF8|NormalizeUTF8|Whitespace|FastBert|SplitMerge|RegexSplit"
+    "|UnicodeScriptTokenize|ConstrainedSequence|MaxSpanningTree|RougeL|SentenceFragments|Phrase|TokenizerFrom"
+)
 
 
 def export_savedmodel(
@@ -62,13 +70,13 @@ def export_savedmodel(
         extra = model / "assets.extra"
         extra.mkdir()
         write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
-        (extra / "model_card.md").write_text(model_card, encoding="utf-8")
+        (extra / "model_card.md").write_text(model_card + _how_to_load(model), encoding="utf-8")
         rows = _verify(signatures, model, model.parent, examples, tolerance)
         differs = [f"{name}: {line}" for name, seen in rows.items() for line in seen["differs"]]
         if differs and not force:
             raise UserError(
-                "The exported model answers rows differently beside others, so that a server that joins requests "
-                f"would give wrong answers: {'; '.join(differs)}. With --force it is written, and not joined."
+                "The exported model answers rows differently beside others, so that a server that joins "
+                f"requests would give wrong answers: {'; '.join(differs)}. With --force it is written, and not joined."
             )
         write_rowwise(model, rows)
 
@@ -164,11 +172,23 @@ def write_warmup(
             writer.write(log.SerializeToString())
 
 
+def _how_to_load(model: Path) -> str:
+    """What a model card says to those who load the model with plain TensorFlow."""
+    saved = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
+    library = [f for graph in saved.meta_graphs for f in graph.graph_def.library.function]
+    if not any(_TEXT_OP.match(node.op) for function in library for node in function.node_def):
+        return ""
+    return (
+        "\nIn Python, `import tensorflow_text` before `tf.saved_model.load`: it brings the tokenizer's ops. "
+        "Stock TensorFlow Serving has them.\n"
+    )
+
+
 def write_rowwise(model: Path, rows: Mapping[str, Any]) -> None:
     """Writes `rowwise.json`: which signatures answer each row as if alone, and on what that was seen.
 
-    TensorFlow Serving ignores the file; `karpa-tf serve` joins the requests for these signatures. It belongs to
-    this very graph, and says so.
+    TensorFlow Serving ignores the file; `karpa-tf serve` joins the requests for these signatures. It belongs
+    to this very graph, and says so.
     """
     digest = hashlib.sha256((model / "saved_model.pb").read_bytes()).hexdigest()
     text = json.dumps({"format": 1, "saved_model_sha256": digest, "signatures": rows}, indent=1)
@@ -183,7 +203,7 @@ def _verify(
     tolerance: float,
 ) -> dict[str, Any]:
     """Checks what was written in a process of its own; returns what the rows of each signature are like."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, signature in signatures.items():
         inputs = stack(rows, signature.inputs)
         # As a server computes: a GPU multiplies float32 in fewer bits.
@@ -194,7 +214,14 @@ def _verify(
     np.savez(folder / "cases.npz", **arrays_file.pack(arrays))  # type: ignore[arg-type]
     # -P: the modules beside the script are not to be taken for packages of the same name.
     result = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name("verify.py")), str(model), str(folder / "cases.npz"), str(tolerance)],
+        [
+            sys.executable,
+            "-P",
+            str(Path(__file__).with_name("verify.py")),
+            str(model),
+            str(folder / "cases.npz"),
+            str(tolerance),
+        ],
         capture_output=True,
         text=True,
         # A server knows nothing of legacy Keras, which the recipe may have asked for.

@@ -5,8 +5,8 @@ Imports tensorflow and tensorflow_text, nothing of karpa_tf, and calls nothing o
 
     python verify.py SAVEDMODEL CASES.npz [TOLERANCE]
 
-CASES.npz holds `SIGNATURE|in|NAME` and `SIGNATURE|out|NAME` arrays, as `arrays_file.pack` makes them. Prints one JSON
-object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
+CASES.npz holds `SIGNATURE|in|NAME` and `SIGNATURE|out|NAME` arrays, as `arrays_file.pack` makes them. Prints one
+JSON object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if __name__ == "__main__":  # a process that imports this may want its GPU
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
-
 
 
 def _beside(name: str) -> Any:
@@ -74,7 +73,9 @@ def _rows(session, name, signature, arrays, tolerance) -> dict[str, Any]:  # typ
 
     def open_axes(infos: Any) -> dict[str, list[int]]:
         shapes = {key: [dim.size for dim in info.tensor_shape.dim] for key, info in infos.items()}
-        found = {key: [axis for axis in range(1, len(shape)) if shape[axis] < 0] for key, shape in shapes.items()}
+        found = {
+            key: [axis for axis in range(1, len(shape)) if shape[axis] < 0] for key, shape in shapes.items()
+        }
         return {key: axes for key, axes in found.items() if axes}
 
     inputs = {key: arrays[f"{name}|in|{key}"] for key in signature.inputs}
@@ -119,14 +120,15 @@ def _signature_problems(session, name, signature, arrays, tolerance) -> list[str
             if not np.array_equal(got, value):
                 problems.append(f"{name}: {key} differs from the Python model's")
         else:
-            # Small numbers by their own scale, and large ones by theirs; what is no number must be none here too.
+            # Small numbers by their own scale, and large ones by theirs; what is no number must be none here.
             finite = np.abs(value[np.isfinite(value)])
             least = tolerance * min(float(finite.max(initial=0)), 1.0)
             if not np.allclose(got, value, rtol=tolerance, atol=least, equal_nan=True):
                 with np.errstate(invalid="ignore"):
                     most = np.nanmax(np.abs(got.astype(np.float64) - value))
                 problems.append(
-                    f"{name}: {key} differs from the Python model's by up to {most:.2g}, more than {tolerance:g}"
+                    f"{name}: {key} differs from the Python model's by up to {most:.2g}, more than "
+                    f"{tolerance:g}"
                 )
     for count in {1, rows}:
         for key, value in run(count).items():
@@ -136,5 +138,5 @@ def _signature_problems(session, name, signature, arrays, tolerance) -> list[str
 
 
 if __name__ == "__main__":
-    found, seen = check(*sys.argv[1:3], *map(float, sys.argv[3:]))
+    found, seen = check(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:]))
     print(json.dumps({"ok": not found, "problems": found, "rowwise": seen}))

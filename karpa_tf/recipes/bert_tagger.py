@@ -479,8 +479,8 @@ Tags words: {types}. Trained on {config.data}, from {config.preset}, method {con
 
 - in: `text` string [n]
 - out: `tokens`, `tags` string, `scores` float32, all [n, words]: words, tags in IOB2, their probabilities;
-  `words` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for the
-  texts beside it
+  `words` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for
+  the texts beside it
 
 On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 

@@ -430,8 +430,8 @@ pieces, trained on {config["data"]}.
 
 - in: `text` string [n], with `[MASK]` in it
 - out: `filled_text` string [n]; `top_tokens` string and `top_scores` float32, both [n, masks, {top_k}];
-  `masks` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for the
-  texts beside it
+  `masks` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for
+  the texts beside it
 
 On the test split, at the same masked positions (`bigram` sees both true neighbours):
 

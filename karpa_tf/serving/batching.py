@@ -131,8 +131,8 @@ class Batcher:
     def _stuck(self) -> Refusal:
         return Refusal(
             "UNAVAILABLE",
-            f"A run of this signature takes longer than --max_run_seconds {self._limits.run_seconds:g}; nothing "
-            "but the end of the server ends it.",
+            f"A run of this signature takes longer than --max_run_seconds {self._limits.run_seconds:g}; "
+            "nothing but the end of the server ends it.",
         )
 
     @property

@@ -204,7 +204,9 @@ class _Calls:
     ) -> Arrays:
         call.rows = rows_of(list(arrays.values()))
         self._observer.received(call, arrays)
-        return await model.signature(call.signature).batcher.submit(arrays, _deadline(context))
+        outputs = await model.signature(call.signature).batcher.submit(arrays, _deadline(context))
+        self._observer.answered(call, outputs)
+        return outputs
 
     async def written(self, make: Callable[[], Message], values: int) -> Message | bytes:
         """Returns an answer, written by a thread where that takes long."""

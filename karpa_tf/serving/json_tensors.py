@@ -1,7 +1,8 @@
 """JSON of TensorFlow Serving's REST API to NumPy and back.
 
 Nested lists are checked and converted a level at a time with functions that loop in C, so that a batch of
-images costs no Python statement a number. Everything takes time in proportion to the bytes. Imports no TensorFlow.
+images costs no Python statement a number. Everything takes time in proportion to the bytes. TensorFlow is not
+imported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Spec = tuple[str, tuple[int, ...] | None]
 Arrays = dict[str, np.ndarray]
 
 # Those that come as JSON numbers, true and false, or strings.
-_READ = frozenset("float32 float64 int8 int16 int32 int64 uint8 uint32 uint64 bool string".split())
+_READ = frozenset(
+    {"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "uint64", "bool", "string"}
+)
 _LEAVES: dict[str, tuple[set[type], str]] = {
     "float": ({int, float}, "a number"),
     "int": ({int}, "a whole number"),
@@ -134,7 +137,9 @@ def to_arrays(
 def check_rows(rows: int, max_rows: int) -> None:
     """Refuses a request with too many rows."""
     if rows > max_rows:
-        raise Refusal("RESOURCE_EXHAUSTED", f"A request may have {max_rows} rows; send several. Received: {rows}.")
+        raise Refusal(
+            "RESOURCE_EXHAUSTED", f"A request may have {max_rows} rows; send several. Received: {rows}."
+        )
 
 
 def _rows(
@@ -155,7 +160,11 @@ def _rows(
             raise invalid(f"Row {index} must be an object like row 0. Received: {_quote(row)}.")
         if row.keys() != names:
             raise invalid(f"Row {index} must have the keys {sorted(names)}. Received: {_keys(row)}.")
-    return {name: _array([row[name] for row in rows], inputs[name], f'"{name}"') for name in inputs if name in names}
+    return {
+        name: _array([row[name] for row in rows], inputs[name], f'"{name}"')
+        for name in inputs
+        if name in names
+    }
 
 
 def _columns(
@@ -342,10 +351,10 @@ def _pieces(name: str, array: np.ndarray) -> Iterator[bytes]:
 
 def _writable(name: str, array: np.ndarray) -> np.ndarray:
     """Returns an output in a type that JSON can carry."""
-    if array.dtype == object or array.dtype.kind in "biuf":
-        return array.astype(np.float32) if array.dtype == np.float16 else array
     kind = tensor_types.of(array)
-    if kind is not None and kind.numpy.kind != "c":  # bfloat16 and those of 8 bits
+    if kind is not None and (kind.name in ("string", "float32", "float64") or kind.numpy.kind in "biu"):
+        return array
+    if kind is not None and kind.numpy.kind != "c":  # floating-point numbers of 16 and 8 bits
         return array.astype(np.float32)
     raise Refusal(
         "UNIMPLEMENTED", f'The output "{name}" is {array.dtype.name}, which JSON cannot carry; use gRPC.', 400

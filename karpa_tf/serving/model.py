@@ -36,6 +36,8 @@ class Signature:
         owner: the loaded SavedModel; the function alone does not keep its variables.
         steady: whether what it costs follows from the shapes of its inputs alone.
         evidence: what its exporter saw of its rows.
+        defaults: of inputs that a request may leave out.
+        example: a row that was recorded for warming up.
         batcher, joining: the queue, and whether it joins requests; there once the model is served.
     """
 
@@ -52,6 +54,7 @@ class Signature:
         self.inputs = {key: _spec(info) for key, info in definition.inputs.items()}
         self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
         self.definition = definition
+        self.example: Arrays | None = None
         self.evidence = evidence or {}
         self.defaults = {
             key: proto_tensors.to_array(value, key)
@@ -60,7 +63,11 @@ class Signature:
         }
         self.owner = owner
         self._unserved = _not_dense(definition)
-        self._graph = None if self._unserved else _Graph(function, self.inputs, self.outputs)
+        self._graph: _Graph | _SessionGraph | None = None
+        if isinstance(owner, tf.compat.v1.Session):
+            self._graph = None if self._unserved else _SessionGraph(owner, definition)
+        elif not self._unserved:
+            self._graph = _Graph(function, self.inputs, self.outputs)
         self.steady = self._graph is not None and self._graph.steady
 
     def completed(self, arrays: Arrays) -> Arrays:
@@ -103,7 +110,7 @@ class _Graph:
         # Around the function, so that the order of what goes in and comes out is known.
         @tf.function(input_signature=specs, autograph=False)
         def in_order(*tensors: tf.Tensor) -> list[tf.Tensor]:
-            results = _call(function, dict(zip(inputs, tensors, strict=True)))
+            results = function(**dict(zip(inputs, tensors, strict=True)))
             return [_plain(results[name]) for name in outputs]
 
         self._inputs = {name: dtype for name, (dtype, _) in inputs.items()}
@@ -120,6 +127,46 @@ class _Graph:
             args=[*tensors, *self._variables], Tout=self._types, f=self._function.name
         )
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, results, strict=True)}
+
+
+class _SessionGraph:
+    """A signature of a TensorFlow 1 model, run in its session, as TensorFlow Serving runs it.
+
+    TensorFlow 2's own loader takes none of whose signatures one is sparse, or names an input by a word of
+    Python's; and tables of two models that have one name would be one table.
+
+    Args:
+        session: with the model in it.
+        definition: of the signature.
+    """
+
+    steady = False
+
+    def __init__(self, session: tf.compat.v1.Session, definition: meta_graph_pb2.SignatureDef) -> None:
+        self._session = session
+        self._inputs = {key: info.name for key, info in definition.inputs.items()}
+        self._outputs = {key: info.name for key, info in definition.outputs.items()}
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Takes and returns an array by name."""
+        feed = {tensor: arrays[name] for name, tensor in self._inputs.items()}
+        results = self._session.run(self._outputs, feed)
+        return {
+            name: np.asarray(value, object) if isinstance(value, bytes) else np.asarray(value)
+            for name, value in results.items()
+        }
+
+
+def _open_session(path: Path) -> tf.compat.v1.Session:
+    threads = tf.config.threading
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=threads.get_intra_op_parallelism_threads(),
+        inter_op_parallelism_threads=threads.get_inter_op_parallelism_threads(),
+    )
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with session.graph.as_default():
+        tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+    return session
 
 
 @dataclass
@@ -197,11 +244,18 @@ def load_model(
         graph = _read_graph(path)
         if not allow_unsafe_ops:
             safety.check(graph, path)
-        loaded = tf.saved_model.load(str(path), tags=["serve"])
+        loaded: Any
+        functions: Mapping[str, Any]
+        if graph.object_graph_def.nodes:
+            loaded = tf.saved_model.load(str(path), tags=["serve"])
+            functions = loaded.signatures
+        else:
+            loaded = _open_session(path)
+            functions = dict.fromkeys(name for name in graph.signature_def if not name.startswith("__"))
         evidence = read_evidence(path)
         signatures = {
             key: Signature(function, loaded, graph.signature_def[key], evidence.get(key))
-            for key, function in loaded.signatures.items()
+            for key, function in functions.items()
             if key in graph.signature_def
         }
         model = Model(name, version, path, signatures, dict(graph.signature_def), 0.0)
@@ -248,7 +302,12 @@ def _warm_up(model: Model) -> None:
         request = getattr(log, kind).request
         signature = model.signature(request.model_spec.signature_name)
         if kind == "predict_log":
-            signature.run({key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()})
+            arrays = {key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()}
+            signature.run(signature.completed(arrays))
+            if signature.example is None and all(
+                len(array) if array.ndim else 0 for array in arrays.values()
+            ):
+                signature.example = {name: array[:1] for name, array in arrays.items()}
         else:
             examples.check_signature(signature.inputs)
             signature.run(examples.to_arrays(request.input, examples.Limits()))
@@ -267,23 +326,15 @@ def _not_dense(definition: meta_graph_pb2.SignatureDef) -> str:
             if encoding not in ("name", None):
                 kind = "sparse" if encoding == "coo_sparse" else "ragged, or of another composite type"
                 return (
-                    f'The {direction} "{name}" is {kind}, which this server does not serve; export a plain tensor '
-                    "in its place."
+                    f'The {direction} "{name}" is {kind}, which this server does not serve; export a plain '
+                    "tensor in its place."
                 )
     return ""
 
 
-def _call(function: Any, tensors: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-    """Calls a signature by the names of its inputs, also where Python takes one of them for its own."""
-    if "self" not in tensors:
-        return function(**tensors)
-    flat = [tensors[name] for name in function._arg_keywords]
-    return function._call_flat(flat, function.captured_inputs)
-
-
 def _plain(tensor: tf.Tensor) -> tf.Tensor:
     """What comes straight from `tf.shape` carries a type that TensorFlow refuses to return from an op."""
-    return tensor + 0 if tensor.dtype == tf.int32 else tensor
+    return tensor + tf.zeros_like(tensor) if tensor.dtype == tf.int32 else tensor
 
 
 def _refusal(error: tf.errors.OpError) -> Refusal:

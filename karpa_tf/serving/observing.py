@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import defaultdict
+from collections import Counter as Counter_
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ from karpa_tf.serving.registry import Registry, State
 _MICROSECONDS = [10 * 1.8**power for power in range(33)]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16_384]
 _SERVING = ":tensorflow:serving:"
+LABEL_MINUTES = 10
+_MOST_LABELS = 1000
 
 
 @dataclass
@@ -58,6 +61,45 @@ class Call:
     bytes_in: int = 0
     bytes_out: int = 0
     start: float = 0.0
+
+
+class Recent:
+    """What a model was like lately.
+
+    Attributes:
+        milliseconds: of its last requests.
+    """
+
+    def __init__(self) -> None:
+        self.milliseconds: deque[float] = deque(maxlen=1000)
+        self._labels: deque[tuple[int, dict[bytes, int]]] = deque(maxlen=LABEL_MINUTES)
+
+    def percentiles(self) -> tuple[float, float] | None:
+        """Returns the median and the 99th percentile, if there was a request."""
+        if not self.milliseconds:
+            return None
+        median, high = np.percentile(np.array(self.milliseconds), [50, 99])
+        return float(median), float(high)
+
+    def add_labels(self, labels: np.ndarray) -> None:
+        """Counts labels of an answer."""
+        minute = int(time.monotonic() // 60)
+        if not self._labels or self._labels[-1][0] != minute:
+            self._labels.append((minute, {}))
+        counts = self._labels[-1][1]
+        for label in labels.tolist():
+            if label in counts or len(counts) < _MOST_LABELS:
+                counts[label] = counts.get(label, 0) + 1
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each label in the answers of the last minutes, the most frequent first."""
+        first = int(time.monotonic() // 60) - LABEL_MINUTES
+        total: Counter_[bytes] = Counter_()
+        for minute, counts in self._labels:
+            if minute > first:
+                total.update(counts)
+        everything = total.total()
+        return {label.decode("utf-8", "replace"): n / everything for label, n in total.most_common(10)}
 
 
 class Observer:
@@ -102,12 +144,15 @@ class Observer:
         self._inputs = _open(request_log, "request_log")
         # Labels are looked up once; the clients' names of models do not become labels.
         self._children: dict[tuple[str, ...], Any] = {}
+        self.recent: dict[str, Recent] = defaultdict(Recent)
 
     def finished(self, call: Call) -> None:
         """Records a request."""
         seconds = time.perf_counter() - call.start
         if call.api:
             self._child(self._count, call.model, call.status).inc()
+            if call.status == "OK" and call.api not in ("status", "metadata"):
+                self.recent[call.model].milliseconds.append(seconds * 1e3)
             if call.status == "OK":
                 self._child(self._latency, call.model, call.api, call.entrypoint).observe(seconds * 1e6)
         if self._access:
@@ -129,6 +174,12 @@ class Observer:
             self._write(
                 self._access, lambda: {key: value for key, value in line.items() if value not in (None, "")}
             )
+
+    def answered(self, call: Call, outputs: Mapping[str, np.ndarray]) -> None:
+        """Counts the labels of an answer, for the status page."""
+        labels = outputs.get("label")
+        if labels is not None and labels.dtype == object and labels.ndim == 1 and len(labels) <= _MOST_LABELS:
+            self.recent[call.model].add_labels(labels)
 
     def ran(self, model: str, report: RunReport) -> None:
         """Records a run of a model."""

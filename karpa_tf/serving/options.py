@@ -32,8 +32,9 @@ class ServeOptions:
     )
     monitoring_config_file: str = option("", "Where metrics are, and whether: a MonitoringConfig.")
     enable_batching: bool | None = option(
-        None, "Join the requests that are in flight for a signature; null: where its export has shown that "
-        "each row is answered as if alone."
+        None,
+        "Join the requests that are in flight for a signature; null: where its export has shown that "
+        "each row is answered as if alone.",
     )
     batching_parameters_file: str = option("", "Limits of batches and queues: a BatchingParameters.")
     file_system_poll_wait_seconds: float = option(
@@ -44,7 +45,8 @@ class ServeOptions:
     enable_model_warmup: bool = option(True, "Replay assets.extra/tf_serving_warmup_requests.")
     rest_api_timeout_in_ms: int = option(30_000, "Milliseconds until a REST request is given up.")
     max_run_seconds: float = option(
-        600.0, "Seconds that a run of a model may take; then its requests are refused and /healthz fails. 0: any."
+        600.0,
+        "Seconds that a run of a model may take; then its requests are refused and /healthz fails. 0: any.",
     )
     max_request_bytes: int = option(32 << 20, "Largest body of a request.")
     drain_seconds: float = option(30.0, "Seconds that requests get to finish after SIGTERM.")

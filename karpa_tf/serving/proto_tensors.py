@@ -72,7 +72,7 @@ def _from_content(content: bytes, kind: TensorType, shape: list[int], name: str)
 
 
 def _strings(content: bytes, count: int, name: str) -> np.ndarray:
-    """Reads strings as TensorFlow writes them into `tensor_content`: all lengths, as varints, then all bytes."""
+    """Reads strings as TensorFlow writes them into `tensor_content`: lengths as varints, then all bytes."""
     wrong = invalid(
         f'"{name}": tensor_content does not hold {count} strings as TensorFlow encodes them; '
         "put strings into string_val."
@@ -152,7 +152,7 @@ def fill_proto(proto: tensor_pb2.TensorProto, array: np.ndarray, name: str) -> N
     kind = tensor_types.of(array)
     if kind is None:
         raise Refusal("UNIMPLEMENTED", f'The output "{name}" is {array.dtype.name}, which is not served.')
-    proto.dtype = kind.number  # type: ignore[assignment]
+    proto.dtype = kind.number
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)

@@ -69,7 +69,9 @@ class Readers:
             "api": api,
             "encoding": encoding,
             "model": model,
-            "signatures": {name: [dict(inputs), list(optional)] for name, (inputs, optional) in signatures.items()},
+            "signatures": {
+                name: [dict(inputs), list(optional)] for name, (inputs, optional) in signatures.items()
+            },
         }
         return await self._read(ask, body, deadline)
 
@@ -145,7 +147,11 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # One thread is enough, and each would reserve memory.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         )
         self.pid = self._process.pid
 

@@ -186,13 +186,15 @@ class RestApi:
             call.status = "UNAUTHENTICATED"
             if path == "/":
                 # A browser asks for it: any name, and the token as the password.
-                response.headers["WWW-Authenticate"] = 'Basic realm="karpa-tf serve: the token as password"'
+                response.headers.add(
+                    "WWW-Authenticate", 'Basic realm="karpa-tf serve: the token as password"'
+                )
             return response
         if path == self._metrics_path:
             text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
             return web.Response(body=text, content_type="text/plain")
         if path == "/" and request.method in ("GET", "HEAD"):
-            return page.respond(self._registry, f"{request.scheme}://{request.host}")
+            return page.respond(self._registry, self._observer, f"{request.scheme}://{request.host}")
         if not re.match(r"/v1/models(/|$|\?)", path):
             return web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
         if request.method == "GET":
@@ -293,6 +295,7 @@ class RestApi:
         call.rows = rows_of(list(arrays.values()))
         self._observer.received(call, arrays)
         outputs = await signature.batcher.submit(arrays, deadline)
+        self._observer.answered(call, outputs)
 
         def encode() -> list[bytes]:
             if call.api == "predict":

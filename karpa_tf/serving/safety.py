@@ -1,11 +1,11 @@
 """What a SavedModel may hold: ops that compute, and nothing that reaches out.
 
-A graph is a program, and runs with the server's rights on whatever a request brings. So an op is loaded only if
-`ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each judged by a person
-(`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that requests or models
-share, memory that others have used, and code that is compiled. Of some ops an attribute decides. Two uses of
-files are part of every SavedModel and allowed: the functions with which it saves and restores its own variables,
-and the initialisers of tables that read a file of its own `assets/`.
+A graph is a program, and runs with the server's rights on whatever a request brings. So an op is loaded
+only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each judged by
+a person (`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that
+requests or models share, memory that others have used, and code that is compiled. Of some ops an attribute
+decides. Two uses of files are part of every SavedModel and allowed: the functions with which it saves and
+restores its own variables, and the initialisers of tables that read a file of its own `assets/`.
 """
 
 from __future__ import annotations
@@ -77,11 +77,13 @@ def check(graph: meta_graph_pb2.MetaGraphDef, folder: Path) -> None:
         ):
             found[reason].add(node.op)
     if found:
-        named = "; ".join(f"{', '.join(sorted(ops)[:10])} ({reason})" for reason, ops in sorted(found.items()))
+        named = "; ".join(
+            f"{', '.join(sorted(ops)[:10])} ({reason})" for reason, ops in sorted(found.items())
+        )
         raise Refusal(
             "FAILED_PRECONDITION",
-            f"the graph holds what could reach out of it: {named}; serve it with --allow_unsafe_ops if you trust "
-            "who made it",
+            f"the graph holds what could reach out of it: {named}; serve it with --allow_unsafe_ops if you "
+            "trust who made it",
         )
 
 
@@ -121,7 +123,9 @@ class _Program:
         """Returns why a node may not be there, "" if it may."""
         if node.op in self._functions:
             return ""  # a call, of which every node is looked at
-        answer, _, reason = judgements().get(node.op, "no an op that this server does not know").partition(" ")
+        answer, _, reason = (
+            judgements().get(node.op, "no an op that this server does not know").partition(" ")
+        )
         if answer != "yes":
             return reason.strip()
         for (op, attribute), allowed in JUDGED_ATTRIBUTES.items():

@@ -134,7 +134,9 @@ class Server:
         )
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
-        self._executor = ThreadPoolExecutor(max(cores, self._limits.threads, self._limits.lone_threads), "run")
+        self._executor = ThreadPoolExecutor(
+            max(cores, self._limits.threads, self._limits.lone_threads), "run"
+        )
         # Write what is large: answers, metrics.
         self._workers = ThreadPoolExecutor(max(cores, 2), "write")
         self._asked = Limits(options.max_request_bytes, self._limits.request_rows)
@@ -346,10 +348,11 @@ class Server:
         }
 
     def busy(self) -> bool:
-        """Whether a thread still loads, computes or looks at the disk, though nobody waits for it any more."""
-        return any(
-            thread.name.startswith(_THREADS) and thread.is_alive() for thread in threading.enumerate()
-        ) and not self._threads_end()
+        """Whether a thread still loads, computes or looks at the disk, though nobody waits any more."""
+        return (
+            any(thread.name.startswith(_THREADS) and thread.is_alive() for thread in threading.enumerate())
+            and not self._threads_end()
+        )
 
     def _threads_end(self) -> bool:
         end = time.monotonic() + 1.0

@@ -148,7 +148,10 @@ def test_what_is_no_number_in_python_is_none_when_served(tmp_path) -> None:
         ({"name": ""}, "without / and :"),
         ({"examples": []}, "At least one example"),
         ({"examples": [{"texts": "a"}]}, r"must have \['text'\]. Received: \['texts'\]"),
-        ({"function": lambda text: {"w": tf.strings.split(text)}}, '"w" of serving_default is a RaggedTensor'),
+        (
+            {"function": lambda text: {"w": tf.strings.split(text)}},
+            '"w" of serving_default is a RaggedTensor',
+        ),
         ({"function": lambda text: text}, "must return a dict"),
     ],
 )

@@ -364,7 +364,7 @@ def test_a_run_that_takes_too_long_is_given_up_and_the_signature_waits_for_its_e
         running = ask(batcher, 1)
         await started(model)
         waiting = ask(batcher, 2)
-        with pytest.raises(Refusal, match="longer than --max_run_seconds 0.01") as caught:
+        with pytest.raises(Refusal, match=r"longer than --max_run_seconds 0\.01") as caught:
             await running
         assert caught.value.code == "DEADLINE_EXCEEDED"
         with pytest.raises(Refusal) as caught:

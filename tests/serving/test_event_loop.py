@@ -204,7 +204,7 @@ def test_rows_are_counted_before_they_are_looked_at() -> None:
     rows = [Untouchable()] * 11
     spec = {"x": ("float32", (-1,))}
     for body in ({"instances": rows}, {"inputs": rows}, {"inputs": {"x": rows}}):
-        with pytest.raises(Refusal, match="may have 10 rows; send several. Received: 11"):
+        with pytest.raises(Refusal, match=r"may have 10 rows; send several\. Received: 11"):
             json_tensors.to_arrays(body, spec, 10)
     with pytest.raises(Refusal, match="10 rows"):
         examples.from_json({"examples": rows}, 10)
@@ -286,7 +286,12 @@ def test_strings_in_tensor_content_are_read_as_tensorflow_writes_them() -> None:
     long = b"y" * 300
     right = proto([2, 1], dtype=string, tensor_content=b"\x03\xac\x02abc" + long)
     assert proto_tensors.to_array(right, "x").tolist() == [[b"abc"], [long]]
-    for shape, content in (([1], b"hello"), ([2], b"\x01a"), ([1], b"\xff\xff\xff\xff\xff\xff"), ([3], b"\x00")):
+    for shape, content in (
+        ([1], b"hello"),
+        ([2], b"\x01a"),
+        ([1], b"\xff\xff\xff\xff\xff\xff"),
+        ([3], b"\x00"),
+    ):
         with pytest.raises(Refusal, match="string_val"):
             proto_tensors.to_array(proto(shape, dtype=string, tensor_content=content), "x")
 
