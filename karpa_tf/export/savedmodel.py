@@ -76,7 +76,8 @@ def export_savedmodel(
         if differs and not force:
             raise UserError(
                 "The exported model answers rows differently beside others, so that a server that joins "
-                f"requests would give wrong answers: {'; '.join(differs)}. With --force it is written, and not joined."
+                f"requests would give wrong answers: {'; '.join(differs)}. With --force it is written, and "
+                "not joined."
             )
         write_rowwise(model, rows)
 
@@ -159,14 +160,20 @@ def write_warmup(
     folder: Path, model: str, name: str, signature: Signature, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes `tf_serving_warmup_requests`: requests that TensorFlow Serving replays when it loads."""
+    counts = sorted({1, len(rows)})
+    write_requests(folder, model, name, [stack(rows[:count], signature.inputs) for count in counts])
+
+
+def write_requests(folder: Path, model: str, name: str, requests: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Writes the same file of requests that are given as arrays by input."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
-        for count in sorted({1, len(rows)}):
+        for arrays in requests:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model
             request.model_spec.signature_name = name
-            for key, array in stack(rows[:count], signature.inputs).items():
+            for key, array in arrays.items():
                 request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())

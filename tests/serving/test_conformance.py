@@ -163,7 +163,9 @@ def differences(want: Any, got: Any, where: str = "$") -> list[str]:
     if isinstance(want, dict) and isinstance(got, dict):
         keys = [f"{where}.{key} is only in one of them" for key in want.keys() ^ got.keys()]
         both = (want.keys() & got.keys()) - {"error_message", "errorMessage"}
-        return keys + [line for key in sorted(both) for line in differences(want[key], got[key], f"{where}.{key}")]
+        return keys + [
+            line for key in sorted(both) for line in differences(want[key], got[key], f"{where}.{key}")
+        ]
     if isinstance(want, list) and isinstance(got, list):
         if len(want) != len(got):
             return [f"{where} has {len(got)} items, not {len(want)}"]
