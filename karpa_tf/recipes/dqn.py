@@ -465,7 +465,7 @@ def export(
 
 
 def write_policy_warmup(folder: Path, name: str, observations: np.ndarray) -> None:
-    """Writes the warm-up file of a policy that TF-Agents saved: its signature `action`, asked at first steps."""
+    """Writes the warm-up file of a policy that TF-Agents saved: `action`, asked at first steps."""
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     arrays = {}
     for key, info in saved.meta_graphs[0].signature_def["action"].inputs.items():

@@ -170,7 +170,7 @@ def resolves(expression: str, metrics: list[Series]) -> bool:
         def has(labels: dict[str, str], matchers: list[Any] = matchers) -> bool:
             for label, operator, value in matchers:
                 given = labels.get(label, "")
-                if operator == "!=" and given == value or operator == "=" and given != value:
+                if (operator == "!=" and given == value) or (operator == "=" and given != value):
                     return False
                 # Which statuses there are depends on what has happened.
                 fits = label in labels and (label == "status" or re.fullmatch(value, given))

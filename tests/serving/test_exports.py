@@ -216,6 +216,18 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_export_has_shown_that_it_may_be_joined(exports, name) -> None:
+    text = (exports / name / "1" / "assets.extra" / "rowwise.json").read_text(encoding="utf-8")
+    seen = json.loads(text)["signatures"]["serving_default"]
+    assert seen["rowwise"], seen["reason"]
+    widths = {
+        "mlm-gru": dict.fromkeys(["top_scores", "top_tokens"], "masks"),
+        "bert-tagger": dict.fromkeys(["scores", "tags", "tokens"], "words"),
+    }
+    assert seen["lengths"] == widths.get(name, {})
+
+
 def test_both_versions_answer(address, expected) -> None:
     for version in ("/versions/1", "/versions/2"):
         assert_alike(over_rest(address, "mlm-gru", TEXTS, version), expected["mlm-gru"])

@@ -132,7 +132,8 @@ def _models_config(folder: Path) -> str:
         'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 }'
     }
     entries = [
-        f'config {{ name: "{name}" base_path: "{folder}/{name}" model_platform: "tensorflow" {more.get(name, "")} }}'
+        f'config {{ name: "{name}" base_path: "{folder}/{name}" model_platform: "tensorflow" '
+        f"{more.get(name, '')} }}"
         for name in VERSIONS
     ]
     return "model_config_list {\n" + "\n".join(entries) + "\n}\n"
