@@ -168,24 +168,42 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="Hugging Face's, batch size 16.")
     parser.add_argument("--side", choices=["train", "predict"], help=argparse.SUPPRESS)
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--smoke", action="store_true", help="Few rows, our side alone: whether it runs, not how fast."
+    )
     arguments = parser.parse_args()
     if arguments.side:
         side = train_ours if arguments.side == "train" else predict_ours
         print(json.dumps(side(arguments)))
         return
     with tempfile.TemporaryDirectory() as temporary:
+        if arguments.smoke:
+            smoke(arguments, Path(temporary))
+            return
         compare(arguments, arguments.data or write_intents(Path(temporary)))
 
 
-def write_intents(folder: Path) -> Path:
-    """Writes the embedded intents as train.csv and test.csv, and returns their folder."""
+def smoke(arguments: argparse.Namespace, folder: Path) -> None:
+    """Trains on a few rows, exports, and asks the export, all in this process."""
+    arguments.data, arguments.export = write_intents(folder, few=True), folder / "export"
+    arguments.rows, arguments.epochs, arguments.texts = 32, 1, 4
+    values = {"train": train_ours(arguments), "predict": predict_ours(arguments)}
+    print(json.dumps({"benchmark": "bert_finetune", "ratios": {}, "values": values}))
+
+
+def write_intents(folder: Path, few: bool = False) -> Path:
+    """Writes the embedded intents, or two of them, as train.csv and test.csv; returns their folder."""
     from karpa_tf.data.intents import embedded_intents
 
     for split in ("train", "test"):
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows([" ".join(s.words), s.intent] for s in embedded_intents() if s.split == split)
+            writer.writerows(
+                [" ".join(s.words), s.intent]
+                for s in embedded_intents()
+                if s.split == split and (not few or s.intent in ("HassTurnOn", "HassTurnOff"))
+            )
     return folder
 
 

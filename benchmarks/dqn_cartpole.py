@@ -40,15 +40,15 @@ def quiet_tensorflow() -> Any:
     return _load(RECIPES["dqn"])
 
 
-def side_ours(seed: int, logs: str) -> dict[str, Any]:
+def side_ours(seed: int, logs: str, smoke: bool) -> dict[str, Any]:
     """One run, as `karpa-tf train dqn --seed SEED` makes it."""
-    from karpa_tf.configs import DqnConfig, find_recipe, read_settings
+    from karpa_tf.configs import DqnConfig
     from karpa_tf.training.run_folder import create_run
 
     recipe = quiet_tensorflow()
     imports = time.perf_counter() - BEGIN
     start = time.perf_counter()
-    config = DqnConfig(**{**read_settings(find_recipe("dqn"), "default"), "seed": seed})
+    config = DqnConfig(seed=seed, **({"environment_steps": 1200} if smoke else {}))
     folder = create_run(logs, "dqn", ["benchmark"])
     metrics = recipe.train(config, folder)
     seconds = time.perf_counter() - start
@@ -71,8 +71,9 @@ def read_curve(run: Path) -> list[tuple[int, float]]:
     return points
 
 
-def side_speed() -> dict[str, float]:
+def side_speed(smoke: bool) -> dict[str, float]:
     """Seconds of tracing, and steps a second once it is done."""
+    steps_timed = 80 if smoke else 4000
     quiet_tensorflow()
     from karpa_tf.configs import DqnConfig
     from karpa_tf.rl.dqn import Learner
@@ -88,10 +89,10 @@ def side_speed() -> dict[str, float]:
     start = time.perf_counter()
     learner.judge(20, 1)
     judge_tracing = time.perf_counter() - start
-    learner.run(2000)
+    learner.run(1008 if smoke else 2000)  # it trains after a thousand
     steps, gradients = int(learner.environment_steps.numpy()), int(learner.gradient_steps.numpy())
     start = time.perf_counter()
-    learner.run(4000)
+    learner.run(steps_timed)
     seconds = time.perf_counter() - start
     both = {
         "environment_steps_per_second": (int(learner.environment_steps.numpy()) - steps) / seconds,
@@ -100,9 +101,9 @@ def side_speed() -> dict[str, float]:
     alone = Learner(DqnConfig(initial_steps=10**6))  # it only collects
     alone.run(8)
     start = time.perf_counter()
-    alone.run(8000)
-    collect = (time.perf_counter() - start) / 8000
-    train = seconds / 4000 - collect
+    alone.run(2 * steps_timed)
+    collect = (time.perf_counter() - start) / (2 * steps_timed)
+    train = seconds / steps_timed - collect
     return {
         **both,
         "build_seconds": build,
@@ -113,8 +114,9 @@ def side_speed() -> dict[str, float]:
     }
 
 
-def side_stock() -> dict[str, float]:
+def side_stock(smoke: bool) -> dict[str, float]:
     """TF-Agents as its tutorials use it: TFPyEnvironment, a driver and a dataset, one step a call."""
+    count = 20 if smoke else 1000
     quiet_tensorflow()
     import tensorflow as tf
     from tf_agents.agents.dqn import dqn_agent
@@ -162,15 +164,15 @@ def side_stock() -> dict[str, float]:
     collect(1)
     tracing = time.perf_counter() - begin
     collect(200)
-    step = collect(1000)
+    step = collect(count)
     batches = iter(buffer.as_dataset(num_parallel_calls=3, sample_batch_size=64, num_steps=2).prefetch(3))
     begin = time.perf_counter()
     agent.train(next(batches)[0])
     tracing += time.perf_counter() - begin
     start = time.perf_counter()
-    for _ in range(1000):
+    for _ in range(count):
         agent.train(next(batches)[0])
-    gradient = (time.perf_counter() - start) / 1000
+    gradient = (time.perf_counter() - start) / count
     return {"collect_step_seconds": step, "gradient_step_seconds": gradient, "tracing_seconds": tracing}
 
 
@@ -218,17 +220,23 @@ def main() -> None:
     parser.add_argument("--side", help="Run one side and print its figures (used by this script itself).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", default="logs")
+    parser.add_argument(
+        "--smoke", action="store_true", help="A short run, no peer: whether it runs, not how fast."
+    )
     arguments = parser.parse_args()
     if arguments.side:
         sides = {
-            "ours": lambda: side_ours(arguments.seed, arguments.logs),
-            "speed": side_speed,
-            "stock": side_stock,
+            "ours": lambda: side_ours(arguments.seed, arguments.logs, arguments.smoke),
+            "speed": lambda: side_speed(arguments.smoke),
+            "stock": lambda: side_stock(arguments.smoke),
         }
         print(json.dumps(sides[arguments.side]()))
         return
 
     script = [sys.executable, str(Path(__file__).resolve()), "--side"]
+    if arguments.smoke:
+        arguments.seeds, arguments.peers = 1, 0
+        script.insert(2, "--smoke")
     runs, theirs = [], []
     with tempfile.TemporaryDirectory() as logs:
         for seed in range(arguments.seeds):

@@ -27,10 +27,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers"
@@ -50,6 +52,39 @@ SIZES = {
     # How long the essay's loop may train before the loss it has reached is taken as the aim.
     "essay_seconds": 90,
 }
+
+
+# The same in seconds: whether everything runs.
+SMOKE = {
+    "batch": 4,
+    "length": 8,
+    "vocabulary": 300,
+    "embedding": 8,
+    "units": 8,
+    "predictions": 2,
+    "warmup": 1,
+    "steps": 1,
+    "repetitions": 1,
+    "essay_seconds": 0.1,
+}
+
+
+def small_text() -> dict[str, Any]:
+    """Settings of an `mlm-gru` that is tiny, and learns from a little of the embedded text."""
+    from itertools import islice
+
+    from karpa_tf.data.sources import embedded_documents
+
+    path = Path(tempfile.gettempdir()) / "karpa_tf_smoke.txt"
+    path.write_text("\n\n".join(islice(embedded_documents(), 30)), encoding="utf-8")
+    return {
+        "data": str(path),
+        "units": 8,
+        "embedding_size": 8,
+        "vocabulary_size": 200,
+        "sequence_length": 8,
+        "batch_size": 4,
+    }
 
 
 def has_bfloat16() -> bool:
@@ -116,7 +151,7 @@ def ours(sizes: dict, objective: str, dtype: str, **size):
     import tensorflow as tf
 
     from karpa_tf.models import build_mlm_gru
-    from karpa_tf.training.loop import _train_step
+    from karpa_tf.training.loop import train_step
     from karpa_tf.training.losses import SparseCrossEntropy
     from karpa_tf.training.optimizers import AdamW
 
@@ -124,7 +159,7 @@ def ours(sizes: dict, objective: str, dtype: str, **size):
     model = build_mlm_gru(sizes["vocabulary"], objective=objective, dtype=dtype, **size)
     model.compile(AdamW(sizes["learning_rate"], weight_decay=0.0), SparseCrossEntropy())
     model.optimizer.build(model.trainable_variables)
-    step = _train_step(model, {}, 1, tf.distribute.get_strategy())
+    step = train_step(model, {}, tf.distribute.get_strategy())
     going = tf.constant(0.0)
     return model, lambda batch: step(batch, going)[0].numpy()
 
@@ -281,7 +316,7 @@ def text_batches(sizes: dict, objective: str):
     from karpa_tf.data.text import load_text
 
     return load_text(
-        "embedded",
+        small_text()["data"] if sizes["smoke"] else "embedded",
         vocabulary_size=sizes["vocabulary"],
         sequence_length=sizes["length"],
         batch_size=sizes["batch"],
@@ -361,11 +396,12 @@ def run_pipeline(sizes: dict) -> dict[str, float]:
     """Tokens per second of the batches alone, and of the default settings' training on them."""
     import tensorflow as tf
 
-    from karpa_tf.configs import MlmGruConfig, find_recipe, read_settings
+    from karpa_tf.configs import MlmGruConfig
     from karpa_tf.recipes import mlm_gru
     from karpa_tf.training import runtime
+    from karpa_tf.training.loop import train_step
 
-    config = MlmGruConfig(**read_settings(find_recipe("mlm-gru"), "default"))
+    config = MlmGruConfig(**(small_text() if sizes["smoke"] else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     tokens = config.batch_size * config.sequence_length
@@ -374,9 +410,7 @@ def run_pipeline(sizes: dict) -> dict[str, float]:
     model = mlm_gru.build_model(config, len(data.wordpiece))
     model.compile(mlm_gru.make_optimizer(config, 1000), mlm_gru.SparseCrossEntropy())
     model.optimizer.build(model.trainable_variables)
-    from karpa_tf.training.loop import _train_step
-
-    step = _train_step(model, mlm_gru.TRAINING_METRICS, 1, tf.distribute.get_strategy())
+    step = train_step(model, mlm_gru.TRAINING_METRICS, tf.distribute.get_strategy())
     going = tf.constant(0.0)
     training = best_seconds(lambda: step(next(batches), going)[0].numpy(), sizes)
     return {"pipeline_tokens_per_second": tokens / alone, "default_tokens_per_second": tokens / training}
@@ -407,19 +441,31 @@ def main() -> None:
     parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
     parser.add_argument("--side", help="Run one side and print its figures (used by this script itself).")
     parser.add_argument("--target", type=float, default=0.0, help="Loss to reach, for --side ours_to_loss.")
+    parser.add_argument(
+        "--smoke", action="store_true", help="Tiny, once, without PyTorch: whether it runs, not how fast."
+    )
     arguments = parser.parse_args()
-    sizes = {**SIZES, "threads": arguments.threads, "bfloat16": has_bfloat16()}
-
+    sizes = {
+        **(SMOKE | {"learning_rate": 0.003} if arguments.smoke else SIZES),
+        "smoke": arguments.smoke,
+        "threads": arguments.threads,
+        "bfloat16": has_bfloat16(),
+    }
+    sides = {
+        "float32": lambda: run_ours(sizes, "float32"),
+        "mixed_bfloat16": lambda: run_ours(sizes, "mixed_bfloat16"),
+        "essay": lambda: run_essay(sizes),
+        "essay_to_loss": lambda: run_essay_to_loss(sizes),
+        "ours_to_loss": lambda: run_ours_to_loss(sizes, arguments.target),
+        "pipeline": lambda: run_pipeline(sizes),
+    }
     if arguments.side:
         configure(arguments.threads)
-        sides = {
-            "essay": lambda: run_essay(sizes),
-            "essay_to_loss": lambda: run_essay_to_loss(sizes),
-            "ours_to_loss": lambda: run_ours_to_loss(sizes, arguments.target),
-            "pipeline": lambda: run_pipeline(sizes),
-        }
-        result = sides.get(arguments.side, lambda: run_ours(sizes, arguments.side))()
-        print(json.dumps(result))
+        print(json.dumps(sides[arguments.side]()))
+        return
+    if arguments.smoke:
+        values = {side: run() for side, run in sides.items() if sizes["bfloat16"] or "bfloat16" not in side}
+        print(json.dumps({"benchmark": "mlm_throughput", "ratios": {}, "values": values}))
         return
 
     ratios: dict[str, float] = {}

@@ -23,18 +23,20 @@ import tempfile
 import time
 from pathlib import Path
 
+from mlm_throughput import small_text
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 10
 
 
-def measure(rounds: int, deterministic: bool) -> dict[str, float]:
+def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     """Seconds of a step, bare and in the loop, the medians of blocks in turn; and of one checkpoint."""
     import dataclasses
 
     import keras
     import tensorflow as tf
 
-    from karpa_tf.configs import MlmGruConfig, find_recipe, read_settings
+    from karpa_tf.configs import MlmGruConfig
     from karpa_tf.data.batches import Batches
     from karpa_tf.recipes import mlm_gru
     from karpa_tf.training import loop, runtime
@@ -42,8 +44,7 @@ def measure(rounds: int, deterministic: bool) -> dict[str, float]:
     from karpa_tf.training.checkpoint import Checkpoints
     from karpa_tf.training.tensorboard import TensorBoard
 
-    config = MlmGruConfig(**read_settings(find_recipe("mlm-gru"), "default"))
-    config.deterministic = deterministic
+    config = MlmGruConfig(deterministic=deterministic, **(small_text() if smoke else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     # An epoch without an end: what happens there is not the loop's cost.
@@ -58,7 +59,7 @@ def measure(rounds: int, deterministic: bool) -> dict[str, float]:
 
     bare_model = compiled()
     strategy = tf.distribute.get_strategy()
-    step = loop._train_step(bare_model, mlm_gru.TRAINING_METRICS, 1, strategy)
+    step = loop.train_step(bare_model, mlm_gru.TRAINING_METRICS, strategy)
     batches = iter(data.train.dataset(0, 10**6))
     going = tf.constant(0.0)
     step(next(batches), going)
@@ -112,9 +113,9 @@ def measure(rounds: int, deterministic: bool) -> dict[str, float]:
     }
 
 
-def side(rounds: int, deterministic: bool) -> dict[str, float]:
+def side(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     command = [sys.executable, __file__, "--rounds", str(rounds), "--side"]
-    command.append("deterministic" if deterministic else "plain")
+    command += ["deterministic" if deterministic else "plain", *(["--smoke"] if smoke else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -124,12 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="Blocks of ten steps of each kind.")
     parser.add_argument("--side", choices=["plain", "deterministic"])
+    parser.add_argument("--smoke", action="store_true", help="Tiny and once: whether it runs, not how fast.")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.rounds = 1
     if arguments.side:
-        print(json.dumps(measure(arguments.rounds, arguments.side == "deterministic")))
+        print(json.dumps(measure(arguments.rounds, arguments.side == "deterministic", arguments.smoke)))
         return
-    plain = side(arguments.rounds, False)
-    deterministic = side(arguments.rounds, True)
+    plain = side(arguments.rounds, False, arguments.smoke)
+    deterministic = plain if arguments.smoke else side(arguments.rounds, True, False)
     for name, value in plain.items():
         print(f"{name:<24}{value:>12.4f}   deterministic {deterministic[name]:>12.4f}")
     ratios = {

@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mlm_throughput import small_text
+
 ROOT = Path(__file__).resolve().parent.parent
 BOUND = 3 * 10**9
 
@@ -39,7 +41,7 @@ def write_text(path: Path, size: int) -> None:
                 written += file.write(" ".join(words) + "\n")
 
 
-def train(path: str) -> None:
+def train(path: str, smoke: bool) -> None:
     """Trains for a hundred steps and prints the peak memory in bytes."""
     import keras
 
@@ -51,12 +53,12 @@ def train(path: str) -> None:
 
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = batch >= 99
+            self.model.stop_training = batch >= (1 if smoke else 99)
 
-    config = MlmGruConfig(data=path)
+    config = MlmGruConfig(**(small_text() if smoke else {"data": path}))
     runtime.prepare(config)
     start = time.perf_counter()
-    data = load_text(path, vocabulary_size=config.vocabulary_size, batch_size=config.batch_size)
+    data = load_text(config.data, vocabulary_size=config.vocabulary_size, batch_size=config.batch_size)
     prepared = time.perf_counter() - start
     frequencies = data.splits["train"].counts(len(data.wordpiece))
     model = mlm_gru.build_model(config, len(data.wordpiece), frequencies=frequencies)
@@ -71,9 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--side", help="Train on this file (used by this script itself).")
+    parser.add_argument("--smoke", action="store_true", help="A small text: whether it runs, no more.")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.megabytes = 1
     if arguments.side:
-        train(arguments.side)
+        train(arguments.side, arguments.smoke)
         return
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +90,7 @@ def main() -> None:
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "KARPA_TF_CACHE": str(Path(folder) / "cache"),
         }
-        command = [sys.executable, __file__, "--side", str(path)]
+        command = [sys.executable, __file__, "--side", str(path), *(["--smoke"] if arguments.smoke else [])]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         values = json.loads(done.stdout.strip().splitlines()[-1])
         values["text_bytes"] = path.stat().st_size

@@ -100,6 +100,7 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
     else:
         config = _config(recipe, args.config or "default", typed)
         folder = None
+    run_folder.resolve_init(config, args.logs)
     module = _load(recipe)
     from karpa_tf.training import runtime
 
@@ -110,16 +111,20 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
     try:
-        metrics = module.train(config, folder, resume=bool(args.resume))
+        with run_folder.locked(folder.path):
+            metrics = module.train(config, folder, resume=bool(args.resume))
     except KeyboardInterrupt:
-        print(
-            f"Stopped; the best weights are kept. Go on with: karpa-tf train {recipe.name} --resume "
-            f"{folder.path}",
-            file=sys.stderr,
-        )
+        said = "Stopped before the first step; nothing is kept."
+        if folder.begun:
+            said = (
+                f"Stopped; the best weights are kept. Go on with: karpa-tf train {recipe.name} --resume "
+                f"{folder.path}"
+            )
+        print(said, file=sys.stderr)
         raise
     finally:
-        run_folder.remove_if_unused(folder)
+        if not args.resume:
+            run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
     _print_table({recipe.name: metrics}, args)
     return {"run": str(folder.path), "metrics": _numbers(metrics)}
@@ -349,7 +354,7 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
             )
         if verb == "serve":
             leaf.add_argument("models", type=str, nargs="?", default="savedmodels", help="Folder of models.")
-            _add_fields(leaf, ServeOptions, {})
+            _add_fields(leaf, ServeOptions)
         _common(leaf)
     return parser, leaves
 
@@ -372,21 +377,19 @@ def _train_parser(recipe: Recipe) -> ArgumentParser:
         default="",
         help=f"Go on with this run; only --{recipe.config.length} may grow.",
     )
-    defaults = dataclasses.asdict(recipe.config())
-    defaults.update(read_settings(recipe, "default"))
-    _add_fields(parser, recipe.config, defaults)
+    _add_fields(parser, recipe.config)
     _common(parser)
     return parser
 
 
-def _add_fields(parser: ArgumentParser, fields_of: type[Any], defaults: dict[str, Any]) -> None:
+def _add_fields(parser: ArgumentParser, fields_of: type[Any]) -> None:
     """Adds a flag for each field of a dataclass."""
     hints = get_type_hints(fields_of)
     for field in dataclasses.fields(fields_of):
         kind: dict[str, Any] = {"type": hints[field.name]}
         if hints[field.name] in (bool, bool | None):
             kind = _FLAG | {"type": hints[field.name]}
-        kind["default"] = defaults.get(field.name, field.default)
+        kind["default"] = field.default
         parser.add_argument(f"--{field.name}", **kind, help=field.metadata["help"])
 
 
@@ -445,7 +448,7 @@ def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], a
 
 
 def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> RunConfig:
-    """The dataclass's defaults, under the settings file, under the typed flags."""
+    """The defaults of the fields, under the settings file, under the typed flags."""
     values = read_settings(recipe, name_or_path)
     # The same parser checks the types of a file and of the flags.
     try:
@@ -467,7 +470,7 @@ def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config
                 f"--{name} cannot go with --resume: everything comes from the run's config.yaml, "
                 f"and only --{length} may grow."
             )
-    config = _config(recipe, str(folder.path / "config.yaml"), {})
+    config = folder.open_config(recipe.config)
     if length in typed:
         before = getattr(config, length)
         if typed[length] < before:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -20,9 +22,52 @@ from karpa_tf.errors import UserError, did_you_mean
 SETTINGS = Path(__file__).parent / "settings"
 
 
+# What a run's config.yaml calls the layout of its fields. One higher where a field changes its meaning.
+FORMAT = 1
+
+_Class = TypeVar("_Class")
+
+
 def option(default: Any, help: str) -> Any:
     """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    """Raises a UserError if a field's value is not of its type; of numbers, NaN and infinity are none."""
+    choices = get_args(kind)
+    if choices:
+        right, what = value in choices, f"one of {', '.join(map(str, choices))}"
+    elif kind is float:
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        what = "a finite number"
+    else:
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        what = {int: "a whole number", bool: "true or false", str: "text"}[kind]
+    if not right:
+        raise UserError(f"{name} must be {what}. Received: {value!r}.")
+
+
+def defaults_of(recipe: str) -> Callable[[type[_Class]], type[_Class]]:
+    """Makes the values of a recipe's default.yaml the defaults of a class, below `@dataclass`.
+
+    So a field has the same default on the command line, in a file of settings that leaves it out, and in
+    Python.
+    """
+
+    def apply(cls: type[_Class]) -> type[_Class]:
+        values = yaml.safe_load((SETTINGS / recipe / "default.yaml").read_text(encoding="utf-8"))
+        inherited = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name, value in values.items():
+            field = vars(cls).get(name) or inherited[name]
+            if name not in cls.__annotations__:
+                cls.__annotations__[name] = inherited[name].type
+            if isinstance(field.default, float):
+                value = float(value)  # YAML's 1 is a whole number
+            setattr(cls, name, option(value, field.metadata["help"]))
+        return cls
+
+    return apply
 
 
 @dataclass(kw_only=True)
@@ -46,6 +91,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raises a UserError for a number that makes no sense."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is not ClassVar:
+                _check_type(name, kind, getattr(self, name))
         for name, least in self._least.items():
             value = getattr(self, name)
             below = self._below.get(name)
@@ -106,6 +154,7 @@ class TrainingConfig(RunConfig):
 
 
 @dataclass(kw_only=True)
+@defaults_of("mlm-gru")
 class MlmGruConfig(TrainingConfig):
     """A masked language model: Embedding -> Bidirectional GRU -> softmax over the vocabulary."""
 
@@ -263,6 +312,7 @@ class BertConfig(TrainingConfig):
 
 
 @dataclass(kw_only=True)
+@defaults_of("bert-classifier")
 class BertClassifierConfig(BertConfig):
     """A BERT that says which label a text has."""
 
@@ -285,6 +335,7 @@ class BertClassifierConfig(BertConfig):
 
 
 @dataclass(kw_only=True)
+@defaults_of("bert-tagger")
 class BertTaggerConfig(BertConfig):
     """A BERT that tags words: named entities, slots."""
 
@@ -402,6 +453,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
 
 
 @dataclass(kw_only=True)
+@defaults_of("mnist-mlp")
 class MnistMlpConfig(ImageConfig):
     """A perceptron that recognizes digits, and other small grey images."""
 
@@ -424,6 +476,7 @@ class MnistMlpConfig(ImageConfig):
 
 
 @dataclass(kw_only=True)
+@defaults_of("cifar10-cnn")
 class Cifar10CnnConfig(ImageConfig):
     """A convolutional network for small colour images."""
 
@@ -459,6 +512,7 @@ class Cifar10CnnConfig(ImageConfig):
 
 
 @dataclass(kw_only=True)
+@defaults_of("dqn")
 class DqnConfig(RunConfig):
     """Deep Q-learning in an environment with discrete actions."""
 
@@ -567,6 +621,18 @@ class TabularConfig(RunConfig):
     }
 
 
+@dataclass(kw_only=True)
+@defaults_of("q-learning")
+class QLearningConfig(TabularConfig):
+    """Q-learning: a state is worth what its best action is."""
+
+
+@dataclass(kw_only=True)
+@defaults_of("sarsa")
+class SarsaConfig(TabularConfig):
+    """SARSA: a state is worth what the action taken there is."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A row of `karpa-tf list`.
@@ -648,7 +714,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="q-learning",
-            config=TabularConfig,
+            config=QLearningConfig,
             module="karpa_tf.recipes.tabular",
             summary="Q-learning with a table on Taxi-v3",
             default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
@@ -656,7 +722,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="sarsa",
-            config=TabularConfig,
+            config=SarsaConfig,
             module="karpa_tf.recipes.tabular",
             summary="SARSA with a table on Taxi-v3",
             default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
@@ -677,6 +743,15 @@ def find_recipe(name: str) -> Recipe:
             f'There is no recipe "{name}"{did_you_mean(name, RECIPES)} Known: {", ".join(RECIPES)}.'
         )
     return RECIPES[name]
+
+
+def check_format(path: Path, found: Any) -> None:
+    """Raises a UserError if a file of settings is of a layout that this version does not know."""
+    if found not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} has format {found}, and this version of karpa_tf reads up to {FORMAT}: open it with the "
+            "version that wrote it (environment.json beside it names that), or with a newer one."
+        )
 
 
 def shipped_settings(recipe: str) -> list[str]:
@@ -709,6 +784,7 @@ def read_settings(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
         raise UserError(f"--config: {path} cannot be read as YAML: {reason}.") from None
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} must hold one `field: value` a line.")
+    check_format(path, values.pop("format", FORMAT))
     known = {field.name for field in dataclasses.fields(recipe.config)}
     for key in values:
         if key not in known:

@@ -178,6 +178,17 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bfloat16() -> None:
+    """Skips where TensorFlow itself has no bfloat16, as when oneDNN is told to use less than the CPU has."""
+    import tensorflow as tf
+
+    try:
+        tf.nn.conv2d(tf.zeros([1, 4, 4, 8], tf.bfloat16), tf.zeros([3, 3, 8, 8], tf.bfloat16), 1, "SAME")
+    except tf.errors.OpError as error:
+        pytest.skip(f"TensorFlow does not convolve bfloat16 here: {error.message[:80]}")
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "animals.txt"
     path.write_text(make_text(800), encoding="utf-8")

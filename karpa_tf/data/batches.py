@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.errors import UserError
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -60,6 +62,48 @@ class Batches:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         ).prefetch(tf.data.AUTOTUNE)
+
+
+@dataclass(frozen=True)
+class _Streamed(Batches):
+    """A `tf.data.Dataset` in the place of batches: read from its start, on one worker."""
+
+    source: Any = None
+
+    def dataset(
+        self, start: int = 0, stop: int | None = None, *, part: int = 0, parts: int = 1
+    ) -> tf.data.Dataset:
+        stop = start + self.steps_per_epoch if stop is None else stop
+        skipped = start % self.steps_per_epoch
+        return self.source.repeat().skip(skipped).take(stop - start).prefetch(tf.data.AUTOTUNE)
+
+
+def from_dataset(dataset: tf.data.Dataset) -> Batches:
+    """Returns a dataset of batches as `Batches`, of which one worker can read one epoch after the other.
+
+    Args:
+        dataset: of (features, labels), or (features, labels, sample weights).
+
+    Raises:
+        UserError: it does not say how many batches it has, or holds something else.
+    """
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise UserError(
+            "A tf.data.Dataset to train on holds batches of (features, labels), or (features, labels, "
+            f"sample weights). Received: {spec}."
+        )
+    steps = int(dataset.cardinality())
+    if steps <= 0:
+        raise UserError(
+            "A tf.data.Dataset to train on must say how many batches it has: "
+            f"dataset.apply(tf.data.experimental.assert_cardinality(n)). Received: {steps}."
+        )
+
+    def load(step: tf.Tensor, part: int, parts: int) -> Any:
+        raise UserError("A tf.data.Dataset has no batch of a number; make Batches.")
+
+    return _Streamed(load, steps, 1, source=dataset)
 
 
 class EpochOrder:

@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from karpa_tf.data.sources import SPLITS, Split, open_tfds
+from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.data.tables import FILES, no_such_path, shares_to_cut, split_rows, with_training
 from karpa_tf.data.text import cache_folder
 from karpa_tf.errors import UserError, did_you_mean
@@ -95,6 +95,10 @@ class ImageData:
             digest.update(repr((split, images.pixels.shape, images.labels)).encode())
             digest.update(np.ascontiguousarray(images.pixels).data)
         return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 
 @dataclass

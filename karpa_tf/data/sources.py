@@ -13,7 +13,7 @@ import inspect
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -31,6 +31,21 @@ _SPLIT_SEED = 20
 _CHUNK = 1 << 20
 _LARGEST_BLOCK = 1 << 16
 _SMALLEST_BLOCK = 200
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a run notes of its data, to know it again.
+
+    Attributes:
+        fingerprint: hash of the data and of how they are split.
+        sizes: of the splits.
+        labels: those that training knows; none for text.
+    """
+
+    fingerprint: str
+    sizes: dict[str, int]
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

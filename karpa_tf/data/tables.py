@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from karpa_tf.data.sources import SPLITS, Split, open_tfds
+from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.errors import UserError, did_you_mean
 
 # Names of files in a folder, by split.
@@ -102,6 +102,11 @@ class Table:
             rows = self.splits[split]
             digest.update(repr((split, rows.texts, rows.texts_b, rows.labels)).encode())
         return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        labels = sorted(set(self.splits["train"].labels))
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, labels)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from karpa_tf.data.sources import SPLITS, Split, open_tfds
+from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.data.tables import find_splits, no_such_path, read_text, shares_to_cut, with_training
 from karpa_tf.errors import UserError
 
@@ -52,6 +52,11 @@ class Tagged:
         for split in SPLITS:
             digest.update(repr((split, self.splits[split])).encode())
         return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        labels = tag_names(self.splits["train"])
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, labels)
 
 
 def open_tagged(source: str, *, validation_share: float = 0.05, test_share: float = 0.05) -> Tagged:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
-from karpa_tf.data.sources import SPLITS, Corpus, Split, open_corpus
+from karpa_tf.data.sources import SPLITS, Corpus, DataRecord, Split, open_corpus
 from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 
@@ -50,6 +50,10 @@ class TextData:
     train: Batches
     validation: Batches
     test: Batches
+
+    @property
+    def record(self) -> DataRecord:
+        return record_of(self.corpus, self.splits)
 
 
 def load_text(
@@ -117,6 +121,11 @@ def load_text(
 
 
 # --- Tokenized text on disk -----------------------------------------------------------------------
+
+
+def record_of(corpus: Corpus, splits: Mapping[Split, TokenizedSplit]) -> DataRecord:
+    """Returns what a run notes of a text that was cut into pieces."""
+    return DataRecord(corpus.fingerprint, {split: pieces.size for split, pieces in splits.items()})
 
 
 @dataclass(frozen=True)

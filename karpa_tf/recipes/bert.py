@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,6 +23,7 @@ from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.recipes import common
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
 from karpa_tf.training.checkpoint import Checkpoints
@@ -65,14 +67,17 @@ def make_start(
     """
     if config.preset != "scratch":
         preset = load_preset(config.preset)
+        _same_preset(preset, config, folder)
         if config.sequence_length > preset.architecture["positions"]:
             raise UserError(
                 f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
                 f"Received: {config.sequence_length}."
             )
         return Start(preset.architecture, WordPiece(preset.vocabulary, preset.lowercase), preset)
-    path = folder.assets / "vocab.txt"
-    if path.exists():
+    path: Path | str = folder.assets / "vocab.txt"
+    if not Path(path).exists():
+        path = common.first_vocabulary(config.init, config.lowercase)
+    if path:
         wordpiece = WordPiece.load(path, config.lowercase)
     else:
         wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)
@@ -88,6 +93,16 @@ def make_start(
         "epsilon": 1e-12,
     }
     return Start(architecture, wordpiece)
+
+
+def _same_preset(preset: Preset, config: BertConfig, folder: RunFolder) -> None:
+    """Raises a UserError if the run began with another preset than lies there now."""
+    path = folder.assets / "encoder.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
+        raise UserError(
+            f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
+            f"{folder.best_weights.name} belongs to other weights; bring those back."
+        )
 
 
 def save_start(start: Start, folder: RunFolder) -> None:
@@ -148,6 +163,7 @@ def pretrain(
         objective="masked",
         seed=config.seed,
     )
+    _same_pretraining(config, folder, data.corpus.fingerprint, resume, runtime.is_chief(strategy))
     steps = config.pretrain_epochs * data.train.steps_per_epoch
     with strategy.scope():
         bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
@@ -172,6 +188,20 @@ def pretrain(
         np.savez(temporary, **weights)  # type: ignore[arg-type]
         temporary.replace(path)
     return weights
+
+
+def _same_pretraining(
+    config: BertConfig, folder: RunFolder, fingerprint: str, resume: bool, chief: bool
+) -> None:
+    """Notes the text of a pretraining; raises a UserError if one that goes on has begun with another."""
+    path = folder.assets / "pretraining.json"
+    if resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprint:
+        raise UserError(
+            f"{config.pretrain_data} is not the text that {folder.path} has learned from so far; bring that "
+            "text back, or train a new run."
+        )
+    if chief:
+        write_json(path, fingerprint)
 
 
 def texts_corpus(texts: Sequence[str]) -> Corpus:
@@ -325,12 +355,7 @@ def open_trained(
             plain.load_weights(folder.best_weights)
             return plain
         preset = load_preset(config.preset)
-        saved = json.loads((folder.assets / "encoder.json").read_text(encoding="utf-8"))
-        if preset.fingerprint != saved["preset"]:
-            raise UserError(
-                f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
-                f"{folder.best_weights.name} belongs to other weights; bring those back."
-            )
+        _same_preset(preset, config, folder)
         model = build(build_bert(**start.architecture, dropout=config.dropout))
         preset.assign(model)
         apply_method(model, config)

@@ -120,7 +120,10 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     table = open_data(config)
     rows = table.splits
-    names = sorted(set(rows["train"].labels))
+    names = table.record.labels
+    common.begin_run(
+        folder, config, resume=resume, record=table.record, chief=chief, strategy=config.strategy
+    )
     start = bert.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []), tell)
     tell(
         f"{config.data}: {len(rows['train']):,} texts to learn from, {len(rows['validation']):,} for "
@@ -129,11 +132,8 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     data, _ = make_batches(config, rows["train"], names, start.wordpiece, training=True, tell=tell)
     held_out, order = make_batches(config, rows["validation"], names, start.wordpiece, training=False)
     if chief:
-        folder.write_config(config)
-        folder.write_environment(config.seed, strategy=config.strategy)
         bert.save_start(start, folder)
         write_json(folder.assets / "labels.json", names)
-        write_json(folder.assets / "data.json", {"fingerprint": table.fingerprint})
 
     weights = bert.pretrain(config, folder, start, rows["train"].texts, tell, resume, strategy)
     with strategy.scope():
@@ -185,7 +185,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
 
 def open_model(folder: RunFolder) -> tuple[BertClassifierConfig, list[str], bert.Start, keras.Model]:
     """Returns the settings, labels, start and model of a run, with its best weights, in float32."""
-    config = BertClassifierConfig(**folder.read_config())
+    config = folder.open_config(BertClassifierConfig)
     names = json.loads((folder.assets / "labels.json").read_text(encoding="utf-8"))
     start = bert.read_start(folder)
     model = bert.open_trained(config, folder, start, build_on(config, names))
@@ -203,7 +203,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     table = open_data(config)
-    common.check_fingerprint(folder, config.data, table.fingerprint)
+    common.check_data(folder, config.data, table.record)
     if data:
         rows, where = open_test_rows(data, Columns(config.text, config.label, config.text_b)), data
     else:

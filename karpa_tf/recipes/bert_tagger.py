@@ -38,7 +38,6 @@ from karpa_tf.data.tags import (
     open_tagged,
     open_test_sentences,
     shared_sentences,
-    tag_names,
 )
 from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
@@ -207,7 +206,10 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     tagged = open_data(config)
     splits = tagged.splits
-    names = tag_names(splits["train"])
+    names = tagged.record.labels
+    common.begin_run(
+        folder, config, resume=resume, record=tagged.record, chief=chief, strategy=config.strategy
+    )
     texts = [" ".join(sentence.words) for sentence in splits["train"]]
     start = bert.make_start(config, folder, texts, tell)
     tell(
@@ -217,11 +219,8 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     data = make_batches(config, splits["train"], names, start.wordpiece, training=True).batches
     held_out = make_batches(config, splits["validation"], names, start.wordpiece, training=False)
     if chief:
-        folder.write_config(config)
-        folder.write_environment(config.seed, strategy=config.strategy)
         bert.save_start(start, folder)
         write_json(folder.assets / "tags.json", names)
-        write_json(folder.assets / "data.json", {"fingerprint": tagged.fingerprint})
 
     weights = bert.pretrain(config, folder, start, texts, tell, resume, strategy)
     with strategy.scope():
@@ -285,7 +284,7 @@ def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Seque
 
 def open_model(folder: RunFolder) -> tuple[BertTaggerConfig, list[str], bert.Start, keras.Model]:
     """Returns the settings, tags, start and model of a run, with its best weights, in float32."""
-    config = BertTaggerConfig(**folder.read_config())
+    config = folder.open_config(BertTaggerConfig)
     names = json.loads((folder.assets / "tags.json").read_text(encoding="utf-8"))
     start = bert.read_start(folder)
     model = bert.open_trained(config, folder, start, build_on(config, names, start.wordpiece))
@@ -303,7 +302,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     tagged = open_data(config)
-    common.check_fingerprint(folder, config.data, tagged.fingerprint)
+    common.check_data(folder, config.data, tagged.record)
     if data:
         sentences, where = open_test_sentences(data), data
     else:

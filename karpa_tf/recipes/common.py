@@ -1,15 +1,22 @@
-"""What recipes share at their ends: the final figures, refusing what is not learned, the model card."""
+"""What recipes share: beginning a run, its final figures, refusing what is not learned, the model card."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from karpa_tf.configs import RunConfig
+from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.training.loop import History
-from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 from karpa_tf.training.tensorboard import write_final
+
+# Where a run notes what its data was.
+_RECORD = "data.json"
 
 
 def printer(chief: bool) -> Callable[..., Any]:
@@ -72,13 +79,79 @@ def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool
     return metrics
 
 
-def check_fingerprint(folder: RunFolder, data: str, fingerprint: str) -> None:
-    """Raises a UserError if the data is not what the run was trained on."""
-    if fingerprint not in (folder.assets / "data.json").read_text(encoding="utf-8"):
+def begin_run(
+    folder: RunFolder,
+    config: RunConfig,
+    *,
+    resume: bool,
+    record: DataRecord | None = None,
+    chief: bool = True,
+    **facts: Any,
+) -> None:
+    """Writes what a run was told, and refuses to go on with other data than it began with.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        resume: the run goes on.
+        record: of its data, if it has any.
+        chief: whether this process writes.
+        **facts: for environment.json.
+
+    Raises:
+        UserError: the data is not what it was, or `init` names no run.
+    """
+    if resume and record and (folder.assets / _RECORD).exists():
+        check_data(folder, getattr(config, "data", ""), record)
+    resolve_init(config, folder.path.parent.parent)
+    if not chief:
+        return
+    if record:
+        write_json(folder.assets / _RECORD, dataclasses.asdict(record))
+    folder.write_environment(config.seed, **facts)
+    folder.write_config(config)
+
+
+def first_vocabulary(init: str, lowercase: bool) -> Path | str:
+    """Returns the vocabulary of the run that another begins with, or "" where there is none.
+
+    Raises:
+        UserError: that run reads text in another way.
+    """
+    if not init:
+        return ""
+    other = open_run(init)
+    if other.read_config().get("lowercase", lowercase) != lowercase:
         raise UserError(
-            f"{data} is not the data that {folder.path} was trained on; bring that data back, so that the "
-            "test split and the baselines are the run's own."
+            f"--init: {init} was trained with lowercase {str(not lowercase).lower()}; give this run the same."
         )
+    return other.assets / "vocab.txt"
+
+
+def check_data(folder: RunFolder, source: str, now: DataRecord) -> None:
+    """Raises a UserError that says what differs, if the data is not what the run was trained on."""
+    try:
+        then = folder.read_json(f"assets/{_RECORD}")
+        fingerprint, sizes, labels = then["fingerprint"], then.get("sizes", {}), then.get("labels", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder.assets / _RECORD} cannot be read ({error}); train again.") from None
+    if fingerprint == now.fingerprint:
+        return
+    differs = []
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((labels, now.labels), (now.labels, labels)))
+    if sizes and gone:
+        differs.append(f"no {', '.join(gone[:5])} any more")
+    if sizes and new:
+        differs.append(f"new: {', '.join(new[:5])}")
+    for split, size in sizes.items():
+        if size != now.sizes.get(split):
+            differs.append(f"{now.sizes.get(split, 0):,} instead of {size:,} in {split}")
+    if not differs:
+        differs = ["as many of them, but others or in another order" if sizes else "its contents differ"]
+    raise UserError(
+        f"{source} is not the data that {folder.path} was trained on ({'; '.join(differs)}): bring that data "
+        f"back; or train a new run on this data, with --init {folder.path} to begin with these weights."
+    )
 
 
 def metrics_table(metrics: Mapping[str, Any], names: Sequence[str], what: str = "model") -> str:

@@ -75,6 +75,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
     keras.utils.set_random_seed(config.seed)
     from karpa_tf.rl.dqn import Learner
 
+    common.begin_run(folder, config, resume=resume)
     learner = Learner(config)
     if config.init:
         learner.set_weights(weights_of(config.init, config))
@@ -88,8 +89,6 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
     if saved:
         best.set_state(saved["best"])
         episodes = saved["episodes"]
-    folder.write_config(config)
-    folder.write_environment(config.seed)
     log = Log(config, folder, learner, resumed_at=begin if saved else None)
     progress = Progress(
         -(-config.environment_steps // config.judge_every),
@@ -122,6 +121,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                         "a smaller learning_rate."
                     ) from None
                 seconds = time.perf_counter() - start
+                checkpoints.begin()
                 greedy = best.judge()
                 episodes += int(figures["episodes"])
                 log.write(figures, greedy, seconds, best.number)
@@ -142,6 +142,7 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                     save()
             save()
     finally:
+        checkpoints.release()
         progress.on_train_end()
         log.flush()
 
@@ -319,7 +320,7 @@ def build_model(config: DqnConfig, scale: Sequence[float], actions: int) -> kera
 
 def open_model(folder: RunFolder) -> tuple[DqnConfig, keras.Model]:
     """Returns the settings of a run and its best q-network, in Keras 3."""
-    config = DqnConfig(**folder.read_config())
+    config = folder.open_config(DqnConfig)
     try:
         facts = read_facts(folder)
         model = build_model(config, facts["observation_scale"], facts["actions"])
@@ -372,7 +373,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     if data:
         raise UserError(f"dqn is judged in the run's own environment and takes no --data. Received: {data}.")
     runtime.use_threads(1)
-    config = DqnConfig(**folder.read_config())
+    config = folder.open_config(DqnConfig)
     returns, _ = play(lambda: make_flat(config.env), play_with(load_policy(folder)), CERTIFICATE_SEEDS)
     chance, _ = play(lambda: make_flat(config.env), random_policy(config.env), CERTIFICATE_SEEDS)
     facts = read_facts(folder)

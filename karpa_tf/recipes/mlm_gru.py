@@ -22,7 +22,7 @@ import tensorflow as tf
 from karpa_tf.configs import MlmGruConfig
 from karpa_tf.data.ngrams import NgramCounts, baselines
 from karpa_tf.data.sources import open_corpus
-from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, tokenize_corpus
+from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, record_of, tokenize_corpus
 from karpa_tf.data.vocabulary import MASK, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
@@ -37,7 +37,7 @@ from karpa_tf.training.loop import evaluate as judge
 from karpa_tf.training.loop import fit
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
-from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.tensorboard import TensorBoard
 
@@ -115,13 +115,15 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
     vocabulary = folder.assets / "vocab.txt"
-    data = load_data(config, vocabulary if vocabulary.exists() else "")
-    if chief:
-        folder.write_config(config)
-        folder.write_environment(config.seed, strategy=config.strategy)
-        if not vocabulary.exists():  # other workers may be reading it, to resume
-            data.wordpiece.save(vocabulary)
-        write_json(folder.assets / "data.json", {"fingerprint": data.corpus.fingerprint})
+    data = load_data(
+        config,
+        vocabulary
+        if vocabulary.exists()
+        else config.vocabulary or common.first_vocabulary(config.init, config.lowercase),
+    )
+    common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
+    if chief and not vocabulary.exists():  # other workers may be reading it, to resume
+        data.wordpiece.save(vocabulary)
 
     tell = print if chief else lambda *_, **__: None
     tell(
@@ -199,7 +201,7 @@ def start_from(model: keras.Model, run: str, wordpiece: WordPiece) -> None:
 
 def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruConfig, WordPiece, Any]:
     """Returns the settings, the vocabulary and the model of a run, with its best weights."""
-    config = MlmGruConfig(**folder.read_config())
+    config = folder.open_config(MlmGruConfig)
     wordpiece = WordPiece.load(folder.assets / "vocab.txt", config.lowercase)
     model = build_model(config, len(wordpiece), precision=precision)
     load_weights(model, folder)
@@ -223,13 +225,8 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     runtime.use_threads()
     config, wordpiece, model = open_model(folder)
     training = open_corpus(config.data)
-    fingerprint = (folder.assets / "data.json").read_text(encoding="utf-8")
-    if training.fingerprint not in fingerprint:
-        raise UserError(
-            f"{config.data} is not the text that {folder.path} was trained on; bring that text back, so "
-            "that the test split and the baselines are the run's own."
-        )
     splits = tokenize_corpus(training, wordpiece)
+    common.check_data(folder, config.data, record_of(training, splits))
     if data:
         tested = tokenize_corpus(open_corpus(data).as_test(), wordpiece)["test"]
     else:

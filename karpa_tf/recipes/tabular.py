@@ -64,8 +64,7 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
     )
     saved = checkpoints.restore([values]) if resume else None
     begin = saved["step"] if saved else 0
-    folder.write_config(config)
-    folder.write_environment(config.seed)
+    common.begin_run(folder, config, resume=resume)
     cut_events(folder.path / "train", begin if saved else None)
     cut_events(folder.path / "hparams", None)
     with tf.summary.create_file_writer(str(folder.path / "hparams")).as_default():
@@ -107,6 +106,7 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
                         )
                     )
                     progress.on_train_batch_end(0, {"loss": 0.0, "return": played[-1][0]})
+                checkpoints.begin()
                 done = first + len(played)
                 figures = {
                     "episode/return": float(np.mean([total for total, _ in played])),
@@ -129,6 +129,7 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
                     save(done)
             save(max(begin, config.episodes))
     finally:
+        checkpoints.release()
         progress.on_train_end()
         writer.close()
         env.close()
@@ -176,7 +177,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     if data:
         raise UserError(f"{folder.recipe} is judged in the run's own environment. Received: --data {data}.")
     runtime.use_threads(1)
-    config = TabularConfig(**folder.read_config())
+    config = folder.open_config(TabularConfig)
     with tempfile.TemporaryDirectory() as temporary:
         write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
         served = load_signature(Path(temporary) / "1")

@@ -193,6 +193,7 @@ def train(
         f"{config.data}: {len(images['train']):,} images to learn from, {len(images['validation']):,} for "
         f"validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}"
     )
+    common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
     labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
     batches = image_batches(
         images["train"].pixels,
@@ -203,11 +204,8 @@ def train(
     )
     mean, deviation = measure(images["train"].pixels)
     if chief:
-        folder.write_config(config)
-        folder.write_environment(config.seed, strategy=config.strategy)
         write_json(folder.assets / "labels.json", names)
         write_json(folder.assets / "images.json", {"mean": mean, "deviation": deviation})
-        write_json(folder.assets / "data.json", {"fingerprint": data.fingerprint})
 
     shape = images["train"].pixels.shape[1:]
     with strategy.scope():
@@ -343,7 +341,7 @@ def open_model(network: Network, folder: RunFolder) -> Trained:
     Raises:
         UserError: they cannot be read.
     """
-    config = network.config(**folder.read_config())
+    config = folder.open_config(network.config)
     try:
         names = folder.read_json("assets/labels.json")
         measured = folder.read_json("assets/images.json")
@@ -384,7 +382,7 @@ def evaluate(
     trained = open_model(network, folder)
     config, names = trained.config, trained.names
     own = open_data(network, config)
-    common.check_fingerprint(folder, config.data, own.fingerprint)
+    common.check_data(folder, config.data, own.record)
     notes: list[str] = []
     if data:
         size = {"size": config.image_size, "channels": network.channels}

@@ -119,8 +119,12 @@ class BestWeights(keras.callbacks.Callback):
                 if self.trained_only:
                     save_trained(self.model, temporary)
                 else:
-                    # The weights alone: a compiled model would bring its optimizer along.
-                    keras.Model(self.model.inputs, self.model.outputs).save_weights(temporary)
+                    # The weights alone: a compiled model would bring its optimizer along. A subclass has no
+                    # inputs to make another model of, and brings it.
+                    bare = self.model
+                    if getattr(bare, "inputs", None):
+                        bare = keras.Model(bare.inputs, bare.outputs)
+                    bare.save_weights(temporary)
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -8,14 +8,16 @@ import time
 import warnings
 import zipfile
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from filelock import FileLock
 
 from karpa_tf.errors import UserError
-from karpa_tf.training.run_folder import writing
+from karpa_tf.training.run_folder import lock_folder, writing
 
 _NAME = re.compile(r"step-(\d+)\.npz$")
 
@@ -37,6 +39,23 @@ class Checkpoints:
         self.keep = keep
         self.seconds = seconds
         self._last = time.monotonic()
+        self._lock: FileLock | None = None
+
+    def begin(self) -> None:
+        """Makes the folder, with a run's first step, and keeps it from other processes.
+
+        Raises:
+            UserError: it cannot be written, or another process trains into it.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._lock or lock_folder(self.folder)
+
+    def release(self) -> None:
+        """Lets other processes have the folder."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
@@ -56,7 +75,7 @@ class Checkpoints:
         temporary = path.with_suffix(".tmp")
         with writing(self.folder):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.begin()
                 with temporary.open("wb") as file:
                     np.savez(file, **values)  # type: ignore[arg-type]
                 temporary.replace(path)
@@ -89,12 +108,7 @@ class Checkpoints:
                     stacklevel=2,
                 )
                 continue
-            shapes = [list(value.shape) for _, value in sorted(values.items())]
-            if shapes != [list(v.shape) for v in variables] or state["paths"] != _paths(variables):
-                raise UserError(
-                    f"The checkpoint {path} belongs to another model: its variables differ from those "
-                    "that the run's config.yaml builds."
-                )
+            self._check(path, [value for _, value in sorted(values.items())], state, variables)
             for variable, (_, value) in zip(variables, sorted(values.items()), strict=True):
                 variable.assign(value)
             return state
@@ -105,7 +119,28 @@ class Checkpoints:
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.match(path.name))
 
+    def _check(
+        self,
+        path: Path,
+        values: Sequence[np.ndarray],
+        state: dict[str, Any],
+        variables: Sequence[keras.Variable],
+    ) -> None:
+        """Raises a UserError if what lies in a file does not fit, variable for variable, by its shape.
+
+        Names are not compared: Keras numbers those of layers, and the second model of a process is another.
+        """
+        paths = _paths(variables)
+        for place, (value, variable, then, now) in enumerate(
+            zip_longest(values, variables, state["paths"], paths)
+        ):
+            shapes = [None if x is None else tuple(x.shape) for x in (value, variable)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"The checkpoint {path} belongs to another model: its variable {place + 1} is {then} "
+                    f"{shapes[0]}, that of this model {now} {shapes[1]}."
+                )
+
 
 def _paths(variables: Sequence[keras.Variable]) -> list[str]:
-    # Keras numbers the names of layers made in one process: "dense_3" is "dense" in the next.
-    return [re.sub(r"_\d+(?=/|$)", "", getattr(v, "path", "") or v.name) for v in variables]
+    return [getattr(v, "path", "") or v.name for v in variables]

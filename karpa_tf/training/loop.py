@@ -7,10 +7,15 @@ learning rate, logs and checkpoints all follow from it.
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import signal
+import socket
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,11 +27,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches
-from karpa_tf.errors import UserError
+from karpa_tf.data.batches import Batches, from_dataset
+from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.optimizers import rows_with_gradient
-from karpa_tf.training.runtime import is_chief, needing_all_workers, sum_over_replicas
+from karpa_tf.training.runtime import (
+    from_chief,
+    has_other_workers,
+    is_chief,
+    needing_all_workers,
+    sum_over_replicas,
+)
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
 # keras.metrics.sparse_categorical_accuracy and its kin are.
@@ -40,6 +51,8 @@ Attack = Callable[[Any, Any], Any]
 _DIVERGED = 2.0
 _DIVERGED_BY = 1.0
 _DIVERGED_STEPS = 20
+# Seconds that a step may take, at least, once a worker was told to stop.
+_PATIENCE = 4.0
 
 
 class Diverged(UserError):
@@ -48,9 +61,9 @@ class Diverged(UserError):
 
 def fit(
     model: keras.Model,
-    data: Batches,
+    data: Batches | tf.data.Dataset,
     *,
-    validation: Batches | Callable[[], dict[str, float]] | None = None,
+    validation: Batches | tf.data.Dataset | Callable[[], dict[str, float]] | None = None,
     epochs: int = 1,
     metrics: Mapping[str, Metric] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -63,14 +76,18 @@ def fit(
     """Trains a compiled model.
 
     Losses, metrics and gradients are averages over the sample weights of the whole global batch, for
-    any number of workers or parts: twice the workers is the same training.
+    any number of workers or parts: twice the workers is the same training. Batch normalization is the
+    exception: each replica normalizes by its own part of the batch, and the moving averages are the means
+    over the replicas (`keras.layers.BatchNormalization(synchronized=True)` normalizes by all of it).
 
     Args:
-        model: compiled with an optimizer and a loss that averages over the sample weights
-            (`reduction="mean_with_sample_weight"`), made under the strategy's scope if there is one.
-        data: the training batches.
+        model: any Keras model that is compiled with an optimizer and a loss, made under the strategy's
+            scope if there is one. What `compile` was told of metrics is not read: see `metrics`.
+        data: the training batches. A `tf.data.Dataset` of (features, labels) or (features, labels, sample
+            weights) will do on one worker; it does not resume at the same batch.
         validation: batches to judge the model by after each epoch, or a function that judges it and
-            returns figures; they get the prefix `val_`. If the optimizer keeps a running average of the
+            returns figures; they get the prefix `val_`. A function is called once before the first step as
+            well, and of several workers by the chief alone. If the optimizer keeps a running average of the
             weights (`use_ema`), that is what is judged and what callbacks see at the end of an epoch.
         epochs: passes over `data`, those before a resume included.
         metrics: functions of (labels, outputs) that give a value per label, by name.
@@ -90,12 +107,22 @@ def fit(
         Diverged: the loss is not a number or has grown away from where it started.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and a checkpoint written; at all
             workers if one was told.
-        UserError: another worker is gone.
+        UserError: the model is not compiled, or does what this loop cannot do (a `train_step` of its own, a
+            loss that is a sum); a callback monitors a figure that there is not; another worker is gone.
     """
+    _check_model(model)
+    if isinstance(data, tf.data.Dataset) and checkpoints:
+        warnings.warn(
+            "A tf.data.Dataset does not say which batch is the n-th: a run that is resumed sees other "
+            "batches than one that was not stopped. karpa_tf.data.batches.Batches resumes exactly.",
+            stacklevel=2,
+        )
     strategy = model.optimizer._distribution_strategy
     chief = is_chief(strategy)
+    several = has_other_workers(strategy)
     workers = strategy.num_replicas_in_sync
     parts = accumulate * workers
+    data = _as_batches(data, "data", parts)
     if data.batch_size % parts:
         raise UserError(
             f"batch_size must be a multiple of {parts}, the workers times accumulate. "
@@ -104,12 +131,18 @@ def fit(
     names = ["loss", *(metrics or {})]
     if adversary and workers > 1:
         raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
-    step_function = _train_step(model, metrics or {}, accumulate, adversary, strategy, attack)
-    judge: Callable[[], dict[str, float]] | None
-    if isinstance(validation, Batches):
-        judge = _Judge(model, validation, metrics or {}, strategy)
-    else:
-        judge = validation
+    step_function = train_step(
+        model, metrics or {}, strategy, accumulate=accumulate, adversary=adversary, attack=attack
+    )
+    judge: Callable[[], dict[str, float]] | None = None
+    if callable(validation):
+        judged = validation  # for mypy
+
+        def judge() -> dict[str, float]:
+            return from_chief(strategy, judged)
+
+    elif validation is not None:
+        judge = _Judge(model, _as_batches(validation, "validation", workers), metrics or {}, strategy)
     with strategy.scope():
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
@@ -121,6 +154,8 @@ def fit(
     stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
     step = 0
     if resume:
+        if checkpoints and chief and checkpoints.folder.is_dir():
+            checkpoints.begin()
         saved = checkpoints.restore(variables) if checkpoints else None
         if saved:
             step, history = saved["step"], History(saved["history"])
@@ -136,6 +171,9 @@ def fit(
             "same run folder, and all be started with --resume or all without."
         )
     _spread_seeds(model, strategy)
+    # What a function gives is known when it was called.
+    figures = judge() if judge and callable(validation) else names
+    _check_monitors(callbacks, [*names, *(f"val_{name}" for name in figures)])
 
     def save() -> None:
         if checkpoints and chief:
@@ -153,9 +191,12 @@ def fit(
     model.stop_training = watch.stopped
     callback_list.on_train_begin()
     with ExitStack() as stack:
-        stopping = stack.enter_context(stop_signal())
+        pace = _Pace()
+        stopping = stack.enter_context(stop_signal(pace.patience if several else None))
         stack.callback(callback_list.on_train_end)  # whatever ends the training, logs are flushed
-        stack.enter_context(needing_all_workers())
+        stack.enter_context(needing_all_workers(strategy))
+        if checkpoints and chief:
+            stack.callback(checkpoints.release)
         batches = iter(_distribute(data, strategy, step, epochs * per_epoch))
         while step < epochs * per_epoch and not model.stop_training:
             epoch, index = divmod(step, per_epoch)
@@ -163,10 +204,13 @@ def fit(
                 totals[:] = 0
                 callback_list.on_epoch_begin(epoch)
             callback_list.on_train_batch_begin(index)
-            sums, stops = step_function(next(batches), tf.constant(float(stopping.is_set())))
-            sums = sums.numpy()
+            with pace.step():
+                sums, stops = step_function(next(batches), tf.constant(float(stopping.is_set())))
+                sums = sums.numpy()
             totals += sums
             step += 1
+            if checkpoints and chief and pace.steps == 1:
+                checkpoints.begin()
             logs = _averages(names, sums)
             watch.check(logs["loss"], step)
             callback_list.on_train_batch_end(index, logs)
@@ -180,7 +224,8 @@ def fit(
                         logs |= {f"val_{name}": value for name, value in figures.items()}
                     history.append(logs)
                     callback_list.on_epoch_end(epoch, logs)
-                watch.stopped = bool(model.stop_training)
+                model.stop_training = from_chief(strategy, lambda: bool(model.stop_training))
+                watch.stopped = model.stop_training
             # Workers stop together: one that is told to ends the step after, and with it all the others.
             if stops.numpy() if workers > 1 else stopping.is_set():
                 save()
@@ -254,28 +299,123 @@ def _loss_and_sums(
     model: keras.Model, metrics: Mapping[str, Metric], batch: Any, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the loss summed over the weights, and `[loss, *metrics, 1]` summed over the weights."""
-    features, labels, weights = batch
+    features, labels, *given = batch
     outputs = model(features, training=training)
-    loss = model.compute_loss(features, labels, outputs, weights, training=training)
-    weights = tf.cast(weights, tf.float32)
+    if any(getattr(output, "_keras_mask", None) is not None for output in tf.nest.flatten(outputs)):
+        raise UserError(
+            "The model's output carries a Keras mask (mask_zero=True, or a Masking layer); here the sample "
+            "weights of a batch say what counts: give what is padding the weight 0, and stop the mask."
+        )
+    takes = inspect.signature(model.compute_loss).parameters
+    loss = tf.cast(
+        model.compute_loss(
+            features, labels, outputs, *given, **({"training": training} if "training" in takes else {})
+        ),
+        tf.float32,
+    )
+    weights = _weights(batch)
     weight = tf.reduce_sum(weights)
     # Keras has divided by the number of replicas, for sums of their averages; ours are true averages.
-    loss = tf.cast(loss, tf.float32) * weight * tf.distribute.get_strategy().num_replicas_in_sync
+    loss *= tf.distribute.get_strategy().num_replicas_in_sync
+    if _averages_over_rows(model):
+        # Rows of no weight count there, and do not here. What layers add to the loss has no weights.
+        added = tf.add_n([tf.cast(x, tf.float32) for x in [tf.constant(0.0), *model.losses]])
+        loss = (loss - added) * tf.cast(tf.size(weights), tf.float32) / tf.maximum(weight, 1e-9) + added
+    loss *= weight
     sums = [loss]
     for metric in metrics.values():
-        sums.append(tf.reduce_sum(tf.cast(metric(labels, outputs), tf.float32) * weights))
+        values = tf.cast(metric(labels, outputs), tf.float32)
+        values = tf.reduce_mean(values, axis=list(range(weights.shape.rank, values.shape.rank)))
+        sums.append(tf.reduce_sum(values * weights))
     return loss, tf.stack([*sums, weight])
 
 
-def _train_step(
+def _weights(batch: Any) -> tf.Tensor:
+    """Returns the sample weights of a batch, float32; ones, a row each, where it brings none."""
+    _, labels, *given = batch
+    return tf.cast(given[0], tf.float32) if given else tf.ones(tf.shape(tf.nest.flatten(labels)[0])[:1])
+
+
+def _check_model(model: keras.Model) -> None:
+    """Raises a UserError for a model that this loop would not train as it says."""
+    if getattr(model, "optimizer", None) is None:
+        raise UserError("The model is not compiled: call model.compile(optimizer, loss) before fit.")
+    for name in ("train_step", "test_step", "compute_metrics"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            raise UserError(
+                f"{type(model).__name__} has a {name} of its own, which fit does not call: use model.fit, or "
+                "put what it does into the layers, the loss or compute_loss."
+            )
+    if model._compile_metrics is not None:
+        raise UserError(
+            "fit does not read compile(metrics=...): give it functions of labels and outputs, e.g. "
+            'metrics={"accuracy": keras.metrics.sparse_categorical_accuracy}.'
+        )
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            "fit does not scale losses, which mixed_float16 needs: use the policy mixed_bfloat16, or float32."
+        )
+    _averages_over_rows(model)
+
+
+def _averages_over_rows(model: keras.Model) -> bool:
+    """Whether the compiled loss divides by the rows, Keras' default, rather than by their weights.
+
+    Raises:
+        UserError: it does neither.
+    """
+    losses = tf.nest.flatten(getattr(model, "loss", None))
+    kinds = {getattr(x, "reduction", "sum_over_batch_size") for x in losses if x is not None}
+    by_rows = kinds <= {"sum_over_batch_size", "mean"} and bool(kinds)
+    own = type(model).compute_loss is not keras.Model.compute_loss
+    if (kinds and not by_rows and kinds != {"mean_with_sample_weight"}) or (by_rows and own):
+        raise UserError(
+            "fit takes averages over the sample weights: compile with losses of "
+            f'reduction="mean_with_sample_weight". Received: {", ".join(sorted(map(str, kinds)))}'
+            f"{' under a compute_loss of its own' if own else ''}."
+        )
+    return by_rows
+
+
+def _as_batches(data: Any, what: str, parts: int) -> Batches:
+    if isinstance(data, Batches):
+        return data
+    if isinstance(data, tf.data.Dataset):
+        if parts > 1:
+            raise UserError(
+                f"{what} is a tf.data.Dataset, which is read on one worker and in whole batches: make "
+                f"Batches for several workers or accumulate. Received: {parts} parts."
+            )
+        return from_dataset(data)
+    raise UserError(f"{what} must be Batches or a tf.data.Dataset. Received: {type(data).__name__}.")
+
+
+def _check_monitors(callbacks: Sequence[keras.callbacks.Callback], known: Sequence[str]) -> None:
+    """Raises a UserError if a callback wants a figure that no epoch will have."""
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor not in known:
+            raise UserError(
+                f'{type(callback).__name__} monitors "{monitor}"{did_you_mean(monitor, known)} '
+                f"There is: {', '.join(known)}."
+            )
+
+
+def train_step(
     model: keras.Model,
     metrics: Mapping[str, Metric],
-    accumulate: int,
-    adversary: Adversary | None,
     strategy: tf.distribute.Strategy,
+    *,
+    accumulate: int = 1,
+    adversary: Adversary | None = None,
     attack: Attack | None = None,
 ) -> Any:
+    """Returns one update of a compiled model, its optimizer built, as a function of (batch, stop).
+
+    It returns `[loss, *metrics, 1]` summed over the sample weights, and how many workers are to stop.
+    """
     variables = model.trainable_variables
+    statistics = _statistics(model) if strategy.num_replicas_in_sync > 1 else []
     lazy = getattr(model.optimizer, "lazy", False)
     whole = accumulate == 1 and strategy.num_replicas_in_sync == 1
     sparse: set[int] = set()
@@ -300,8 +440,8 @@ def _train_step(
         batch: Any, weight: tf.Tensor, others: Sequence[tf.Variable] = ()
     ) -> tuple[list[Any], tf.Tensor]:
         if attack:
-            features, labels, weights = batch
-            batch = (tf.stop_gradient(attack(features, labels)), labels, weights)
+            features, labels, *weights = batch
+            batch = (tf.stop_gradient(attack(features, labels)), labels, *weights)
         with tf.GradientTape() as tape:
             tape.watch(others)  # a frozen one too
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
@@ -327,11 +467,15 @@ def _train_step(
 
     def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # The weight of the whole global batch, known beforehand, spares a pass over all gradients.
-        weight = _all_reduce(strategy, tf.reduce_sum(tf.cast(batch[2], tf.float32)))
+        weight = _all_reduce(strategy, tf.reduce_sum(_weights(batch)))
         weight = tf.maximum(weight, 1e-9)
         grads, sums = (accumulated if accumulate > 1 else gradients)(batch, weight)
         # An argument has no device, and what is reduced must have one: tf.identity.
         *grads, sums, stops = _all_reduce(strategy, [*grads, sums, tf.identity(stop)])
+        if statistics:
+            sums_of = _all_reduce(strategy, [tf.identity(v.value) for v in statistics])
+            for variable, total in zip(statistics, sums_of, strict=True):
+                variable.value.assign(total / strategy.num_replicas_in_sync)
         if not whole:
             grads = [rows_with_gradient(g) if i in sparse else g for i, g in enumerate(grads)]
         # Every replica makes the same update of its own copy of the weights.
@@ -402,6 +546,16 @@ def _spread_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
 
     if strategy.num_replicas_in_sync > 1 and seeds:
         tf.function(lambda: strategy.run(replica), autograph=False)()
+
+
+def _statistics(model: keras.Model) -> list[keras.Variable]:
+    """Returns what layers count as they go, e.g. batch normalization's moving averages."""
+    return [
+        variable
+        for layer in model._flatten_layers()
+        for variable in layer._non_trainable_variables
+        if "float" in variable.dtype
+    ]
 
 
 class _Judge:
@@ -506,9 +660,33 @@ class _Watch:
         vars(self).update(state)
 
 
+class _Pace:
+    """How long steps take, and so how long one that hangs may be waited for."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._longest = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.steps += 1
+        self._longest = max(self._longest, time.monotonic() - start)
+
+    def patience(self) -> float:
+        """Seconds after which a step is taken to wait for another worker that will not come."""
+        return max(_PATIENCE, 2 * self._longest if self.steps > 1 else 0.0)
+
+
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """Sets an event at the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
+def stop_signal(patience: Callable[[], float] | None = None) -> Iterator[threading.Event]:
+    """Sets an event at the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once.
+
+    Args:
+        patience: how many seconds later the process ends whatever it does. A step that waits for another
+            worker cannot be interrupted; without other workers it ends by itself.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -520,8 +698,44 @@ def stop_signal() -> Iterator[threading.Event]:
         print("\nStopping after this step (Ctrl-C again: at once).", file=sys.stderr)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    left = threading.Event()
+    with ExitStack() as stack:
+        if patience:
+            stack.enter_context(_end_if_stuck(patience, left))
+        try:
+            yield event
+        finally:
+            left.set()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _end_if_stuck(patience: Callable[[], float], left: threading.Event) -> Iterator[None]:
+    """Ends the process that many seconds after a signal, unless `left` is set by then.
+
+    Python's own handlers wait for the main thread to come back from TensorFlow; the bytes that the
+    interpreter writes to a socket for each signal do not.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        if ours.recv(1) and not left.wait(patience()):
+            print(
+                "Stopped while waiting for another worker; the last checkpoint is what there is.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(130)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
-        yield event
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous)
+        theirs.close()
+        thread.join()
+        ours.close()

@@ -24,12 +24,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from filelock import FileLock, Timeout
 
-from karpa_tf.configs import RECIPES, RunConfig
+from karpa_tf.configs import FORMAT, RECIPES, RunConfig, check_format
 from karpa_tf.errors import UserError, did_you_mean
+
+_Config = TypeVar("_Config", bound=RunConfig)
 
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
@@ -56,15 +59,50 @@ class RunFolder:
     def assets(self) -> Path:
         return self.path / "assets"
 
+    @property
+    def begun(self) -> bool:
+        """Whether a first step was made: with it the folder of the checkpoints comes."""
+        return self.checkpoints.is_dir()
+
     def write_config(self, config: RunConfig) -> None:
-        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        values = {"format": FORMAT, **dataclasses.asdict(config)}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_whole(self.path / "config.yaml", text)
 
     def read_config(self) -> dict[str, Any]:
-        values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        """Returns the fields of config.yaml.
+
+        Raises:
+            UserError: it is damaged, or a newer version has written it.
+        """
+        path = self.path / "config.yaml"
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}.") from None
         if not isinstance(values, dict):
-            raise UserError(f"{self.path / 'config.yaml'} is damaged: it holds no fields.")
+            raise UserError(f"{path} is damaged: it holds no fields.")
+        check_format(path, values.pop("format", FORMAT))
         return values
+
+    def open_config(self, config: type[_Config]) -> _Config:
+        """Returns the run's settings; a field that an older version did not have gets its default.
+
+        Raises:
+            UserError: config.yaml is damaged, or holds fields or values that this version does not know.
+        """
+        values = self.read_config()
+        known = {field.name for field in dataclasses.fields(config)}
+        odd = sorted(set(map(str, values)) - known)
+        if odd:
+            raise UserError(
+                f"{self.path / 'config.yaml'} was written by another version of karpa_tf (environment.json "
+                f'beside it names that): this one has no field "{odd[0]}"{did_you_mean(odd[0], known)}'
+            )
+        try:
+            return config(**values)
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: {error}") from None
 
     def read_json(self, name: str) -> Any:
         """Returns what a JSON file of the run holds, e.g. `assets/policy.json`."""
@@ -105,8 +143,7 @@ def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFold
             except FileExistsError:
                 number += 1
         folder = RunFolder(parent / str(number))
-        for path in (folder.checkpoints, folder.assets):
-            path.mkdir()
+        folder.assets.mkdir()
         write_whole(folder.path / "command.txt", shlex.join(["karpa-tf", *command]) + "\n")
     return folder
 
@@ -117,12 +154,50 @@ def no_run(logs: str | Path, recipe: str) -> RunFolder:
 
 
 def remove_if_unused(folder: RunFolder) -> None:
-    """Removes a run folder that was made for a run which could not even start."""
-    if not (folder.path / "config.yaml").exists():
+    """Removes the folder of a new run that ended before its first step."""
+    if not folder.begun:
         shutil.rmtree(folder.path, ignore_errors=True)
         for parent in (folder.path.parent, folder.path.parent.parent):
             with suppress(OSError):
                 parent.rmdir()  # only if nothing else is in it
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keeps a folder for one training at a time, across processes; the lock ends with its process.
+
+    Raises:
+        UserError: another training has it.
+    """
+    lock = lock_folder(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_folder(folder: str | Path) -> FileLock:
+    """Returns the lock of a folder, taken; see `locked`."""
+    lock = FileLock(Path(folder) / ".lock")
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{folder} is being trained into by another process; wait until that has ended, or stop it."
+            ) from None
+    return lock
+
+
+def resolve_init(config: RunConfig, logs: str | Path) -> None:
+    """Puts the path of the run that is meant into `config.init`: `RECIPE/latest` is another one tomorrow.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    init = getattr(config, "init", "")
+    if init:
+        config.init = str(open_run(init, logs).path.resolve())  # type: ignore[attr-defined]
 
 
 def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
@@ -158,28 +233,28 @@ def _runs_in(parent: Path) -> list[Path]:
 
 
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
-    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`."""
+    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`."""
     rows = []
     for name in [recipe] if recipe else list(RECIPES):
         for path in _runs_in(Path(logs) / name):
-            folder = RunFolder(path)
-            metrics = folder.read_metrics()
-            rows.append(
-                {
-                    "run": str(path),
-                    "recipe": name,
-                    "status": "finished" if metrics else "unfinished",
-                    "config": folder.read_config(),
-                    "metrics": metrics or {},
-                }
-            )
+            row: dict[str, Any] = {"run": str(path), "recipe": name, "config": {}, "metrics": {}}
+            try:
+                folder = RunFolder(path)
+                row["config"] = folder.read_config()
+                metrics = folder.read_metrics()
+                row["metrics"] = metrics or {}
+                row["status"] = "finished" if metrics else "unfinished"
+            except UserError as error:
+                row |= {"status": "damaged", "reason": str(error)}
+            rows.append(row)
     return rows
 
 
 def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yields the lines of a table: the settings in which runs of a recipe differ, and their figures."""
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        mine = [row for row in rows if row["recipe"] == recipe]
+        every = [row for row in rows if row["recipe"] == recipe]
+        mine = [row for row in every if row["status"] != "damaged"]
         fields = dict.fromkeys(key for row in mine for key in row["config"])
         differing = [key for key in fields if len({repr(row["config"].get(key)) for row in mine}) > 1]
         figures = list(
@@ -194,6 +269,9 @@ def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
         for line in table:
             cells = [f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True)]
             yield "  ".join(cells).rstrip()
+        for row in every:
+            if row["status"] == "damaged":
+                yield f"{row['run']}  damaged: {row['reason']}"
 
 
 def environment() -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from karpa_tf.configs import RunConfig, TrainingConfig
@@ -66,6 +68,10 @@ def fast_bfloat16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
+        return False
+    # oneDNN may be told to use less than the CPU has, and then has no bfloat16 at all.
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(name in allowed for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -145,9 +151,15 @@ def _tf_config() -> tuple[dict[str, list[str]], str, int]:
     return cluster, kind, index
 
 
+def has_other_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes train along."""
+    resolver = strategy.cluster_resolver
+    return resolver is not None and sum(map(len, resolver.cluster_spec().as_dict().values())) > 1
+
+
 @contextmanager
-def needing_all_workers() -> Iterator[None]:
-    """Turns what TensorFlow raises when another worker is gone into a sentence.
+def needing_all_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker is gone into a sentence, where there is another.
 
     Workers send each other heartbeats; one that is silent for ten seconds counts as gone, and the sums
     that the others wait for are given up.
@@ -159,7 +171,10 @@ def needing_all_workers() -> Iterator[None]:
         tf.errors.DeadlineExceededError,
         tf.errors.AbortedError,
         tf.errors.CancelledError,
+        tf.errors.InternalError,
     ) as error:
+        if not has_other_workers(strategy):
+            raise
         reason = " ".join(error.message.split()).split("Collective ops is aborted by: ")[-1]
         raise UserError(
             "Another worker is gone; start all of them again, with --resume and the run. TensorFlow "
@@ -179,8 +194,46 @@ def sum_over_replicas(strategy: tf.distribute.Strategy, number: int) -> int:
 
     if strategy.num_replicas_in_sync == 1:
         return number
-    with needing_all_workers():
+    with needing_all_workers(strategy):
         return int(tf.function(total, autograph=False)())
+
+
+# Numbers that `from_chief` sends at once: one graph for values of all lengths.
+_SENT = 1024
+
+
+def from_chief(strategy: tf.distribute.Strategy, make: Callable[[], Any]) -> Any:
+    """Returns what `make` gives at the chief, to all workers; the others do not call it.
+
+    Args:
+        strategy: of the training.
+        make: returns what JSON can hold.
+    """
+    if not has_other_workers(strategy):
+        return make()
+    text = json.dumps(make()).encode() if is_chief(strategy) else b""
+    length = int(_send(strategy, np.array([len(text)], np.int32))[0])
+    parts = []
+    for start in range(0, length, _SENT):
+        part = np.frombuffer(text[start : start + _SENT].ljust(_SENT), np.uint8).astype(np.int32)
+        parts.append(_send(strategy, part))
+    return json.loads(np.concatenate(parts)[:length].astype(np.uint8).tobytes())
+
+
+def _send(strategy: tf.distribute.Strategy, numbers: np.ndarray) -> np.ndarray:
+    """Returns the chief's int32 numbers, at every worker."""
+
+    def replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        # The first replica is the chief's; it may have others beside it.
+        mine = tf.where(context.replica_id_in_sync_group == 0, tf.constant(numbers), 0)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+    def total() -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(replica))[0]
+
+    with needing_all_workers(strategy):
+        return tf.function(total, autograph=False)().numpy()
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:

@@ -43,7 +43,9 @@ def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
 @pytest.mark.parametrize("pool", [1, 2, 3])
 @pytest.mark.parametrize("batch", [128, 6])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_convolution_before_pooling_is_that_of_keras(dtype: str, batch: int, pool: int) -> None:
+def test_convolution_before_pooling_is_that_of_keras(
+    dtype: str, batch: int, pool: int, bfloat16: None
+) -> None:
     x = tf.random.stateless_normal([batch, 7, 5, 16], [1, 2])
     arguments: dict[str, Any] = {"padding": "same", "use_bias": False}
     ours = FastConv2D(24, 3, pool=pool, dtype=dtype, **arguments)
@@ -51,19 +53,29 @@ def test_convolution_before_pooling_is_that_of_keras(dtype: str, batch: int, poo
     ours.build(x.shape)
     theirs.build(x.shape)
     theirs.kernel.assign(ours.kernel)
+    exact = keras.layers.Conv2D(24, 3, dtype="float64", **arguments)
+    exact.build(x.shape)
+    # What both get, as the arithmetic holds it.
+    held = "bfloat16" if dtype == "mixed_bfloat16" else "float32"
+    exact.kernel.assign(tf.cast(tf.cast(ours.kernel.value, held), tf.float64))
+    inputs = [x, x, tf.cast(tf.cast(x, held), tf.float64)]
     results = []
-    for layer in (ours, theirs):
+    for layer, given in zip((ours, theirs, exact), inputs, strict=True):
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x)
+            tape.watch(given)
+            y = layer(given)
             assert y.shape == layer.compute_output_shape(x.shape)
-            y = keras.layers.AveragePooling2D(pool)(y)  # rounding must not decide which place counts
-            loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
-        results.append((y, *tape.gradient(loss, [x, layer.kernel.value])))
-    for a, b in zip(*results, strict=True):
-        a, b = (np.asarray(tf.cast(z, tf.float32)) for z in (a, b))
-        atol = (0.03 if dtype == "mixed_bfloat16" else 1e-5) * float(np.abs(b).max())
-        np.testing.assert_allclose(a, b, atol=atol)
+            # The mean, for rounding must not decide which place counts.
+            y = keras.layers.AveragePooling2D(pool, dtype=layer.dtype_policy)(y)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float64)))
+        gradients = tape.gradient(loss, [given, layer.kernel.value])
+        results.append([np.asarray(tf.cast(z, tf.float64)) for z in (y, *gradients)])
+    # As near to float64 as Keras' own, to a rounding of each of a sum's terms: how they are added differs
+    # from CPU to CPU, and some round after each.
+    rounding = 2.0**-23 if held == "float32" else 2.0**-8
+    for a, b, right in zip(*results, strict=True):
+        bound = 2 * np.abs(b - right).max() + rounding * np.sqrt(9 * 24) * np.abs(right).max()
+        assert np.abs(a - right).max() <= bound
 
 
 def test_convolution_leaves_out_what_a_pooling_would_not_read() -> None:

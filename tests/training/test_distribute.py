@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tests.conftest import BERT_TINY, TINY, make_intents, write_csv
+from karpa_tf.training.runtime import needing_all_workers
+from tests.conftest import BERT_TINY, TINY, TINY_DIGITS, make_intents, write_csv
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
@@ -217,5 +219,96 @@ def test_a_worker_that_is_told_to_stop_stops_all(text_file, tmp_path) -> None:
         job.processes[1].send_signal(signal.SIGTERM)
         assert job.wait() == [130, 130], job.errors()
         steps = len(job.losses(0))
-        saved = [path.name for path in (tmp_path / "logs" / "mlm-gru" / "1" / "checkpoints").iterdir()]
+        saved = [path.name for path in (tmp_path / "logs/mlm-gru/1/checkpoints").iterdir() if path.suffix]
         assert saved == [f"step-{steps:010d}.npz"]
+
+
+def noise(path: Path) -> Path:
+    """Images whose labels are luck: no network gets better at others for long."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 255, (320, 10, 10), dtype=np.uint8)
+    np.savez(path, x_train=x, y_train=np.arange(320) % 4)
+    return path
+
+
+NORMALIZED = ["mnist-mlp", "--batch_normalization", "true", *TINY_DIGITS, "--patience", 1, "--shift", 0]
+
+
+def test_two_devices_normalize_stop_early_and_resume(tmp_path) -> None:
+    words = ["train", *NORMALIZED, "--data", noise(tmp_path / "noise.npz"), "--strategy", "mirrored"]
+    with Job(tmp_path / "whole") as whole, Job(tmp_path / "cut") as cut:
+        whole.start(1, *words, "--epochs", 40, devices=2).finish()
+        assert 0 < len(whole.losses(0)) < 40 * 8, "luck does not last"
+        cut.start(1, *words, "--epochs", 40, "--checkpoint_seconds", 0, devices=2).wait_for_step(10)
+        cut.processes[0].send_signal(signal.SIGKILL)
+        cut.wait()
+        with Job(tmp_path / "again") as again:
+            again.start(
+                1, "train", "mnist-mlp", "--resume", cut.folder / "logs/mnist-mlp/1", devices=2
+            ).finish()
+            steps = len(again.losses(0))
+            assert again.losses(0) == whole.losses(0)[-steps:]
+            for a, b in zip(again.weights(0), whole.weights(0), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_two_devices_fine_tune(tmp_path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_intents(240))
+    words = ["train", "bert-classifier", *BERT_TINY, "--data", data, "--patience", 1]
+    with Job(tmp_path / "job") as job, Job(tmp_path / "more") as more:
+        job.start(1, *words, "--epochs", 1, "--strategy", "mirrored", devices=2).finish()
+        run = job.folder / "logs/bert-classifier/1"
+        more.start(1, "train", "bert-classifier", "--resume", run, "--epochs", 2, devices=2).finish()
+        assert len(more.losses(0)) == len(job.losses(0)) == 12
+        assert more.losses(0)[-1] < job.losses(0)[0]
+
+
+@pytest.mark.slow
+def test_two_workers_normalize_stop_at_once_and_resume(tmp_path) -> None:
+    """Each normalizes by its own half: the chief alone judges, and both stop after the same epoch."""
+    words = ["train", *NORMALIZED, "--data", noise(tmp_path / "noise.npz"), "--strategy", "multi-worker"]
+    with Job(tmp_path / "whole") as whole, Job(tmp_path / "cut") as cut:
+        whole.start(2, *words, "--epochs", 40).finish()
+        steps = len(whole.losses(0))
+        assert 0 < steps < 40 * 8, "luck does not last"
+        assert whole.losses(1) == whole.losses(0)
+        for a, b in zip(whole.weights(1), whole.weights(0), strict=True):
+            np.testing.assert_array_equal(a, b)  # moving averages too
+        cut.start(2, *words, "--epochs", 40, "--checkpoint_seconds", 0).wait_for_step(10)
+        for process in cut.processes:
+            process.send_signal(signal.SIGKILL)
+        cut.wait()
+        with Job(tmp_path / "again") as again:
+            again.start(2, "train", "mnist-mlp", "--resume", cut.folder / "logs/mnist-mlp/1").finish()
+            assert again.losses(0) == whole.losses(0)[-len(again.losses(0)) :]
+            for a, b in zip(again.weights(0), whole.weights(0), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_two_workers_fine_tune_with_patience_and_resume(tmp_path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_intents(240))
+    words = ["train", "bert-classifier", *BERT_TINY, "--data", data, "--strategy", "multi-worker"]
+    with Job(tmp_path / "job") as job, Job(tmp_path / "more") as more:
+        job.start(2, *words, "--patience", 1, "--epochs", 1).finish()
+        run = job.folder / "logs/bert-classifier/1"
+        more.start(2, "train", "bert-classifier", "--resume", run, "--epochs", 6).finish()
+        assert more.losses(0) == more.losses(1) and len(more.losses(0)) >= len(job.losses(0))
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_another_ends_when_it_is_told_to(text_file, tmp_path) -> None:
+    """By the signal, not because TensorFlow gave up on the other one, whose status would be 2."""
+    words = [*WORDS, "--data", text_file, "--epochs", 100]
+    with Job(tmp_path) as job:
+        job.start(2, *words).wait_for_step(3)
+        job.processes[1].send_signal(signal.SIGSTOP)
+        job.processes[0].send_signal(signal.SIGTERM)
+        assert job.processes[0].wait(timeout=60) == 130, job.errors()
+        assert "Stopped while waiting for another worker" in job.errors()
+
+
+def test_alone_nobody_else_is_gone() -> None:
+    alone = tf.distribute.get_strategy()
+    with pytest.raises(tf.errors.AbortedError), needing_all_workers(alone):
+        raise tf.errors.AbortedError(None, None, "a kernel gave up")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -146,9 +147,19 @@ def read_events(folder: Path) -> dict[tuple[str, str, int], list[bytes]]:
 
 
 def run(
-    folder: Path, *, resume: bool = False, kill: int | None = None, patience: int = 0, rate=0.05, accumulate=1
+    folder: Path,
+    *,
+    resume: bool = False,
+    kill: int | None = None,
+    patience: int = 0,
+    accumulate=1,
+    losses: list[float] | None = None,
 ):
-    model = make_model(dropout=0.2, learning_rate=rate, steps=48)
+    """Trains 8 epochs of 6 steps; `losses`: what validation says after so many epochs, whatever is true."""
+    model = make_model(dropout=0.2, learning_rate=0.05, steps=48)
+    validation: Any = make_batches(seed=None)
+    if losses:
+        validation = lambda: {"loss": losses[int(model.optimizer.iterations) // 6]}  # noqa: E731
     best = BestWeights(folder / "best.weights.h5", patience=patience)
     callbacks = [best, TensorBoard(folder, hparams={"a": 1})]
     if kill:
@@ -156,7 +167,7 @@ def run(
     history = fit(
         model,
         make_batches(),
-        validation=make_batches(seed=None),
+        validation=validation,
         epochs=8,
         metrics=METRICS,
         callbacks=callbacks,
@@ -184,13 +195,15 @@ def test_a_run_killed_at_any_step_ends_as_if_it_never_was(tmp_path) -> None:
 
 
 def test_early_stopping_survives_a_kill(tmp_path) -> None:
-    _, history, _ = run(tmp_path / "whole", patience=1, rate=1.5)
-    assert len(history) < 8, "the test wants a run that stops early"
+    stops = {"patience": 2, "losses": [9.0, 1.0, 0.5, 0.7, 0.6, 0.1, 0.1, 0.1, 0.1]}
+    _, history, best = run(tmp_path / "whole", **stops)
+    assert [logs["val_loss"] for logs in history] == [1.0, 0.5, 0.7, 0.6]
     with pytest.raises(_Killed):
-        run(tmp_path / "cut", patience=1, rate=1.5, kill=6 * len(history) - 1)
-    assert run(tmp_path / "cut", patience=1, rate=1.5, resume=True)[1] == history
-    # Resumed once more it is still over.
-    assert run(tmp_path / "cut", patience=1, rate=1.5, resume=True)[1] == history
+        run(tmp_path / "cut", **stops, kill=6 * len(history) - 1)
+    for _ in range(2):  # resumed once more it is still over
+        _, again, best_again = run(tmp_path / "cut", **stops, resume=True)
+        assert again == history
+        assert_same_weights(best, best_again)
 
 
 def test_accumulation_is_exact_under_resume(tmp_path) -> None:
@@ -262,7 +275,8 @@ def test_only_the_last_checkpoints_stay(tmp_path) -> None:
     for step in range(1, 8):
         checkpoints.save(step, variables, {})
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        f"step-{step:010d}.npz" for step in (5, 6, 7)
+        ".lock",
+        *(f"step-{step:010d}.npz" for step in (5, 6, 7)),
     ]
 
 

@@ -47,6 +47,7 @@ def test_damaged_files_are_named(tmp_path) -> None:
 def test_an_unused_folder_goes_and_a_used_one_stays(tmp_path) -> None:
     used = create_run(tmp_path / "logs", "mlm-gru", [])
     used.write_config(MlmGruConfig())
+    used.checkpoints.mkdir()  # as the first step does
     remove_if_unused(used)
     remove_if_unused(create_run(tmp_path / "logs", "mlm-gru", []))
     assert [row["run"] for row in list_runs(tmp_path / "logs")] == [str(used.path)]

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.recipes import bert, mlm_gru
+from karpa_tf.recipes import bert, mlm_gru, vision
 from karpa_tf.training import loop
 
 
@@ -40,7 +40,7 @@ def main(out: str, devices: str, *words: str) -> int:
         )
     fit = loop.fit
     record = Record(Path(out))
-    for recipe in (mlm_gru, bert):
+    for recipe in (mlm_gru, bert, vision):
         recipe.fit = lambda *args, callbacks, **kwargs: fit(*args, callbacks=[*callbacks, record], **kwargs)
     return karpa(words)
 
