@@ -376,7 +376,7 @@ async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, h
     swaps, memory, odd = 0, [], []
     refused = 0
     rng = random.Random(0)
-    makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http]
+    makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http, escaped_quotes, packed_lists]
 
     async def swap() -> None:
         nonlocal swaps
@@ -494,6 +494,19 @@ async def bomb(port: int, rng: random.Random) -> int:
 def bomb_body() -> bytes:
     """20 MB as 20 kB."""
     return gzip.compress(b"[" * 20_000_000)
+
+
+async def escaped_quotes(port: int, rng: random.Random) -> int:
+    return await raw(port, ATTACKS["escaped_quotes"]()[1])
+
+
+async def packed_lists(port: int, rng: random.Random) -> int:
+    return await raw(port, packed_lists_body())
+
+
+@functools.cache
+def packed_lists_body() -> bytes:
+    return ATTACKS["gzip_lists"]()[1]
 
 
 async def no_http(port: int, rng: random.Random) -> int:
@@ -741,6 +754,9 @@ def main() -> None:
     parser.add_argument("--model", help="A model's folder to use, in place of one trained for a moment.")
     parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
     parser.add_argument("--stall", action="store_true", help="The same as --only stall.")
+    parser.add_argument(
+        "--smoke", action="store_true", help="A moment of overhead and stall: whether it runs, not how fast."
+    )
     parser.add_argument("--attack_names", default="", help="Of the stalls, only these, with commas.")
     # Used by this script itself, for the processes that it starts.
     parser.add_argument("--minimal", help=argparse.SUPPRESS)
@@ -767,13 +783,18 @@ def main() -> None:
     if arguments.attack:
         attack(arguments.attack, arguments.port, arguments.rpc, arguments.seconds)
         return
+    wanted = [arguments.only] if arguments.only else list(MEASUREMENTS)
     if arguments.stall:
-        arguments.only = "stall"
+        wanted = ["stall"]
+    if arguments.smoke:
+        wanted = ["overhead", "stall"]
+        arguments.rounds, arguments.seconds = 1, 0.5
+        arguments.attack_names = "nothing,escaped_quotes,grpc_repeated_string"
 
     ratios: dict[str, float] = {}
     values: dict[str, Any] = {}
     for name, measurement in MEASUREMENTS.items():
-        if arguments.only in (None, name):
+        if name in wanted:
             with tempfile.TemporaryDirectory() as folder:
                 more_ratios, more_values = measurement(arguments, Path(folder))
             ratios |= more_ratios
