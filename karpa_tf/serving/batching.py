@@ -217,6 +217,8 @@ class Batcher:
                 if not item.future.done():
                     item.future.set_exception(refusal)
         self._queue.clear()
+        if self._running == self._overdue:
+            self._idle.set()  # nobody waits for it any more, and a version that is replaced must not either
 
     def _can_run_here(self, batch: list[_Item]) -> bool:
         return (

@@ -110,7 +110,7 @@ def _with_readable_messages(
         if len(message) > requests.SMALL and predicts:
             return message  # read elsewhere, so that nothing waits for it
         if len(message) > _LARGEST_QUESTION:
-            return None
+            return requests.too_large(_LARGEST_QUESTION, len(message))
         try:
             return handler.request_deserializer(message)
         except DecodeError:
@@ -121,6 +121,8 @@ def _with_readable_messages(
             await context.abort(
                 grpc.StatusCode.INTERNAL, "The message cannot be read as this call's request."
             )
+        if isinstance(request, Refusal):
+            await context.abort(grpc.StatusCode[request.code], request.message)
         return await handler.unary_unary(request, context)
 
     def write(response: Any) -> bytes:

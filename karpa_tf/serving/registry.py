@@ -391,7 +391,11 @@ def check_base_path(path: Path) -> None:
     Raises:
         Refusal: it is one.
     """
-    if (path / "saved_model.pb").is_file() and not versions_in(path):
+    try:
+        itself = (path / "saved_model.pb").is_file() and not versions_in(path)
+    except OSError:
+        return  # what cannot be read is looked at again, and its status says so
+    if itself:
         raise invalid(
             f"{path} is itself a version: it holds saved_model.pb; name the folder that holds the versions, "
             f"{path.parent}."

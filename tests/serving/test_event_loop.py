@@ -308,7 +308,7 @@ def test_a_message_without_tensors_is_small(server) -> None:
         call = channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\x0a\x00" * 500_000, timeout=SECONDS)
-        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # --- Which signatures may run in the loop ------------------------------------------------------------
