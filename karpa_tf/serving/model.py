@@ -244,6 +244,7 @@ def load_model(
         graph = _read_graph(path)
         if not allow_unsafe_ops:
             safety.check(graph, path)
+        _check_files(graph, path)
         loaded: Any
         functions: Mapping[str, Any]
         if graph.object_graph_def.nodes:
@@ -267,6 +268,8 @@ def load_model(
         raise
     except Exception as error:  # a broken file can fail in any way, and must not take the server down
         reason = " ".join(str(error).split())[:300]
+        if "Read less bytes" in reason:
+            raise Refusal("DATA_LOSS", f"a file of {path / 'variables'} is cut off") from None
         raise Refusal("INTERNAL", f"{type(error).__name__}: {reason}") from None
     model.seconds = time.perf_counter() - start
     return model
@@ -287,6 +290,22 @@ def _read_graph(path: Path) -> meta_graph_pb2.MetaGraphDef:
         if "serve" in graph.meta_info_def.tags:
             return graph
     raise Refusal("NOT_FOUND", f'{file} holds no graph with the tag "serve"')
+
+
+def _check_files(graph: meta_graph_pb2.MetaGraphDef, path: Path) -> None:
+    """Says which file a version lacks, where TensorFlow would speak of nodes and readers."""
+    for asset in graph.asset_file_def:
+        if not (path / "assets" / asset.filename).exists():
+            raise Refusal(
+                "NOT_FOUND", f"{path / 'assets' / asset.filename} is missing; the version is not whole"
+            )
+    held = any(node.WhichOneof("kind") == "variable" for node in graph.object_graph_def.nodes)
+    old = not graph.object_graph_def.nodes and any(
+        node.op in ("VariableV2", "Variable", "VarHandleOp") for node in graph.graph_def.node
+    )
+    index = path / "variables" / "variables.index"
+    if (held or old) and not index.exists():
+        raise Refusal("NOT_FOUND", f"{index} is missing; the version is not whole")
 
 
 def _warm_up(model: Model) -> None:

@@ -59,6 +59,8 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
         UserError: it cannot start.
         KeyboardInterrupt: it was stopped by Ctrl-C.
     """
+    # What it warns of (deprecated names, variables of old models) is nothing that who serves can change.
+    tf.get_logger().setLevel(logging.ERROR)
     # Threads that write answers must not keep the event loop waiting for Python's lock.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Without it TensorFlow takes every core of the machine, also those that a container may not use.

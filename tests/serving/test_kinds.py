@@ -218,6 +218,38 @@ def test_batching_files_have_all_fields_of_tensorflow_serving(tmp_path) -> None:
     assert (limits.rows, limits.request_rows, limits.threads, limits.lone_threads) == (32, 128, 2, 2)
 
 
+def test_a_version_that_is_not_whole_says_what_it_lacks(kinds, tmp_path) -> None:
+    shutil.copytree(kinds / "tf1", tmp_path / "tf1")
+    shutil.rmtree(tmp_path / "tf1" / "1" / "variables")
+    save_add(tmp_path / "add", 1)
+    save_add(tmp_path / "cut", 1)
+    (tmp_path / "add" / "1" / "variables" / "variables.index").unlink()
+    (data,) = (tmp_path / "cut" / "1" / "variables").glob("variables.data*")
+    data.write_bytes(data.read_bytes()[:3])
+    (tmp_path / "words.txt").write_text("one\ntwo\n")
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.TextFileInitializer(
+            str(tmp_path / "words.txt"), tf.string, 0, tf.int64, -1, delimiter="\t"
+        ),
+        -1,
+    )
+    module = tf.Module()
+    module.table = table
+    module.made = tf.function(lambda text: {"id": table.lookup(text)}, input_signature=[TEXTS])
+    tf.saved_model.save(module, str(tmp_path / "table" / "1"), signatures={"serving_default": module.made})
+    (tmp_path / "table" / "1" / "assets" / "words.txt").unlink()
+    lacks = {
+        "tf1": "variables.index is missing",
+        "add": "variables.index is missing",
+        "cut": "is cut off",
+        "table": "words.txt is missing",
+    }
+    with Running(tmp_path) as running:
+        for name, word in lacks.items():
+            (version,) = running.get(f"/v1/models/{name}").json["model_version_status"]
+            assert version["state"] == "END" and word in version["status"]["error_message"], version
+
+
 # --- HTTP ---------------------------------------------------------------------------------------------
 
 
