@@ -165,24 +165,63 @@ def _evaluate(args: Namespace) -> dict[str, Any]:
 def _predict(args: Namespace) -> dict[str, Any]:
     from karpa_tf import rows
 
-    path = Path(args.run)
-    if (path / "saved_model.pb").is_file():
+    if args.output:
+        rows.check_output(args.output)
+    model = _model_file(Path(args.run))
+    # What can be said of the rows is said before TensorFlow is imported: the inputs of a run are known.
+    if model:
+        given = rows.read(args.inputs, args.input)
         with _quiet_import():
             from karpa_tf.export import loader
 
-        signature = loader.load_signature(path)
+            signature = loader.load_model(model)
+        asked = given.match(rows.inputs_of_signature(signature.inputs))
     else:
         folder, recipe = _open(args)
+        inputs = rows.inputs_of_run(folder.read_config())
+        given = rows.read(args.inputs, args.input, rows.columns_of(inputs))
+        asked = given.match(inputs, filled=True)
+        if not folder.has_weights:
+            raise UserError(
+                f"{folder.path} has no weights yet; go on with `karpa-tf train {recipe.name} --resume "
+                f"{folder.path}`."
+            )
         signature = _load(recipe).signature(folder)
-    inputs = rows.read(args.inputs, args.input, signature.inputs)
-    outputs = signature.predict(inputs)
+    for note in given.notes:
+        print(note, file=sys.stderr)
+    outputs = signature.predict(asked.inputs, broken="skip")
     if args.output:
-        rows.write(args.output, inputs, outputs)
+        for note in rows.write(args.output, asked.given, outputs, signature.names):
+            print(note, file=sys.stderr)
         print(f"{args.output}: {len(outputs)} rows", file=_text(args))
     else:
-        for line in rows.format(inputs, outputs):
+        for line in rows.format(asked.inputs, outputs):
             print(line, file=_text(args))
-    return {"predictions": outputs}
+    result: dict[str, Any] = {"predictions": outputs, "inputs": asked.given}
+    failed = sum(rows.is_error(output) for output in outputs)
+    if failed:
+        print(f"{failed} of {len(outputs)} rows could not be read.", file=sys.stderr)
+        result["ok"] = False
+    return result
+
+
+def _model_file(path: Path) -> Path | None:
+    """Returns the SavedModel, .tflite or .onnx file that a path means; None: a run's."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    if path.suffix.lower() in (".tflite", ".onnx"):
+        if not path.is_file():
+            raise UserError(f"There is no file {path}.")
+        return path
+    for name in ("model.tflite", "model.onnx"):
+        if (path / name).is_file():
+            return path / name
+    versions = [p for p in path.iterdir() if p.name.isdecimal()] if path.is_dir() else []
+    if versions and not (path / "config.yaml").exists():
+        newest = max(versions, key=lambda version: int(version.name))
+        if _model_file(newest):
+            raise UserError(f"{path} holds versions of a model; name one of them, as {newest}.")
+    return None
 
 
 def _explain(args: Namespace) -> dict[str, Any]:
@@ -324,12 +363,22 @@ def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
                 help="Image files (none: some of the run's), or texts (none: standard input).",
             )
         if verb == "predict":
-            leaf.add_argument("run", type=str, help="A run, RECIPE/latest, or a SavedModel folder.")
+            leaf.add_argument(
+                "run", type=str, help="A run, RECIPE/latest, a SavedModel folder, a .tflite or .onnx file."
+            )
             leaf.add_argument("inputs", type=str, nargs="*", default=[], help="Inputs; else standard input.")
             leaf.add_argument(
-                "--input", type=str, default="", help="Read inputs from a .csv, .jsonl or .txt."
+                "--input",
+                type=str,
+                default="",
+                help="Read inputs from a .txt (a row a line), .csv, .tsv, .jsonl, .xlsx or .parquet.",
             )
-            leaf.add_argument("--output", type=str, default="", help="Write predictions to a .csv or .jsonl.")
+            leaf.add_argument(
+                "--output",
+                type=str,
+                default="",
+                help="Write the rows and their predictions to a .csv or .jsonl.",
+            )
         if verb == "export":
             leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
             leaf.add_argument(
@@ -485,6 +534,12 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
     from karpa_tf.training import run_folder
 
     folder = run_folder.open_run(args.run, args.logs)
+    config = folder.read_config()
+    if config.get("folds") and not config.get("fold"):
+        raise UserError(
+            f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
+            "its metrics.json lists them."
+        )
     return folder, find_recipe(folder.recipe)
 
 
@@ -511,6 +566,8 @@ def _quiet_import() -> Iterator[None]:
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
+        except UserError:
+            raise  # it says all
         except BaseException:
             log.seek(0)
             os.write(saved, log.read())

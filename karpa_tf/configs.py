@@ -136,6 +136,11 @@ class TrainingConfig(RunConfig):
         super().__post_init__()
         if self.profile:
             self.profile_steps()
+        folds, fold = getattr(self, "folds", 0), getattr(self, "fold", 0)
+        if folds == 1 or fold > folds:
+            raise UserError(
+                f"folds must be 0, or 2 at least, and fold one of them. Received: {folds} and {fold}."
+            )
 
     def profile_steps(self) -> tuple[int, int] | None:
         """Returns the steps of `profile`, or None.
@@ -246,6 +251,8 @@ class BertConfig(TrainingConfig):
     token_dropout: float = option(0.0, "Share of the pieces replaced by [MASK] in training.")
     validation_share: float = option(0.05, "Share of the data for validation where it brings none.")
     test_share: float = option(0.05, "Share of the data for the test split where it brings none.")
+    folds: int = option(0, "Cross-validation: so many runs, each tested on another part of the data; 0: no.")
+    fold: int = option(0, "With folds: only the run that is tested on this part, from 1; 0: all of them.")
     layers: int = option(4, "scratch: transformer blocks.")
     heads: int = option(4, "scratch: attention heads.")
     width: int = option(256, "scratch: width of the blocks.")
@@ -274,6 +281,8 @@ class BertConfig(TrainingConfig):
         "token_dropout": 0,
         "validation_share": 0.001,
         "test_share": 0,
+        "folds": 0,
+        "fold": 0,
         "layers": 1,
         "heads": 1,
         "width": 1,
@@ -318,8 +327,8 @@ class BertClassifierConfig(BertConfig):
 
     data: str = option(
         "embedded",
-        "Texts with labels: embedded (intents), a .csv or .tsv file, a folder with train.csv and perhaps "
-        "validation.csv and test.csv, tfds:NAME.",
+        "Texts with labels: embedded (intents), a .csv, .tsv, .jsonl, .xlsx or .parquet file, a folder with "
+        "train.csv and perhaps validation.csv and test.csv, tfds:NAME.",
     )
     text: str = option("text", "Column of the text.")
     label: str = option("label", "Column of the label.")
@@ -362,6 +371,8 @@ class ImageConfig(TrainingConfig):
     )
     validation_share: float = option(0.05, "Share of the data for validation where it brings none.")
     test_share: float = option(0.05, "Share of the data for the test split where it brings none.")
+    folds: int = option(0, "Cross-validation: so many runs, each tested on another part of the data; 0: no.")
+    fold: int = option(0, "With folds: only the run that is tested on this part, from 1; 0: all of them.")
     optimizer: Literal["adamw", "sgd"] = option(
         "adamw", "What makes the updates; sgd: with Nesterov's momentum."
     )
@@ -400,6 +411,8 @@ class ImageConfig(TrainingConfig):
         "image_size": 8,
         "validation_share": 0.001,
         "test_share": 0,
+        "folds": 0,
+        "fold": 0,
         "momentum": 0,
         "weight_decay": 0,
         "bias_rate": 0.001,

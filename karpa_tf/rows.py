@@ -1,115 +1,355 @@
-"""Rows in and out of `predict`: words of the command line, standard input, .txt, .csv, .jsonl."""
+"""Rows in and out of `predict`: words of the command line, standard input, files.
+
+Nothing here imports TensorFlow: what is wrong with a file is said before that.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from karpa_tf.data.cells import (
+    TABLES,
+    Sheet,
+    as_text,
+    check_characters,
+    decode,
+    is_nothing,
+    json_row,
+    read_sheet,
+    read_text,
+    unused,
+)
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.training.run_folder import writing
 
+# What a value of an input is: a text, an image (the path of its file, or nested lists), or other JSON.
+Kind = Literal["text", "image", "json"]
 
-def read(words: Sequence[str], path: str, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns a dict a row, with a value for each input of a signature.
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a signature.
+
+    Attributes:
+        kind: what its values are.
+        column: the column that a run was trained on; empty: the one of the input's name.
+    """
+
+    kind: Kind
+    column: str = ""
+
+
+def inputs_of_run(config: Mapping[str, Any]) -> dict[str, Input]:
+    """Returns the inputs of a run's signature by name, from its settings alone."""
+    if "image_size" in config:
+        return {"image": Input("image")}
+    if "env" in config:
+        return {"observation": Input("json")}
+    inputs = {"text": Input("text", config.get("text", ""))}
+    if config.get("text_b"):
+        inputs["text_b"] = Input("text", config["text_b"])
+    return inputs
+
+
+def columns_of(inputs: Mapping[str, Input]) -> list[str]:
+    """Returns the columns that inputs may be read from."""
+    return [column for name, expected in inputs.items() for column in (expected.column, name) if column]
+
+
+def inputs_of_signature(specs: Mapping[str, Any]) -> dict[str, Input]:
+    """Returns the inputs of any signature by name, from their `tf.TensorSpec`s."""
+
+    def kind(spec: Any) -> Kind:
+        if spec.dtype.name == "string":
+            return "text" if spec.shape.rank == 1 else "json"
+        return "image" if spec.shape.rank in (3, 4) else "json"
+
+    return {name: Input(kind(spec)) for name, spec in specs.items()}
+
+
+def is_error(result: Mapping[str, Any]) -> bool:
+    """Whether what is predicted of a row is the reason why it could not be read."""
+    return set(result) == {"error"} and isinstance(result["error"], str)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is to be predicted.
+
+    Attributes:
+        inputs: a value for each input of the signature, a dict a row.
+        given: the rows as they were given, with their other columns.
+    """
+
+    inputs: list[dict[str, Any]]
+    given: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows as they came, before it is known what they are for.
+
+    Attributes:
+        source: where from, for people.
+        sheet: a table; or None, and then
+        lines: (where, text) a row; no text: a blank line.
+        notes: what to say of how they were read.
+    """
+
+    source: str
+    sheet: Sheet | None
+    lines: list[tuple[str, str | None]]
+    notes: list[str] = field(default_factory=list)
+
+    def match(self, inputs: Mapping[str, Input], *, filled: bool = False) -> Rows:
+        """Finds a signature's inputs in each row.
+
+        Args:
+            inputs: by name.
+            filled: refuse a text that is empty.
+
+        Raises:
+            UserError: a column or a value is missing, or is not of its kind.
+        """
+        if self.sheet is None:
+            places = [where for where, _ in self.lines]
+            given, rows = [], []
+            for where, text in self.lines:
+                row = {} if text is None else _from_line(text, inputs, where)
+                given.append(row)
+                rows.append({} if text is None else _pick(row, inputs, where))
+        else:
+            rows, places, given = _from_sheet(self.sheet, inputs)
+        if not rows:
+            raise UserError(f"There is nothing to predict in {self.source}: no rows.")
+        for number, (row, where) in enumerate(zip(rows, places, strict=True), 1):
+            for name, expected in inputs.items() if row else ():
+                row[name] = _value(row[name], expected.kind, f'{where}: "{name}"')
+                if not filled or expected.kind != "text":
+                    continue
+                if row[name] == "" or (self.sheet and is_nothing(row[name].strip())):
+                    at = f" ({where})" if self.source in where else ""
+                    raise UserError(f"Row {number} has an empty {name}{at}; fill it in or delete the row.")
+        paths = [row[name] for row in rows if row for name, x in inputs.items() if x.kind == "image"]
+        if paths and all(isinstance(path, str) and not Path(path).exists() for path in paths):
+            near = did_you_mean(Path(paths[0]).name, (x.name for x in Path(paths[0]).parent.glob("*")))
+            raise UserError(f'There is no image "{paths[0]}"{near}')
+        return Rows(rows, given)
+
+
+def read(words: Sequence[str], path: str = "", known: Collection[str] = ()) -> Given:
+    """Reads rows.
 
     Args:
-        words: what was typed, a row each.
-        path: a .txt (a row a line), .csv or .jsonl file (a column an input); or empty.
-        inputs: the signature's inputs by name.
+        words: what was typed, a row each; none, and no path: standard input, a row a line.
+        path: a .txt (a row a line) or a table; or empty.
+        known: columns that may be asked for.
 
     Raises:
-        UserError: no rows, a file that cannot be read, or a row that lacks an input.
+        UserError: there are no rows, or they cannot be read.
     """
     if words and path:
         raise UserError("Give inputs as words or with --input, not both.")
-    if path:
-        rows = _read_file(Path(path), list(inputs))
-    else:
-        lines = words or [line.rstrip("\r\n") for line in sys.stdin]
-        rows = [_from_line(line, list(inputs)) for line in lines if line.strip()]
-    if not rows:
-        raise UserError(f"There is nothing to predict in {path or 'the input'}: no rows.")
-    return rows
+    if words:
+        return Given("the input", None, [(f"Row {number}", word) for number, word in enumerate(words, 1)])
+    if not path:
+        return _from_text(_standard_input(), "standard input")
+    suffix = Path(path).suffix.lower()
+    if suffix == ".txt":
+        return _from_text(read_text(Path(path)), path)
+    if suffix in TABLES:
+        sheet = read_sheet(Path(path), known)
+        return Given(path, sheet, [], sheet.notes)
+    raise UserError(
+        f"--input takes a .txt, .csv or .jsonl file, or a .tsv, .xlsx or .parquet file. Received: {path}."
+    )
 
 
-def _read_file(path: Path, inputs: list[str]) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-                _check_columns(path, list(reader.fieldnames or []), inputs)
-                return [{name: row[name] for name in inputs} for row in reader]
-            if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
-                for row in rows:
-                    _check_columns(path, list(row), inputs)
-                return [{name: row[name] for name in inputs} for row in rows]
-            if path.suffix == ".txt":
-                return [_from_line(line.rstrip("\r\n"), inputs) for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f"--input: {path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"--input: {path} cannot be read: {' '.join(str(error).split())}.") from None
-    raise UserError(f"--input takes a .txt, .csv or .jsonl file. Received: {path}.")
+def _standard_input() -> str:
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:  # another one's standard input: a notebook's, a test's
+        return "".join(sys.stdin)
+    return decode(buffer.read(), "standard input")
 
 
-def _check_columns(path: Path, columns: list[str], inputs: list[str]) -> None:
-    for name in inputs:
-        if name not in columns:
-            raise UserError(
-                f'{path} has no column "{name}"{did_you_mean(name, columns)} It has: {", ".join(columns)}.'
-            )
+def _from_text(text: str, source: str) -> Given:
+    """Every line is a row, so that rows do not shift: a blank one is a row without an answer.
+
+    Those behind the last row are none.
+    """
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    notes = []
+    if blank:
+        those = f"line {blank[0]} is" if len(blank) == 1 else f"{len(blank)} lines ({blank[0]} first) are"
+        notes.append(f"{source}: {those} blank; a line is a row, and a blank one has no answer.")
+    texts = [line if line.strip() else None for line in lines]
+    rows = [(f"{source}, line {number}", text) for number, text in enumerate(texts, 1)]
+    return Given(source, None, rows, notes)
 
 
-def _from_line(line: str, inputs: list[str]) -> dict[str, Any]:
-    if len(inputs) == 1 and inputs[0] == "text":
+def _from_line(line: str, inputs: Mapping[str, Input], where: str) -> dict[str, Any]:
+    (name, *more) = inputs
+    check_characters(line, where)
+    if not more and name == "text":
         return {"text": line}
-    if len(inputs) == 1 and inputs[0] == "image" and not line.lstrip().startswith(("[", "{")):
+    if not more and name == "image" and not line.lstrip().startswith(("[", "{")):
         return {"image": line}  # the path of a file; the signature reads it
+    if not more and not line.lstrip().startswith("{"):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if value is not None:
+            return {name: value}
     try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if len(inputs) == 1 and row is not None and not isinstance(row, dict):
-        row = {inputs[0]: row}
-    if not isinstance(row, dict) or not set(inputs) <= set(row):
-        raise UserError(f"A row is one JSON object with {', '.join(inputs)}. Received: {line[:80]}.")
-    return {name: row[name] for name in inputs}
+        return json_row(line, where)
+    except UserError:
+        raise UserError(
+            f"{where}: A row is one JSON object with {', '.join(inputs)}. Received: {line[:80]}."
+        ) from None
 
 
-def write(path: str, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a row of inputs and outputs each to a .csv or .jsonl file, whole or not at all.
+def _pick(row: Mapping[str, Any], inputs: Mapping[str, Input], where: str) -> dict[str, Any]:
+    found = {}
+    for name, expected in inputs.items():
+        place = expected.column if expected.column in row else name
+        if place not in row:
+            shown = json.dumps(row, ensure_ascii=False)[:80]
+            raise UserError(f"{where}: A row is one JSON object with {', '.join(inputs)}. Received: {shown}.")
+        found[name] = row[place]
+    return found
+
+
+def _from_sheet(
+    sheet: Sheet, inputs: Mapping[str, Input]
+) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    wanted = []
+    for name, expected in inputs.items():
+        own = expected.column
+        # The run's own column, or else the one that everybody's signature names.
+        column = own if own and (own in sheet.header or name not in sheet.header) else name
+        wanted.append((column, f"the model reads {name!r} from it"))
+    rows = [dict(zip(inputs, row, strict=True)) for row in sheet.select(wanted)]
+    return rows, [sheet.where(place) for place in range(len(rows))], sheet.records()
+
+
+def _value(value: Any, kind: Kind, where: str) -> Any:
+    """Returns a cell's value as its input takes it."""
+    if kind == "text":
+        return value if as_text(value, where) else ""
+    if kind == "image" and (value is None or value == ""):
+        raise UserError(f"{where} is empty: there is nothing to predict.")
+    if isinstance(value, str) and (kind == "json" or value.lstrip().startswith("[")):
+        try:
+            return json.loads(value)  # a cell of a .csv
+        except (ValueError, RecursionError):
+            pass
+    return value
+
+
+# --- Out ------------------------------------------------------------------------------------------
+
+
+def check_output(path: str) -> None:
+    """Raises a UserError if `write` could not write to that path."""
+    target = Path(path)
+    if target.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"--output takes a .csv or .jsonl file. Received: {path}.")
+    with writing(path):
+        if not target.parent.is_dir():
+            raise FileNotFoundError(None, f"there is no folder {target.parent}")
+        if target.is_dir() or not os.access(target.parent, os.W_OK):
+            raise PermissionError(None, "it is a folder" if target.is_dir() else "permission denied")
+
+
+def write(
+    path: str, given: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> list[str]:
+    """Writes the given rows with what is predicted of them to a .csv or .jsonl file, whole or not at all.
+
+    Args:
+        path: of the file; a .csv of other than ASCII gets a byte order mark, for spreadsheets.
+        given: the rows as they were given; their columns stay.
+        outputs: of the rows. Probabilities become `confidence`, the largest one, and a column a class.
+        names: the classes, in the order of the probabilities; none: the probabilities stay as they are.
+
+    Returns:
+        What to say: which columns had to be called otherwise.
 
     Raises:
         UserError: another kind of file, or one that cannot be written.
     """
+    check_output(path)
+    added = [_flat(row, names) for row in outputs]
+    columns = list(dict.fromkeys(name for row in given for name in row))
+    called: dict[tuple[str, int], str] = {}
+    for name, place in dict.fromkeys(key for row in added for key in row):
+        taken = {*columns, *called.values()}
+        called[name, place] = unused(name, taken, partial(_predicted, name))
+    merged = [
+        {**row, **{called[key]: value for key, value in result.items()}}
+        for row, result in zip(given, added, strict=True)
+    ]
     target = Path(path)
-    if target.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output takes a .csv or .jsonl file. Received: {path}.")
     temporary = target.with_name(f".{target.name}.tmp")
     with writing(path):
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                merged = [{**row, **result} for row, result in zip(inputs, outputs, strict=True)]
-                if target.suffix == ".jsonl":
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in merged)
-                else:
-                    writer = csv.DictWriter(file, list(merged[0]))
-                    writer.writeheader()
-                    writer.writerows(
-                        {
-                            k: v if isinstance(v, (str, int, float)) else json.dumps(v, ensure_ascii=False)
-                            for k, v in row.items()
-                        }
-                        for row in merged
-                    )
+            temporary.write_bytes(_as_file(merged, [*columns, *called.values()], target.suffix.lower()))
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+    return [
+        f'{path}: what is predicted stands in "{new}", for "{name}" is a column of the input.'
+        for (name, _), new in called.items()
+        if new != name
+    ]
+
+
+def _predicted(name: str, count: int) -> str:
+    return f"{name} (predicted)" if count == 2 else f"{name} (predicted {count - 1})"
+
+
+def _flat(outputs: Mapping[str, Any], names: Sequence[str]) -> dict[tuple[str, int], Any]:
+    """Returns a row's outputs as cells, by name and place: two classes may have one name."""
+    cells: dict[tuple[str, int], Any] = {}
+    for name, value in outputs.items():
+        if name == "probabilities" and len(value) == len(names):
+            cells["confidence", 0] = max(value)
+            cells |= {(names[place], place + 1): share for place, share in enumerate(value)}
+        else:
+            cells[name, 0] = value
+    return cells
+
+
+def _as_file(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], suffix: str) -> bytes:
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows({name: _as_cell(value) for name, value in row.items()} for row in rows)
+    content = text.getvalue()
+    return content.encode("utf-8" if content.isascii() else "utf-8-sig")
+
+
+def _as_cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return (
+        value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -117,6 +357,9 @@ def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, A
     for row, result in zip(inputs, outputs, strict=True):
         # An image that is no file is written as nested lists: too much for a line.
         yield "  ".join(str(value) if len(str(value)) < 2000 else "[...]" for value in row.values())
+        if is_error(result):
+            yield f"  {result['error']}"
+            continue
         if "label" in result and "probabilities" in result:
             yield f"  {result['label']}  {max(result['probabilities']):.3f}"
             continue

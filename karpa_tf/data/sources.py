@@ -7,9 +7,11 @@ are cut into long blocks first, at paragraphs, and the blocks are split.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import inspect
+import io
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from karpa_tf.data.cells import encoding_of, is_hidden
 from karpa_tf.errors import UserError
 
 Split = Literal["train", "validation", "test"]
@@ -159,11 +162,12 @@ def embedded_documents() -> list[str]:
 
 
 def _is_text(path: Path) -> bool:
-    return path.name.endswith((".txt", ".txt.gz"))
+    return path.name.lower().endswith((".txt", ".txt.gz"))
 
 
 def _folder_corpus(folder: Path) -> Corpus:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_text(path))
+    found = (path for path in folder.rglob("*") if path.is_file() and _is_text(path))
+    files = sorted(path for path in found if not is_hidden(path.relative_to(folder)))
     if not files:
         raise UserError(f"{folder} holds no .txt or .txt.gz file.")
     own_test = [path for path in files if path.relative_to(folder).parts[0] == "test"]
@@ -209,7 +213,7 @@ def _corpus(name: str, fingerprint: str, documents: Callable[[], Iterable[str]])
 
 
 def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _scan(path: Path, update: Callable[[bytes], object]) -> int:
@@ -227,14 +231,15 @@ def _scan(path: Path, update: Callable[[bytes], object]) -> int:
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    """Yields a file's text in pieces; UTF-8 with or without a byte order mark."""
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    """Yields a file's text in pieces; UTF-8 with or without a byte order mark, or as `encoding_of` says."""
+    decoder: io.IncrementalNewlineDecoder | None = None
     position = 0
     with _open(path) as file:
         while True:
             chunk = file.read(_CHUNK)
+            if decoder is None:
+                inner = codecs.getincrementaldecoder(encoding_of(chunk))()
+                decoder = io.IncrementalNewlineDecoder(inner, translate=True)
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
@@ -243,7 +248,7 @@ def _decoded(path: Path) -> Iterator[str]:
                     f"{position + error.start}; convert the file to UTF-8."
                 ) from None
             position += len(chunk)
-            yield text.replace("\r\n", "\n")
+            yield text
             if not chunk:
                 return
 

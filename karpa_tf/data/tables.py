@@ -1,21 +1,20 @@
-"""Labelled texts from tables: CSV and TSV files, folders of them, TFDS, and the embedded intents."""
+"""Labelled texts from tables: files (read by `cells`), folders of them, TFDS, the embedded intents."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from karpa_tf.data.cells import TABLES, Sheet, as_label, as_text, is_nothing, read_sheet
+from karpa_tf.data.cells import read_text as read_text
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.errors import UserError, did_you_mean
 
@@ -27,9 +26,6 @@ FILES: dict[Split, tuple[str, ...]] = {
 }
 # How rows are split is part of the data: it must not change with a run's seed.
 _SPLIT_SEED = 21
-_NOTHING = ("", "nan")
-# A cell may be a whole document; csv's own bound is 131,072 characters.
-_LONGEST_CELL = 1 << 28
 
 T = TypeVar("T")
 
@@ -58,11 +54,13 @@ class Rows:
         texts: the texts.
         texts_b: the second text of each pair; None: no pairs.
         labels: a label each.
+        notes: what to say of the file they are from.
     """
 
     texts: list[str]
     texts_b: list[str] | None
     labels: list[str]
+    notes: list[str] = field(default_factory=list, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -88,11 +86,13 @@ class Table:
         name: what the user typed.
         splits: the rows; `test` may be empty.
         brings_test: the data holds a test split of its own.
+        notes: what to say of how it was read.
     """
 
     name: str
     splits: dict[Split, Rows]
     brings_test: bool
+    notes: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -128,8 +128,8 @@ def open_table(
     """Opens labelled texts and splits them.
 
     Args:
-        source: `embedded` (the intents), a .csv or .tsv file, a folder with train.csv and perhaps
-            validation.csv and test.csv, or `tfds:NAME`.
+        source: `embedded` (the intents), a .csv, .tsv, .jsonl, .xlsx or .parquet file, a folder with
+            train.csv (or .jsonl ...) and perhaps validation.csv and test.csv, or `tfds:NAME`.
         columns: names of the columns.
         validation_share: share of the training rows that become the validation split where the data
             brings none.
@@ -156,7 +156,7 @@ def open_table(
             f"{source} has too few texts to hold one out for validation: training needs one of each label. "
             f"Received: {len(given['train'])} rows, {len(labels)} labels."
         )
-    return Table(source, splits, "test" in given)
+    return Table(source, splits, "test" in given, _notes(given.values()))
 
 
 def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
@@ -166,7 +166,12 @@ def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
         return given["test"]
     every = list(given.values())
     texts_b = None if every[0].texts_b is None else [t for rows in every for t in rows.texts_b or []]
-    return Rows([t for r in every for t in r.texts], texts_b, [x for r in every for x in r.labels])
+    texts, labels = [t for r in every for t in r.texts], [x for r in every for x in r.labels]
+    return Rows(texts, texts_b, labels, _notes(every))
+
+
+def _notes(every: Iterable[Rows]) -> list[str]:
+    return [note for rows in every for note in rows.notes]
 
 
 def shared_rows(train: Labelled, test: Labelled) -> int:
@@ -195,13 +200,8 @@ def shares_to_cut(
 
 def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Split, L]:
     """Cuts validation and test out of rows, stratified by label, always in the same way."""
-    groups: dict[Any, list[int]] = {}
-    for index, key in enumerate(rows.keys()):
-        groups.setdefault(key, []).append(index)
     # Systematic sampling: sorted by label, every so manieth text goes to a split.
-    every = list(groups.values())
-    shuffled = [every[i] for i in np.random.default_rng(_SPLIT_SEED).permutation(len(every))]
-    shuffled.sort(key=lambda group: rows.labels[group[0]])
+    shuffled = _groups(rows.keys(), rows.labels)
     labels = [{rows.labels[i] for i in group} for group in shuffled]
     homes: list[Split] = []
     due: list[Split] = []
@@ -232,6 +232,44 @@ def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Spli
     return {split: rows.take(sorted(index)) for split, index in parts.items()}
 
 
+def _groups(keys: Sequence[Any], labels: Sequence[str]) -> list[list[int]]:
+    """Returns the places of rows, those of one key together, shuffled and then sorted by label."""
+    groups: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    every = list(groups.values())
+    shuffled = [every[i] for i in np.random.default_rng(_SPLIT_SEED).permutation(len(every))]
+    return sorted(shuffled, key=lambda group: labels[group[0]])
+
+
+def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: int) -> list[int]:
+    """Returns the places of the rows in one of several folds of one size, with its share of every label.
+
+    Args:
+        keys: of the rows; those of one key are in one fold.
+        labels: of the rows.
+        fold: which one, from 1.
+        folds: how many.
+
+    Returns:
+        Places, rising. A row is in one fold, or in none if it is all that there is of its label.
+
+    Raises:
+        UserError: there are fewer keys than folds.
+    """
+    groups = _groups(keys, labels)
+    if len(groups) < folds:
+        raise UserError(f"{folds} folds need as many different rows at least. Received: {len(groups)}.")
+    left = Counter(labels)
+    places = []
+    for group in groups[fold - 1 :: folds]:
+        mine = Counter(labels[i] for i in group)
+        if all(left[label] > count for label, count in mine.items()):
+            left -= mine
+            places += group
+    return sorted(places)
+
+
 # --- Reading --------------------------------------------------------------------------------------
 
 
@@ -242,10 +280,12 @@ def _read(source: str, columns: Columns) -> dict[Split, Rows]:
         return _read_tfds(source, columns)
     path = Path(source)
     if path.is_dir():
-        files = find_splits(path, (".csv", ".tsv"))
+        files = find_splits(path, TABLES)
         return {split: read_table(file, columns) for split, file in files.items()}
     if not path.exists():
-        raise no_such_path(source, "a .csv or .tsv with a header, a folder with train.csv")
+        raise no_such_path(
+            source, "a .csv, .tsv, .jsonl, .xlsx or .parquet with a header, a folder with train.csv"
+        )
     return {"train": read_table(path, columns)}
 
 
@@ -277,116 +317,38 @@ def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
 
 
 def read_table(path: Path, columns: Columns) -> Rows:
-    """Reads a .csv or .tsv file with a header: UTF-8 with or without a byte order mark, any line ends.
+    """Reads labelled texts from a table with a header: .csv, .tsv, .jsonl, .xlsx or .parquet.
 
     Raises:
         UserError: it cannot be read, has a row that does not fit, or lacks a column, a text or a label.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv"):
-        raise UserError(f"{path} is neither a .csv nor a .tsv file; name it after what it is.")
-    try:
-        lines = _cells(read_text(path), suffix == ".tsv")
-    except csv.Error as error:
-        raise UserError(f"{path} is not a proper {suffix} file: {error}.") from None
-    if not lines:
-        raise UserError(f"{path} is empty: it has no header and no rows.")
-    (_, header), *table = lines
-    header = [name.strip() for name in header]
-    wanted = [name for name in (columns.text, columns.label, columns.text_b) if name]
-    for name in wanted:
-        _check_column(path, name, header, columns)
-    if not table:
-        raise UserError(f"{path} is empty: it has no rows below its header.")
-    places = [header.index(name) for name in wanted]
-    empty: dict[str, list[int]] = {name: [] for name in wanted}
+    flags = {"text": columns.text, "label": columns.label, "text_b": columns.text_b}
+    wanted = [(name, f"name yours with --{flag}") for flag, name in flags.items() if name]
+    names = [name for name, _ in wanted]
+    sheet = read_sheet(path, names)
+    empty: dict[str, list[int]] = {name: [] for name in names}
     found: list[list[str]] = []
-    for line, cells in table:
-        if any(cell.strip() for cell in cells[len(header) :]):
-            raise UserError(
-                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; "
-                "a cell that holds the delimiter or a line end needs quotes."
-            )
-        found.append([cells[place].strip() if place < len(cells) else "" for place in places])
-        for name, cell in zip(wanted, found[-1], strict=True):
-            if cell.lower() in _NOTHING:
-                empty[name].append(line)
+    read = (as_text, as_label, as_text)
+    for place, cells in enumerate(sheet.select(wanted)):
+        row = [
+            cell.strip() if isinstance(cell, str) else read[at](cell, _cell(sheet, place, names[at]))
+            for at, cell in enumerate(cells)
+        ]
+        for at, cell in enumerate(row):
+            if not cell or (at != 1 and is_nothing(cell)):
+                empty[names[at]].append(sheet.numbers[place])
+        found.append(row)
     for name, numbers in empty.items():
         if numbers:
-            first = f"line {numbers[0]}"
+            first = f"{sheet.unit} {numbers[0]}"
             which = f"{first} has" if len(numbers) == 1 else f"{len(numbers)} rows ({first} first) have"
             raise UserError(f'{path}: {which} nothing in the column "{name}"; fill in or delete.')
     texts, labels, *second = (list(column) for column in zip(*found, strict=True))
-    return Rows(texts, second[0] if second else None, labels)
+    return Rows(texts, second[0] if second else None, labels, sheet.notes)
 
 
-def read_text(path: Path) -> str:
-    """Reads a file of UTF-8 with or without a byte order mark; every line ends in a newline only.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it."
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path} is not UTF-8 text (a zero byte in line {line}); convert it.")
-    return text
-
-
-def _cells(text: str, tabs: bool) -> list[tuple[int, list[str]]]:
-    """Returns the rows of a table, each with the number of its first line; blank lines are left out.
-
-    Raises:
-        csv.Error: a quote is never closed.
-    """
-    if not tabs:
-        return list(_quoted_cells(text, ","))
-    # Some write quotes around a cell as in .csv, others write them as any sign. A quoted cell that holds
-    # a tab, or goes on behind its quote, was none.
-    plain = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    fits = len({len(cells) for _, cells in plain}) == 1
-    try:
-        quoted = list(_quoted_cells(text, "\t", strict=True))
-    except csv.Error:
-        return plain if fits else list(_quoted_cells(text, "\t"))
-    return plain if fits and any("\t" in cell for _, cells in quoted for cell in cells) else quoted
-
-
-def _quoted_cells(text: str, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    # The blank line behind the last one is a row of its own, unless a quoted cell swallows it.
-    reader = csv.reader(chain(io.StringIO(text), ["\n"]), delimiter=delimiter, strict=strict)
-    begin = end = 0
-    row: list[str] = []
-    for row in reader:
-        begin, end = end + 1, reader.line_num
-        if any(cell.strip() for cell in row):
-            yield begin, row
-    if row:
-        raise csv.Error(f"a quote that opens in the row of line {begin} is never closed")
-
-
-def _check_column(path: Path, name: str, header: list[str], columns: Columns) -> None:
-    flag = {columns.text: "text", columns.label: "label"}.get(name, "text_b")
-    if name not in header and len(header) == 1 and (other := re.search("[,;|\t]", header[0])):
-        raise UserError(
-            f"{path} has {other[0]!r} between its cells; a .csv needs commas there, a .tsv tabs. "
-            f"Received: {header[0]!r}."
-        )
-    if name not in header:
-        raise UserError(
-            f'{path} has no column "{name}"{did_you_mean(name, header)} Its columns: '
-            f"{', '.join(map(repr, header))}; name yours with --{flag}."
-        )
-    if header.count(name) > 1:
-        raise UserError(f'{path} has {header.count(name)} columns "{name}"; keep one of them.')
+def _cell(sheet: Sheet, place: int, name: str) -> str:
+    return f'{sheet.where(place)}: the cell of "{name}"'
 
 
 def _read_embedded() -> dict[Split, Rows]:

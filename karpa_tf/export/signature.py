@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -24,25 +24,59 @@ class Signature:
         inputs: name to `tf.TensorSpec`, with None as the batch.
         variables: the Keras variables that the function reads.
         resources: what else it holds: lookup tables, tokenizers.
-        check: raises a `UserError` for rows that make no sense, before they reach the graph.
+        check: given the number of a row and the row, raises a `UserError` for one that makes no sense.
+        names: the classes, in the order of the output `probabilities`.
     """
 
     function: Callable[..., dict[str, tf.Tensor]]
     inputs: Mapping[str, tf.TensorSpec]
     variables: Sequence[Any] = ()
     resources: Sequence[Any] = ()
-    check: Callable[[Sequence[Mapping[str, Any]]], None] | None = field(default=None)
+    check: Callable[[int, Mapping[str, Any]], None] | None = None
+    names: Sequence[str] = ()
 
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Calls the function on rows of plain Python values and returns a dict of them a row."""
-        if self.check:
-            self.check(rows)
-        results: list[dict[str, Any]] = []
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        broken: Literal["stop", "skip"] = "stop",
+    ) -> list[dict[str, Any]]:
+        """Calls the function on rows of plain Python values and returns a dict of them a row.
+
+        Args:
+            rows: a value for each input; an image may be the path of its file. An empty row gets an empty
+                answer.
+            broken: `skip` gives a row whose file cannot be read `{"error": reason}` and answers the others.
+
+        Raises:
+            UserError: a row makes no sense, a file cannot be read, or none of them can.
+        """
+        for number, row in enumerate(rows, 1):
+            if row and self.check:
+                self.check(number, row)
+        results: dict[int, dict[str, Any]] = {}
+        answered = 0
         for begin in range(0, len(rows), _AT_ONCE):
-            outputs = self(stack(rows[begin : begin + _AT_ONCE], self.inputs))
-            for index in range(len(rows[begin : begin + _AT_ONCE])):
-                results.append({name: plain(value[index]) for name, value in outputs.items()})
-        return results
+            read: dict[int, dict[str, Any]] = {}
+            for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
+                results[number] = {}
+                if row:
+                    try:
+                        read[number] = {name: _read(row[name], spec) for name, spec in self.inputs.items()}
+                    except UserError as error:
+                        if broken == "stop":
+                            raise
+                        results[number] = {"error": str(error)}
+            if read:
+                outputs = self(stack(list(read.values()), self.inputs, list(read)))
+                for index, number in enumerate(read):
+                    results[number] = {name: plain(value[index]) for name, value in outputs.items()}
+            answered += len(read)
+        reasons = [] if answered else [result["error"] for result in results.values() if result]
+        if reasons:
+            every = f"None of {len(reasons)} rows can be read: " if len(reasons) > 1 else ""
+            raise UserError(every + reasons[0])
+        return list(results.values())
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calls the function on a batch of arrays."""
@@ -55,15 +89,26 @@ def text_input() -> dict[str, tf.TensorSpec]:
     return {"text": tf.TensorSpec([None], tf.string)}
 
 
-def stack(rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
-    """Returns an array an input, with a row each."""
+def stack(
+    rows: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, tf.TensorSpec],
+    numbers: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns an array an input, with a row each.
+
+    Args:
+        rows: a value for each input.
+        inputs: of the signature.
+        numbers: of the rows, for people; from 1 by default.
+    """
     arrays = {}
     for name, spec in inputs.items():
         values = [row[name] for row in rows]
         if spec.dtype == tf.string:
-            arrays[name] = np.array([v if isinstance(v, bytes) else v.encode() for v in values], object)
+            arrays[name] = np.array([_bytes(value) for value in values], object)
         else:
-            arrays[name] = _numbers(name, [_read(value, spec) for value in values], spec)
+            values = [_read(value, spec) for value in values]
+            arrays[name] = _numbers(name, values, spec, numbers or range(1, len(rows) + 1))
     return arrays
 
 
@@ -78,17 +123,44 @@ def _read(value: Any, spec: tf.TensorSpec) -> Any:
     return image[..., 0] if grey else image
 
 
-def _numbers(name: str, values: list[Any], spec: tf.TensorSpec) -> np.ndarray:
+def _numbers(name: str, values: list[Any], spec: tf.TensorSpec, numbers: Sequence[int]) -> np.ndarray:
+    array, _ = _as_spec(values, spec)
+    if array is not None:
+        return array
     shape = ", ".join("n" if size is None else str(size) for size in spec.shape)
+    for number, value in zip(numbers, values, strict=True):
+        alone, received = _as_spec([value], spec)
+        if alone is None:
+            raise UserError(
+                f"Row {number}: {name} must be {spec.dtype.name} [{shape}]. Received: {received}."
+            )
+    raise UserError(f"{name} must be {spec.dtype.name} [{shape}], of one shape for all rows.")
+
+
+def _as_spec(values: list[Any], spec: tf.TensorSpec) -> tuple[np.ndarray | None, str]:
+    """Returns values as an array, or None and what was received; nothing is rounded or left out for it."""
+    kinds = "fiub" if spec.dtype.is_floating else "iub" if spec.dtype.is_integer else "b"
     try:
-        array = np.array(values, spec.dtype.as_numpy_dtype)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{name} must be {spec.dtype.name} [{shape}]. Received: {str(values[0])[:80]}."
-        ) from None
-    if not spec.shape.is_compatible_with(array.shape):
-        raise UserError(f"{name} must be {spec.dtype.name} [{shape}]. Received: shape {list(array.shape)}.")
-    return array
+        given = np.array(values)
+    except ValueError:  # rows of several lengths
+        return None, str(values[0])[:80]
+    if not given.size:
+        kinds += given.dtype.kind
+    if given.dtype.kind not in kinds:
+        return None, str(values[0])[:80]
+    if not spec.shape.is_compatible_with(given.shape):
+        return None, f"shape {list(given.shape)}"
+    array = given.astype(spec.dtype.as_numpy_dtype)
+    if spec.dtype.is_integer and not np.array_equal(array, given):
+        return None, str(values[0])[:80]
+    return array, ""
+
+
+def _bytes(value: Any) -> Any:
+    """Encodes the texts in nested lists."""
+    if isinstance(value, list):
+        return [_bytes(item) for item in value]
+    return value.encode() if isinstance(value, str) else value
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,9 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-cla
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
-from karpa_tf.recipes import bert, common
+from karpa_tf.recipes import bert, common, folds
 from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.classification import (
@@ -48,7 +50,6 @@ TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.
 _JUDGED_AT_ONCE = 64
 _PROJECTED = 1000
-_SHARES = ("validation_share", "test_share")
 
 
 # --- Data and model -------------------------------------------------------------------------------
@@ -56,8 +57,11 @@ _SHARES = ("validation_share", "test_share")
 
 def open_data(config: BertClassifierConfig) -> Table:
     columns = Columns(config.text, config.label, config.text_b)
-    shares = {name: getattr(config, name) for name in _SHARES}
-    return open_table(config.data, columns, **shares)
+    table = open_table(config.data, columns, **folds.held_out_shares(config))
+    splits = folds.hold_out_fold(
+        config, table.splits, table.brings_test, lambda rows: (rows.keys(), rows.labels), Rows.take
+    )
+    return dataclasses.replace(table, splits=splits)
 
 
 def make_batches(
@@ -114,6 +118,8 @@ def judge_rows(outputs: Outputs, order: np.ndarray) -> np.ndarray:
 
 def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
+    if config.folds and not config.fold:
+        return folds.cross_validate(train, config, folder, resume=resume)
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
     tell = common.printer(chief)
@@ -121,14 +127,19 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
     table = open_data(config)
     rows = table.splits
     names = table.record.labels
+    shrunk = folds.shrink_batch(config, len(rows["train"]), strategy.num_replicas_in_sync)
     common.begin_run(
         folder, config, resume=resume, record=table.record, chief=chief, strategy=config.strategy
     )
+    for note in filter(None, [*table.notes, shrunk]):
+        tell(note)
     start = bert.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []), tell)
     tell(
         f"{config.data}: {len(rows['train']):,} texts to learn from, {len(rows['validation']):,} for "
         f"validation, {len(rows['test']):,} to test; {len(names)} labels; run {folder.path}"
     )
+    if thin := folds.thin_test(config, len(rows["test"]), rows["test"].labels, names, table.brings_test):
+        tell(thin)
     data, _ = make_batches(config, rows["train"], names, start.wordpiece, training=True, tell=tell)
     held_out, order = make_batches(config, rows["validation"], names, start.wordpiece, training=False)
     if chief:
@@ -206,6 +217,8 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     common.check_data(folder, config.data, table.record)
     if data:
         rows, where = open_test_rows(data, Columns(config.text, config.label, config.text_b)), data
+        for note in rows.notes:
+            print(note, file=sys.stderr)
     else:
         split: Split = "test" if len(table.splits["test"]) else "validation"
         rows, where = table.splits[split], f"{config.data} ({split} split)"
@@ -293,15 +306,14 @@ def _signature(
     if config.text_b:
         inputs["text_b"] = tf.TensorSpec([None], tf.string)
 
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            for name in inputs:
-                if not str(row[name]).strip():
-                    raise UserError(f"Row {number} has an empty {name}: there is nothing to classify.")
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        for name in inputs:
+            if not str(row[name]).strip():
+                raise UserError(f"Row {number} has an empty {name}: there is nothing to classify.")
 
     function = Classify(model, start.wordpiece, names, config.sequence_length)
     # Keras' `weights` leave the states of random numbers out.
-    return Signature(function, inputs, variables=model.weights, check=check)
+    return Signature(function, inputs, variables=model.weights, check=check, names=names)
 
 
 def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:

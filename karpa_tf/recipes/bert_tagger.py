@@ -8,7 +8,9 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-tag
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -45,7 +47,7 @@ from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
-from karpa_tf.recipes import bert, common
+from karpa_tf.recipes import bert, common, folds
 from karpa_tf.recipes.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
@@ -67,7 +69,23 @@ _PROJECTED = 2000
 
 
 def open_data(config: BertTaggerConfig) -> Tagged:
-    return open_tagged(config.data, validation_share=config.validation_share, test_share=config.test_share)
+    tagged = open_tagged(config.data, **folds.held_out_shares(config))
+    splits = folds.hold_out_fold(
+        config,
+        tagged.splits,
+        tagged.brings_test,
+        keys_and_types,
+        lambda rows, index: [rows[i] for i in index],
+    )
+    return dataclasses.replace(tagged, splits=splits)
+
+
+def keys_and_types(sentences: Sequence[Sentence]) -> tuple[list[Any], list[str]]:
+    """Returns what tells sentences apart, and of each the type that is the rarest in all of them."""
+    types = [{tag[2:] for tag in s.tags if tag != OUTSIDE} for s in sentences]
+    counts = Counter(chain.from_iterable(types))
+    rarest = [min(kinds, key=lambda kind: (counts[kind], kind), default="") for kinds in types]
+    return [sentence.words for sentence in sentences], rarest
 
 
 @dataclass(frozen=True)
@@ -200,6 +218,8 @@ def build_on(
 
 def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
+    if config.folds and not config.fold:
+        return folds.cross_validate(train, config, folder, resume=resume)
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
     tell = common.printer(chief)
@@ -207,6 +227,7 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     tagged = open_data(config)
     splits = tagged.splits
     names = tagged.record.labels
+    shrunk = folds.shrink_batch(config, len(splits["train"]), strategy.num_replicas_in_sync)
     common.begin_run(
         folder, config, resume=resume, record=tagged.record, chief=chief, strategy=config.strategy
     )
@@ -216,6 +237,11 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
         f"{config.data}: {len(splits['train']):,} sentences to learn from, {len(splits['validation']):,} for "
         f"validation, {len(splits['test']):,} to test; {len(names) // 2} types; run {folder.path}"
     )
+    entities = [tag[2:] for sentence in splits["test"] for tag in sentence.tags if tag[:2] == "B-"]
+    types = [name[2:] for name in names if name[:2] == "B-"]
+    thin = folds.thin_test(config, len(splits["test"]), entities, types, tagged.brings_test)
+    for note in filter(None, [shrunk, thin]):
+        tell(note)
     data = make_batches(config, splits["train"], names, start.wordpiece, training=True).batches
     held_out = make_batches(config, splits["validation"], names, start.wordpiece, training=False)
     if chief:
@@ -398,10 +424,9 @@ def signature(folder: RunFolder) -> Signature:
 def _signature(
     config: BertTaggerConfig, names: Sequence[str], start: bert.Start, model: keras.Model
 ) -> Signature:
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            if not str(row["text"]).strip():
-                raise UserError(f"Text {number} is empty: there is nothing to tag.")
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        if not str(row["text"]).strip():
+            raise UserError(f"Text {number} is empty: there is nothing to tag.")
 
     function = TagWords(model, start.wordpiece, names, config.sequence_length)
     return Signature(function, text_input(), variables=model.weights, check=check)

@@ -395,17 +395,16 @@ def signature(folder: RunFolder) -> Signature:
         q_values = model(observation, training=False)
         return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
 
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            try:
-                value = np.array(row["observation"], np.float32)
-            except (TypeError, ValueError):
-                value = np.array(np.nan)
-            if value.shape != (size,) or not np.isfinite(value).all():
-                raise UserError(
-                    f"Observation {number} must be {size} numbers, as {config.env} gives them. "
-                    f"Received: {str(row['observation'])[:80]}."
-                )
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        try:
+            value = np.array(row["observation"], np.float32)
+        except (TypeError, ValueError):
+            value = np.array(np.nan)
+        if value.shape != (size,) or not np.isfinite(value).all():
+            raise UserError(
+                f"Observation {number} must be {size} numbers, as {config.env} gives them. "
+                f"Received: {str(row['observation'])[:80]}."
+            )
 
     return Signature(
         act,

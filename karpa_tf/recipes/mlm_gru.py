@@ -361,10 +361,9 @@ def signature(folder: RunFolder, top_k: int = 5) -> Signature:
     config, wordpiece, model = open_model(folder, "float32")
     fill = FillMask(model, wordpiece, config.sequence_length, top_k)
 
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            if MASK not in row["text"]:
-                raise UserError(f'Text {number} has no {MASK} to fill. Received: "{row["text"][:80]}".')
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        if MASK not in row["text"]:
+            raise UserError(f'Text {number} has no {MASK} to fill. Received: "{row["text"][:80]}".')
 
     return Signature(
         fill,

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,16 +213,15 @@ def signature(folder: RunFolder) -> Signature:
         q_values = tf.gather(table, observation)
         return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
 
-    def check(rows: Sequence[Mapping[str, Any]]) -> None:
-        for number, row in enumerate(rows, 1):
-            value = row["observation"]
-            if isinstance(value, str) and value.strip().isdecimal():
-                value = int(value)  # from a .csv
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < states:
-                raise UserError(
-                    f"Observation {number} must be a state, a whole number from 0 to {states - 1}. "
-                    f"Received: {str(row['observation'])[:80]}."
-                )
+    def check(number: int, row: Mapping[str, Any]) -> None:
+        value = row["observation"]
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)  # from a .csv
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < states:
+            raise UserError(
+                f"Observation {number} must be a state, a whole number from 0 to {states - 1}. "
+                f"Received: {str(row['observation'])[:80]}."
+            )
 
     return Signature(act, {"observation": tf.TensorSpec([None], tf.int64)}, resources=[table], check=check)
 

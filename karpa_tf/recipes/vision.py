@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from karpa_tf.data.tables import label_ids, shared_rows
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipes import common
+from karpa_tf.recipes import common, folds
 from karpa_tf.training import runtime
 from karpa_tf.training.attacks import Attack, parse_attack
 from karpa_tf.training.attributions import integrated_gradients
@@ -89,14 +90,17 @@ class Network:
 
 
 def open_data(network: Network, config: ImageConfig) -> ImageData:
-    return open_images(
+    data = open_images(
         config.data,
         size=config.image_size,
         channels=network.channels,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
+        **folds.held_out_shares(config),
         broken=config.broken,
     )
+    splits = folds.hold_out_fold(
+        config, data.splits, data.brings_test, lambda images: (images.keys(), images.labels), Images.take
+    )
+    return dataclasses.replace(data, splits=splits)
 
 
 def augmentation(config: ImageConfig) -> Augmentation:
@@ -181,18 +185,23 @@ def train(
     network: Network, config: ImageConfig, folder: RunFolder, *, resume: bool = False
 ) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
+    if config.folds and not config.fold:
+        return folds.cross_validate(partial(train, network), config, folder, resume=resume)
     strategy = runtime.prepare(config)
     chief = runtime.is_chief(strategy)
     tell = common.printer(chief)
 
     data = open_data(network, config)
     names, images = data.labels, data.splits
-    for note in data.notes:
+    shrunk = folds.shrink_batch(config, len(images["train"]), strategy.num_replicas_in_sync)
+    for note in filter(None, [*data.notes, shrunk]):
         tell(note)
     tell(
         f"{config.data}: {len(images['train']):,} images to learn from, {len(images['validation']):,} for "
         f"validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}"
     )
+    if thin := folds.thin_test(config, len(images["test"]), images["test"].labels, names, data.brings_test):
+        tell(thin)
     common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
     labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
     batches = image_batches(
@@ -567,7 +576,8 @@ def _signature(network: Network, trained: Trained) -> Signature:
     size = trained.config.image_size
     shape = [None, size, size] if network.channels == 1 else [None, size, size, network.channels]
     inputs = {"image": tf.TensorSpec(shape, tf.float32)}
-    return Signature(Recognize(trained.served, trained.names), inputs, variables=trained.model.weights)
+    function = Recognize(trained.served, trained.names)
+    return Signature(function, inputs, variables=trained.model.weights, names=trained.names)
 
 
 def export(

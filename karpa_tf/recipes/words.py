@@ -52,7 +52,8 @@ def explain_words(
         words_of: outputs to the words of the text, where the model has its own; else white space parts them.
     """
     results, lines = [], []
-    for number, row in enumerate(rows.read(inputs, "", signature.inputs)):
+    asked = rows.read(inputs).match(rows.inputs_of_signature(signature.inputs), filled=True)
+    for number, row in enumerate(asked.inputs):
         (whole,) = signature.predict([row])
         places, variants = [], []
         parts = {name: words_of(whole) if words_of else text.split() for name, text in row.items()}

@@ -1,11 +1,12 @@
 """What a SavedModel may hold: ops that compute, and nothing that reaches out.
 
 A graph is a program, and runs with the server's rights on whatever a request brings. So an op is loaded
-only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each
-with a judgement (`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that
-requests or models share, memory that others have used, and code that is compiled. Of some ops an attribute
-decides. Two uses of files are part of every SavedModel and allowed: the functions with which it saves and
-restores its own variables, and the initialisers of tables that read a file of its own `assets/`.
+only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each with a
+judgement (`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that
+requests or models share, memory that others have used, and code that is compiled. Of some ops an
+attribute decides. Two uses of files are part of every SavedModel and allowed: the functions with which it
+saves and restores its own variables, and the initialisers of tables that read a file of its own
+`assets/`.
 """
 
 from __future__ import annotations

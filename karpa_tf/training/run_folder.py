@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "best.weights.h5"
 
     @property
+    def has_weights(self) -> bool:
+        """Whether there is something to predict with: weights, or a table of values."""
+        return self.best_weights.exists() or (self.assets / "q_values.npy").exists()
+
+    @property
     def assets(self) -> Path:
         return self.path / "assets"
 

@@ -64,6 +64,26 @@ def test_a_folder_with_its_own_test_split(tmp_path) -> None:
     assert {split for split, _ in open_corpus(str(tmp_path)).as_test().read()} == {"test"}
 
 
+def test_hidden_files_of_a_folder_are_left_out(tmp_path) -> None:
+    folder = tmp_path / ".hidden parents count not"
+    for name in ("a.txt", "b/C.TXT", ".ipynb_checkpoints/a-checkpoint.txt", "__MACOSX/._a.txt", "b/._C.txt"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"Text {name}. ".encode() * 40 if "MAC" not in name else b"\0\xff\xfe")
+    text = "".join(
+        text for blocks in read(tmp_path / ".hidden parents count not").values() for text in blocks
+    )
+    assert "a.txt" in text and "C.TXT" in text and "checkpoint" not in text and "._" not in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "gbk"])
+def test_encodings_that_are_certain(tmp_path, encoding) -> None:
+    text = "我们在这里，这是我的书。\n" * 90_000  # more than is read at once
+    (tmp_path / "a.txt").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    blocks = [text for part in read(tmp_path / "a.txt").values() for text in part]
+    assert sorted("".join(blocks)) == sorted(text)
+
+
 def test_byte_order_mark_and_windows_line_ends_go(tmp_path) -> None:
     path = tmp_path / "windows.txt"
     path.write_bytes(b"\xef\xbb\xbf" + make_text(400).replace("\n", "\r\n").encode())

@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "semicolon": ("text;label\na;b\n", "has ';' between its cells"),
     "twice": ("text,label,text\na,b,c\n", 'has 2 columns "text"'),
     "latin-1": (b"text,label\ncaf\xe9,b\n", "is not UTF-8 text (invalid continuation byte at byte 14)"),
-    "utf-16": ("text,label\na,b\n".encode("utf-16"), "is not UTF-8 text (invalid start byte at byte 0)"),
+    "utf-16 unmarked": ("text,label\na,b\n".encode("utf-16-le"), "is not UTF-8 text (a zero byte in line 1)"),
     "zero": ("text,label\na,b\nc\0,d\n", "is not UTF-8 text (a zero byte in line 3)"),
     "no text": ("text,label\na,b\n\n  ,c\n", 'line 4 has nothing in the column "text"'),
     "NaN": ("text,label\na,b\nNaN,c\nnan,c\n", '2 rows (line 3 first) have nothing in the column "text"'),
@@ -175,6 +175,8 @@ def test_sources_that_are_not_there(tmp_path) -> None:
     with pytest.raises(UserError, match=r'no file or folder ".*/no/where"\. Give a \.csv'):
         open_table(str(tmp_path / "no" / "where"))
     with pytest.raises(UserError, match=r"neither a \.csv nor a \.tsv"):
+        open_table(str(write(tmp_path / "train.ods", "text,label\na,b\n")))
+    with pytest.raises(UserError, match=r"train\.xlsx cannot be read as an Excel workbook: "):
         open_table(str(write(tmp_path / "train.xlsx", "text,label\na,b\n")))
 
 

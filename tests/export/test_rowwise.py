@@ -98,11 +98,11 @@ def export(function: Any, to: Path, name: str, inputs: Any, examples: list[Any],
     return export_savedmodel(signatures, to, name, examples=examples, **options)
 
 
-def evidence(version: Path) -> Any:
+def evidence(version: Path, name: str = "serving_default") -> Any:
     found = json.loads((version / "assets.extra" / "rowwise.json").read_text(encoding="utf-8"))
     digest = hashlib.sha256((version / "saved_model.pb").read_bytes()).hexdigest()
     assert found["format"] == 1 and found["saved_model_sha256"] == digest
-    return found["signatures"]["serving_default"]
+    return found["signatures"][name]
 
 
 def split(text: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -111,9 +111,28 @@ def split(text: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def test_an_export_says_what_was_seen(tmp_path) -> None:
-    version = export(split, tmp_path, "m", text_input(), [{"text": "a,b,"}, {"text": "c"}])
-    seen = evidence(version)
-    assert seen["rowwise"] and seen["lengths"] == {"cells": "count"}
+    """Three signatures at once: widths that an output tells, bytes that end in zero, and what is no number."""
+    signatures = {
+        "serving_default": Signature(split, text_input()),
+        "bytes": Signature(
+            lambda pixels: {"same": pixels + "\0\0", "size": tf.strings.length(pixels)},
+            {"pixels": tf.TensorSpec([None], tf.string)},
+        ),
+        "numbers": Signature(
+            lambda x: {"log": tf.math.log(x), "big": 1e6 * tf.sin(x)},
+            {"x": tf.TensorSpec([None], tf.float32)},
+        ),
+    }
+    rows = [
+        {"text": "a,b,", "pixels": b"\x09\x00", "x": -1.0},
+        {"text": "c", "pixels": b"\x01\x02", "x": 0.0},
+        {"text": "d,e", "pixels": b"", "x": 1.0},
+    ]
+    version = export_savedmodel(signatures, tmp_path, "m", examples=rows)
+    for name in signatures:
+        seen = evidence(version, name)
+        assert seen["rowwise"], seen
+    assert evidence(version)["lengths"] == {"cells": "count"}
 
 
 def test_an_export_whose_rows_depend_on_each_other_is_refused(tmp_path) -> None:
@@ -125,20 +144,6 @@ def test_an_export_whose_rows_depend_on_each_other_is_refused(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
     seen = evidence(export(*case, rows, force=True))
     assert not seen["rowwise"] and seen["differs"]
-
-
-def test_bytes_that_end_in_zero_pass(tmp_path) -> None:
-    inputs = {"pixels": tf.TensorSpec([None], tf.string)}
-    function = lambda pixels: {"same": pixels + "\0\0", "size": tf.strings.length(pixels)}  # noqa: E731
-    rows = [{"pixels": b"\x09\x00"}, {"pixels": b"\x01\x02"}, {"pixels": b""}, {"pixels": b"\0"}]
-    assert evidence(export(function, tmp_path, "m", inputs, rows))["rowwise"]
-
-
-def test_what_is_no_number_in_python_is_none_when_served(tmp_path) -> None:
-    inputs = {"x": tf.TensorSpec([None], tf.float32)}
-    function = lambda x: {"log": tf.math.log(x), "big": 1e6 * tf.sin(x)}  # noqa: E731
-    rows = [{"x": -1.0}, {"x": 0.0}, {"x": 1.0}]
-    assert evidence(export(function, tmp_path, "m", inputs, rows))["rowwise"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
 from tensorflow_serving.apis import prediction_log_pb2
 
 from karpa_tf.configs import DqnConfig, find_recipe, read_settings
@@ -34,7 +33,7 @@ def test_the_run_folder_is_complete(balanced) -> None:
     assert metrics["baselines"]["random"]["mean_return"] < 50
     for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "assets/policy.json"):
         assert (balanced / name).is_file()
-    assert DqnConfig(**yaml.safe_load((balanced / "config.yaml").read_text())).units == 32
+    assert RunFolder(balanced).open_config(DqnConfig).units == 32
 
 
 def test_the_best_policy_is_kept_and_not_the_last(balanced) -> None:

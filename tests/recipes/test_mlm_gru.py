@@ -37,8 +37,7 @@ def test_the_run_folder_is_complete(trained) -> None:
     assert (trained / "assets" / "vocab.txt").is_file()
     assert list((trained / "checkpoints").glob("step-*.npz"))
     assert list((trained / "train").glob("events*")) and list((trained / "validation").glob("events*"))
-    config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert MlmGruConfig(**config).units == 24
+    assert RunFolder(trained).open_config(MlmGruConfig).units == 24
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["versions"]["tensorflow"].startswith("2.21") and environment["seed"] == 0
 
@@ -99,7 +98,7 @@ def test_evaluate_notices_that_the_text_has_changed(trained, karpa, tmp_path) ->
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": str(changed)}))
     result = karpa("evaluate", run)
-    assert result.status == 2 and "is not the text that" in result.err
+    assert result.status == 2 and "is not the data that" in result.err
 
 
 # --- Predict

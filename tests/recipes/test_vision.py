@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -181,6 +182,42 @@ def test_predict_refuses_what_is_no_image(digits, karpa, tmp_path) -> None:
         assert len(result.err.strip().splitlines()) == 1
 
 
+def test_one_broken_image_is_a_row_with_its_reason(digits, karpa, tmp_path) -> None:
+    for name in ("a.png", "c.png"):
+        write_png(tmp_path / name, 1, 10)
+    (tmp_path / "b.png").write_text("no image")
+    images = [tmp_path / f"{name}.png" for name in "abdc"]
+    result = karpa("predict", digits, *images, "--json")
+    assert result.status == 1 and "2 of 4 rows could not be read" in result.err
+    first, broken, missing, last = result.json["predictions"]
+    assert first == last and set(first) == {"label", "probabilities"}
+    assert set(broken) == {"error"} and "b.png cannot be read as an image" in broken["error"]
+    assert 'There is no image "' in missing["error"]
+    assert [row["image"] for row in result.json["inputs"]] == [str(path) for path in images]
+    out = tmp_path / "out.csv"
+    assert karpa("predict", digits, *images, "--output", out).status == 1
+    with out.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "label", "confidence", "0", "1", "2", "error"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    result = karpa("predict", digits, images[1], images[2])
+    assert result.status == 2 and "None of 2 rows can be read: " in result.err
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("[[1, null], [3, 4]]", "Row 2: image must be float32 [n, 10, 10]. Received: [[1, None], [3, 4]]"),
+        ('[["1", "2"]]', "Row 2: image must be float32"),
+    ],
+)
+def test_numbers_that_are_no_image_are_named_by_their_row(digits, karpa, tmp_path, value, sentence) -> None:
+    image = np.zeros([10, 10]).tolist()
+    (tmp_path / "in.jsonl").write_text(f'{{"image": {image}}}\n{{"image": {value}}}\n')
+    result = karpa("predict", digits, "--input", tmp_path / "in.jsonl")
+    assert result.status == 2 and sentence in result.err
+
+
 def test_exports_serve_the_contract(digits, photos, karpa, tmp_path) -> None:
     for run, channels, size in ((digits, 1, 10), (photos, 3, 16)):
         result = karpa("export", run, "--to", tmp_path, "--json")
@@ -227,6 +264,32 @@ def test_onnx(network: str, request, karpa, tmp_path) -> None:
     (found,) = session.run(["probabilities"], {"image": pixels[None].astype(np.float32)})
     expected = karpa("predict", run, image, "--json").json["predictions"][0]["probabilities"]
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    predicts_the_same(karpa, run, path, tmp_path)
+
+
+def predicts_the_same(karpa, run: Path, file: Path, folder: Path, exact: bool = True) -> None:
+    """An exported file, or its folder, answers `predict` as the run does, broken images included."""
+    channels, size = (1, 10) if run.parent.name == "mnist-mlp" else (3, 16)
+    for i, pixels in enumerate(make_images(70, size, channels, seed=3)[0]):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "broken.png").write_text("no image")
+    images = [folder / f"{name}.png" for name in [0, "broken", *range(1, 70)]]
+    expected = karpa("predict", run, *images, "--json").json
+    for model in (file, file.parent):
+        found = karpa("predict", model, *images, "--json")
+        assert found.status == 1 and found.json["inputs"] == expected["inputs"]
+        for mine, its in zip(found.json["predictions"], expected["predictions"], strict=True):
+            assert set(mine) == set(its)
+            if "error" not in mine:
+                if exact:
+                    np.testing.assert_allclose(mine["probabilities"], its["probabilities"], atol=1e-5)
+                names = (file.parent / "labels.txt").read_text().split()
+                assert mine["label"] == names[int(np.argmax(mine["probabilities"]))]
+    result = karpa("predict", file.parent.parent, images[0])
+    assert result.status == 2 and f"name one of them, as {file.parent}." in result.err
+    out = folder / "out.jsonl"
+    karpa("predict", file, images[0], "--output", out)
+    assert set(json.loads(out.read_text())) >= {"image", "label", "confidence", *names}
 
 
 @pytest.mark.parametrize(
@@ -241,6 +304,18 @@ def test_litert(network: str, options: list[str], request, karpa, tmp_path) -> N
     card = (path.parent / "model_card.md").read_text()
     assert ("LiteRT, float32" if options else "LiteRT, int8") in card and "accuracy" in card
     assert (path.parent / "labels.txt").is_file()
+    # An int8 file rounds; that it agrees in the labels is checked when it is made.
+    predicts_the_same(karpa, run, path, tmp_path, exact=bool(options))
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "model.onnx"])
+def test_a_file_that_is_no_model_is_one_sentence(karpa, tmp_path, name) -> None:
+    result = karpa("predict", tmp_path / name, "a.png")
+    assert result.status == 2 and "There is no file" in result.err
+    (tmp_path / name).write_text("no model")
+    result = karpa("predict", tmp_path / name, "a.png")
+    assert result.status == 2 and "cannot be loaded as a" in result.err
+    assert len(result.err.strip().splitlines()) == 1
 
 
 def test_exports_refuse_what_makes_no_sense(digits, classified, karpa, tmp_path) -> None:
