@@ -31,7 +31,7 @@ from tensorflow_serving.apis import (
 from karpa_tf.serving import examples, proto_tensors, requests
 from karpa_tf.serving.access import Tokens
 from karpa_tf.serving.examples import Limits
-from karpa_tf.serving.json_tensors import Arrays, rows_of
+from karpa_tf.serving.json_tensors import Arrays, is_little, rows_of
 from karpa_tf.serving.model import Model
 from karpa_tf.serving.observing import Call, Observer
 from karpa_tf.serving.readers import Readers
@@ -210,9 +210,9 @@ class _Calls:
         self._observer.answered(call, outputs)
         return outputs
 
-    async def written(self, make: Callable[[], Message], values: int) -> Message | bytes:
+    async def written(self, make: Callable[[], Message], *outputs: Arrays) -> Message | bytes:
         """Returns an answer, written by a thread where that takes long."""
-        if values <= _FEW_VALUES:
+        if all(map(is_little, outputs)):
             return make()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, lambda: make().SerializeToString())
@@ -246,7 +246,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                     proto_tensors.fill_proto(response.outputs[name], outputs[name], name)
                 return response
 
-            return await self._calls.written(make, sum(outputs[name].size for name in names))
+            return await self._calls.written(make, {name: outputs[name] for name in names})
 
         return await self._calls.answer("predict", context, request, work)
 
@@ -261,7 +261,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                     model_spec=_spec(model, call.signature), result=examples.to_classifications(outputs, rows)
                 )
 
-            return await self._calls.written(make, _values(outputs))
+            return await self._calls.written(make, outputs)
 
         return await self._calls.answer("classify", context, request, work)
 
@@ -276,7 +276,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                     model_spec=_spec(model, call.signature), result=examples.to_regressions(outputs, rows)
                 )
 
-            return await self._calls.written(make, _values(outputs))
+            return await self._calls.written(make, outputs)
 
         return await self._calls.answer("regress", context, request, work)
 
@@ -303,7 +303,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                     getattr(result, field).CopyFrom(convert(outputs, rows))
                 return response
 
-            return await self._calls.written(make, sum(_values(outputs) for _, _, outputs in answers))
+            return await self._calls.written(make, *(outputs for _, _, outputs in answers))
 
         return await self._calls.answer("multi_inference", context, request, work)
 
@@ -368,16 +368,10 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         return await self._calls.answer("reload", context, request, work)
 
 
-# Values up to which an answer is written in the event loop.
-_FEW_VALUES = 1 << 12
 _RESULTS: dict[str, tuple[str, Callable[[Arrays, int], Any]]] = {
     "tensorflow/serving/regress": ("regression_result", examples.to_regressions),
     "tensorflow/serving/classify": ("classification_result", examples.to_classifications),
 }
-
-
-def _values(outputs: Arrays) -> int:
-    return sum(array.size for array in outputs.values())
 
 
 def _size(message: Message | bytes) -> int:

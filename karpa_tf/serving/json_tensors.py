@@ -399,6 +399,19 @@ def _as_list(value: Any) -> Any:
     raise TypeError(f"no JSON for {type(value)}")
 
 
+# Values, and bytes of strings, up to which an answer is written in the event loop.
+_FEW_VALUES = 1 << 12
+_FEW_BYTES = 1 << 16
+
+
+def is_little(outputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether an answer is written at once, so that a thread is not worth its way."""
+    if sum(array.size for array in outputs.values()) > _FEW_VALUES:
+        return False
+    strings = (array for array in outputs.values() if array.dtype == object)
+    return sum(sum(map(len, array.flat)) for array in strings) <= _FEW_BYTES
+
+
 def rows_of(arrays: Sequence[np.ndarray]) -> int | None:
     """Returns the rows that all arrays have in common; None if they have none."""
     sizes = {array.shape[0] if array.ndim else None for array in arrays}

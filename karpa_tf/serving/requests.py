@@ -25,6 +25,8 @@ Signatures = Mapping[str, tuple[Mapping[str, Spec], Collection[str]]]
 
 # Bytes up to which a request is read where it arrives; it takes a millisecond or two at most.
 SMALL = 1 << 14
+# Bytes of tensors that any message may ask for, by lists that are repeated.
+_LARGEST_FROM_LITTLE = 1 << 24
 # TensorFlow Serving takes gzip under both names, HTTP has deflate as well.
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
@@ -160,7 +162,14 @@ def read_grpc(kind: str, message: bytes, limits: Limits) -> Question:
 def taken_apart(kind: str, request: Any, limits: Limits) -> Question:
     """Returns a message's tensors or examples, and what is left without them."""
     if kind == "predict":
-        arrays = {name: proto_tensors.to_array(request.inputs[name], name) for name in request.inputs}
+        # A tensor may be larger than its message, and there may be many of them.
+        allowed = max(8 * request.ByteSize(), _LARGEST_FROM_LITTLE)
+        arrays = {}
+        for name in request.inputs:
+            arrays[name] = proto_tensors.to_array(request.inputs[name], name)
+            allowed -= arrays[name].nbytes
+            if allowed < 0:
+                raise Refusal("RESOURCE_EXHAUSTED", "The tensors take much more memory than the message.")
         request.ClearField("inputs")
     else:
         arrays = examples.to_arrays(request.input, limits)

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from karpa_tf.serving import examples, json_tensors, page, requests
 from karpa_tf.serving.access import Tokens
 from karpa_tf.serving.examples import Limits
-from karpa_tf.serving.json_tensors import rows_of
+from karpa_tf.serving.json_tensors import is_little, rows_of
 from karpa_tf.serving.model import Model
 from karpa_tf.serving.observing import Call, Observer
 from karpa_tf.serving.readers import Readers
@@ -32,9 +32,8 @@ _METADATA = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}/metadata")
 _ACTION = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<api>predict|classify|regress)")
 _INT64_MAX = 2**63 - 1
 
-# Values up to which an answer is written in the event loop, and the pieces that are sent as one.
-_FEW_VALUES = 1 << 12
-_FEW_PARTS = 8
+# Bytes up to which an answer is sent as one piece.
+_WHOLE = 1 << 18
 
 # Of all bodies that are held at one time, as many as this of the largest size.
 _LARGEST_BODIES = 16
@@ -303,11 +302,11 @@ class RestApi:
                 return write(outputs)
             return _results(call.api, outputs, len(arrays["inputs"]))
 
-        if sum(array.size for array in outputs.values()) <= _FEW_VALUES:
+        if is_little(outputs):
             parts = encode()
         else:
             parts = await loop.run_in_executor(self._workers, encode)
-        if len(parts) < _FEW_PARTS:
+        if sum(map(len, parts)) <= _WHOLE:
             return web.Response(body=b"".join(parts), content_type="application/json")
         return await _in_parts(request, parts, call, _CORS if self._cors else {})
 
@@ -365,7 +364,8 @@ async def _in_parts(
         response.force_close()
     await response.prepare(request)
     for part in parts:
-        await response.write(part)
+        for begin in range(0, len(part), _WHOLE):
+            await response.write(memoryview(part)[begin : begin + _WHOLE])
     await response.write_eof()
     return response
 

@@ -111,7 +111,7 @@ def split(text: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def test_an_export_says_what_was_seen(tmp_path) -> None:
-    """Three signatures at once: widths that an output tells, bytes that end in zero, and what is no number."""
+    """Three signatures: widths that an output tells, bytes that end in zero, and what is no number."""
     signatures = {
         "serving_default": Signature(split, text_input()),
         "bytes": Signature(

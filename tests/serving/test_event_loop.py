@@ -270,6 +270,22 @@ def test_a_few_bytes_do_not_ask_for_all_memory() -> None:
     assert repeated.tolist() == [b"a", b"b", b"b"]
 
 
+def test_many_tensors_do_not_ask_for_all_memory_either() -> None:
+    request = predict_pb2.PredictRequest()
+    for number in range(100):
+        tensor = request.inputs[f"x{number}"]
+        tensor.CopyFrom(proto([1 << 20], dtype=tf.float32.as_datatype_enum, float_val=[1.0]))
+    with pytest.raises(Refusal, match="much more memory than the message"):
+        requests.read_grpc("predict", request.SerializeToString(), Limits())
+
+
+def test_an_answer_of_few_long_strings_is_not_little() -> None:
+    long = np.empty(1, object)
+    long[0] = b"x" * 1_000_000
+    assert not json_tensors.is_little({"y": long})
+    assert json_tensors.is_little({"y": np.array([b"x", b"y"], object), "z": np.zeros(10)})
+
+
 def test_a_context_is_not_multiplied_without_end() -> None:
     request = classification_pb2.ClassificationRequest()
     given = request.input.example_list_with_context
