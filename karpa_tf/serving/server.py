@@ -63,10 +63,11 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
     tf.get_logger().setLevel(logging.ERROR)
     # Threads that write answers must not keep the event loop waiting for Python's lock.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    # Without it TensorFlow takes every core of the machine, also those that a container may not use.
     threads = options.tensorflow_session_parallelism or usable_cores()
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if threads != len(os.sched_getaffinity(0)):
+        # By itself TensorFlow takes every core, also those of which a container may not use all the time.
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     if asyncio.run(_serve(options, folder, ready)) == signal.SIGINT:
         raise KeyboardInterrupt
 
