@@ -7,7 +7,7 @@ LINT := .venv-lint
 LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 types-PyYAML types-tqdm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart minilm test test-all serve-test lint type format bench clean
+.PHONY: help setup quickstart minilm test test-all serve-test smoke-wheel lint type format bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ serve-test: setup  ## every export on a real TensorFlow Serving: MODEL_SERVER=/p
 	@test -z "$(MODEL_SERVER)" || test -x "$(MODEL_SERVER)" || { echo "There is no program $(MODEL_SERVER)."; exit 2; }
 	@test -n "$(MODEL_SERVER)" || echo "MODEL_SERVER is not set: TensorFlow Serving itself is left out."
 	@KARPA_TF_MODEL_SERVER="$(abspath $(MODEL_SERVER))" $(BIN)/python -m pytest tests/serving/test_exports.py
+
+smoke-wheel:  ## build the wheel and run its commands on Python 3.11, 3.12 and 3.13, in fresh environments
+	@python3 .ci/smoke-wheel
 
 lint: $(LINT)/.done  ## ruff
 	@$(LINT)/bin/ruff check .

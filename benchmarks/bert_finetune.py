@@ -46,7 +46,6 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     from karpa_tf.configs import BertClassifierConfig
     from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
     from karpa_tf.data.tables import Columns, label_ids, read_table
-    from karpa_tf.data.vocabulary import WordPiece
     from karpa_tf.export.savedmodel import export_savedmodel
     from karpa_tf.export.signature import Signature, text_input
     from karpa_tf.models.bert import build_bert
@@ -71,7 +70,7 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.rows:
         rows = rows.take([i * len(rows) // arguments.rows for i in range(arguments.rows)])
     preset = load_preset(config.preset)
-    wordpiece = WordPiece(preset.vocabulary, preset.lowercase)
+    wordpiece = preset.wordpiece
 
     def batches(part, size, seed):  # type: ignore[no-untyped-def]
         sequences = encode_texts(wordpiece, part.texts, None, config.sequence_length)

@@ -6,12 +6,12 @@ TensorFlow takes seconds to import, so a verb imports what it needs when it runs
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
 import re
 import sys
-import tempfile
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ from karpa_tf.configs import (
     shipped_settings,
 )
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.quiet import stderr_aside
 from karpa_tf.serving.options import ServeOptions
 
 
@@ -101,7 +102,7 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
         config = _config(recipe, args.config or "default", typed)
         folder = None
     run_folder.resolve_init(config, args.logs)
-    module = _load(recipe)
+    module = _load(recipe, legacy_keras=recipe.legacy_keras)
     from karpa_tf.training import runtime
 
     if not runtime.will_be_chief(config):
@@ -237,7 +238,7 @@ def _explain(args: Namespace) -> dict[str, Any]:
 
 def _export(args: Namespace) -> dict[str, Any]:
     folder, recipe = _open(args)
-    module = _load(recipe)
+    module = _load(recipe, legacy_keras=recipe.legacy_keras)
     options = _options(args, recipe, module.export, {"top_k": 0, "quantize": "", "format": "savedmodel"})
     result = module.export(folder, to=Path(args.to), force=args.force, **options)
     print(f"{args.format}: {result[args.format]}", file=_text(args))
@@ -300,6 +301,7 @@ def _run(argv: list[str]) -> int:
         parser.print_help()
         return 0
     args = _parse(parser, leaves, argv, defaults=True)
+    _choose_keras(False)
     verb = args.verb
     verb_args = args[verb]
     result: dict[str, Any] | None
@@ -543,11 +545,23 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
     return folder, find_recipe(folder.recipe)
 
 
-def _load(recipe: Recipe) -> Any:
-    if recipe.legacy_keras and "tensorflow" not in sys.modules:
-        os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read by TensorFlow when it is imported
+def _load(recipe: Recipe, legacy_keras: bool = False) -> Any:
+    _choose_keras(legacy_keras)
     with _quiet_import():
         return recipe.load()
+
+
+def _choose_keras(legacy: bool) -> None:
+    """Says which Keras `tf.keras` is to be: TensorFlow reads it once, when it is imported.
+
+    TF-Agents alone needs the legacy one. Where that is asked for and not installed, as on Python 3.12,
+    not even tensorflow_text can be imported.
+    """
+    if "tensorflow" not in sys.modules:
+        if legacy and importlib.util.find_spec("tf_keras") is not None:
+            os.environ["TF_USE_LEGACY_KERAS"] = "1"
+        else:
+            os.environ.pop("TF_USE_LEGACY_KERAS", None)
 
 
 @contextmanager
@@ -557,24 +571,11 @@ def _quiet_import() -> Iterator[None]:
     Some of it comes before any log level is read, so standard error itself is set aside.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
-        saved = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-            import tensorflow as tf
+    with stderr_aside():
+        yield
+        import tensorflow as tf
 
-            tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
-        except UserError:
-            raise  # it says all
-        except BaseException:
-            log.seek(0)
-            os.write(saved, log.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+        tf.config.list_physical_devices()  # where there is no GPU, that is logged as well
 
 
 def _text(args: Namespace) -> Any:

@@ -356,6 +356,9 @@ class BertTaggerConfig(BertConfig):
         "Tagged words: embedded (slots), a file in CoNLL columns, a folder with train.conll and perhaps "
         "validation and test, tfds:NAME.",
     )
+    broken: Literal["skip", "stop"] = option(
+        "skip", "What happens to a line whose token is empty or invisible: left out and counted, or an error."
+    )
 
 
 @dataclass(kw_only=True)

@@ -207,7 +207,8 @@ def tokenize_corpus(corpus: Corpus, wordpiece: WordPiece) -> dict[Split, Tokeniz
         for split in ("validation", "test"):
             _write_split(folder, split, unseen(split), wordpiece)
 
-    key = [corpus.fingerprint, wordpiece.lowercase, "\n".join(wordpiece.pieces)]
+    reading = [wordpiece.lowercase, sorted(wordpiece.options.items())]
+    key = [corpus.fingerprint, reading, "\n".join(wordpiece.pieces)]
     folder = _cached("tokens", key, tokenize)
     return {split: _open_split(folder, split, wordpiece) for split in SPLITS}
 

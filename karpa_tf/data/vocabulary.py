@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from karpa_tf.errors import UserError, did_you_mean
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, START, END, MASK)
 
+# BERT calls a longer word unknown.
+_LONGEST_WORD = 100
+# What stands apart from the words beside it, as BERT's own code has it, in RE2's words.
+_PUNCTUATION = r"[!-/:-@\[-`{-~]|\p{P}"
+_IDEOGRAPH = (
+    r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}"
+    r"\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]"
+)
+
 # Enough for every alphabet in use; rarer characters of a text become [UNK].
 _ALPHABET = 4000
 
@@ -23,12 +33,24 @@ _ALPHABET = 4000
 class WordPiece:
     """A WordPiece vocabulary and its tokenizer.
 
-    Attributes:
+    Args:
         pieces: the vocabulary in the order of its ids; a piece that goes on a word starts with `##`.
-        lowercase: whether text is read in lower case and without accents.
+        lowercase: whether text is read in lower case.
+        strip_accents: whether it is read without accents; None: if it is in lower case.
+        split_ideographs: whether a Chinese character is a word of its own.
+        added: pieces that are found in a text wherever they stand, as they are written (True) or in the text
+            as it is read (False).
     """
 
-    def __init__(self, pieces: Sequence[str], lowercase: bool = True) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        lowercase: bool = True,
+        *,
+        strip_accents: bool | None = None,
+        split_ideographs: bool = True,
+        added: Mapping[str, bool] | None = None,
+    ) -> None:
         for special in SPECIAL:
             if special not in pieces:
                 raise UserError(
@@ -40,10 +62,25 @@ class WordPiece:
             raise UserError(f'The vocabulary holds "{twice}" more than once; each piece needs one id.')
         self.pieces = list(pieces)
         self.lowercase = lowercase
+        self.strip_accents = lowercase if strip_accents is None else strip_accents
+        self.split_ideographs = split_ideographs
+        self.added = dict(added or {})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it reads, beside `lowercase`: what is not as usual, to be given to a new one."""
+        options: dict[str, Any] = {}
+        if self.strip_accents != self.lowercase:
+            options["strip_accents"] = self.strip_accents
+        if not self.split_ideographs:
+            options["split_ideographs"] = False
+        if self.added:
+            options["added"] = self.added
+        return options
 
     @classmethod
-    def load(cls, path: str | Path, lowercase: bool = True) -> WordPiece:
-        """Reads a vocab.txt: one piece a line, in the order of the ids.
+    def load(cls, path: str | Path, lowercase: bool = True, **options: Any) -> WordPiece:
+        """Reads a vocab.txt: one piece a line, in the order of the ids; `options` as above.
 
         Raises:
             UserError: the file is missing, not UTF-8, or lacks a special token.
@@ -56,7 +93,7 @@ class WordPiece:
         pieces = [line.rstrip("\r") for line in lines]
         while pieces and not pieces[-1]:
             pieces.pop()
-        return cls(pieces, lowercase)
+        return cls(pieces, lowercase, **options)
 
     def save(self, path: str | Path) -> None:
         """Writes a vocab.txt that is there whole or not at all."""
@@ -95,22 +132,6 @@ class WordPiece:
         allowed[self.special_ids] = False
         return allowed
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The keras-hub layer that does the work."""
-        import keras_hub
-
-        return keras_hub.tokenizers.WordPieceTokenizer(
-            vocabulary=self.pieces,
-            # `_normalize` has done both.
-            lowercase=False,
-            strip_accents=False,
-            split_on_cjk=True,
-            oov_token=UNKNOWN,
-            special_tokens=list(SPECIAL),
-            dtype="int32",
-        )
-
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Tokenizes text with graph ops; special tokens inside a text are read as plain signs.
 
@@ -124,19 +145,86 @@ class WordPiece:
 
     @cached_property
     def _tokenize(self) -> tf.types.experimental.PolymorphicFunction:
+        import tensorflow_text
+
         with tf.init_scope():
-            # keras-hub makes its tables at the first call, and they must not belong to somebody's graph.
-            tokenizer = self.tokenizer
-            tokenizer(tf.constant([""]))
-        # Outside a graph keras-hub returns lists; in one, a ragged tensor.
-        return tf.function(
-            lambda text: tokenizer(_normalize(text, self.lowercase)),
-            input_signature=[tf.TensorSpec([None], tf.string)],
-            autograph=False,
-        )
+            # What it is made of must not belong to somebody's graph. keras-hub's layer calls a word unknown
+            # beyond 100 bytes; BERT does beyond 100 characters, which are 300 bytes in Thai.
+            pieces_of = tensorflow_text.FastWordpieceTokenizer(
+                self.pieces,
+                token_out_type=tf.int32,
+                unknown_token=UNKNOWN,
+                no_pretokenization=True,
+                max_bytes_per_word=4 * _LONGEST_WORD,
+                support_detokenization=False,
+            )
+            words_of = self._words_of()
+
+        def tokenize(text: tf.Tensor) -> tf.RaggedTensor:
+            words = words_of(text)
+            long = tf.strings.length(words.flat_values, "UTF8_CHAR") > _LONGEST_WORD
+            words = words.with_flat_values(tf.where(long, UNKNOWN, words.flat_values))
+            return pieces_of.tokenize(words).merge_dims(1, 2)
+
+        return tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+
+    def _words_of(self) -> Callable[[tf.Tensor], tf.RaggedTensor]:
+        """Returns what turns texts (n,) into words, string ragged (n, words)."""
+
+        def split(text: tf.Tensor) -> tf.RaggedTensor:
+            import tensorflow_text
+
+            stands_apart = f"{_PUNCTUATION}|{_IDEOGRAPH}" if self.split_ideographs else _PUNCTUATION
+            return tensorflow_text.regex_split(text, f" |{stands_apart}", stands_apart)
+
+        def normalize(text: tf.Tensor) -> tf.Tensor:
+            return _normalize(text, self.lowercase, self.strip_accents)
+
+        words: Callable[[tf.Tensor], tf.RaggedTensor] = split
+        if folded := [token for token, as_written in self.added.items() if not as_written]:
+            found = [text.decode() for text in normalize(tf.constant(folded)).numpy()]
+            words = _cutting_out(dict(zip(found, folded, strict=True)), words)
+        of_normalized = words
+
+        def plain(text: tf.Tensor) -> tf.RaggedTensor:
+            return of_normalized(normalize(text))
+
+        as_written = {token: token for token, as_written in self.added.items() if as_written}
+        return _cutting_out(as_written, plain) if as_written else plain
 
 
-def _normalize(text: tf.Tensor, lowercase: bool) -> tf.Tensor:
+def _cutting_out(
+    tokens: Mapping[str, str], words_of: Callable[[tf.Tensor], tf.RaggedTensor]
+) -> Callable[[tf.Tensor], tf.RaggedTensor]:
+    """Returns a `words_of` to which some texts are words of their own, wherever they stand.
+
+    Args:
+        tokens: the words that they become, by how they are found.
+        words_of: what makes words of all else.
+    """
+    import tensorflow_text
+
+    # The longest first: RE2 takes the first that fits.
+    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+
+    def cut_out(text: tf.Tensor) -> tf.RaggedTensor:
+        # regex_split reads no further than to a zero byte; both signs are left out later.
+        text = tf.strings.regex_replace(text, r"\x00", "\ufffd")
+        parts = tensorflow_text.regex_split(text, pattern, pattern)
+        flat = parts.flat_values
+        found = tf.strings.regex_full_match(flat, pattern)
+        own = tf.boolean_mask(flat, found)
+        for token, word in tokens.items():
+            if token != word:
+                own = tf.where(own == token, word, own)
+        own = tf.RaggedTensor.from_row_lengths(own, tf.cast(found, tf.int64))
+        words = tf.concat([own, words_of(tf.where(found, "", flat))], axis=1)
+        return parts.with_values(words).merge_dims(1, 2)
+
+    return cut_out
+
+
+def _normalize(text: tf.Tensor, lowercase: bool, strip_accents: bool) -> tf.Tensor:
     """Does what `BertNormalizer` of Hugging Face does, and BERT's own code did, in graph ops.
 
     keras-hub folds case by NFKC, which makes "tm" of "™" and "," of the Chinese "，"; it takes a no-break
@@ -146,9 +234,10 @@ def _normalize(text: tf.Tensor, lowercase: bool) -> tf.Tensor:
 
     text = tf.strings.regex_replace(text, r"[\t\n\r\p{Z}]", " ")
     text = tf.strings.regex_replace(text, r"[\p{C}\x{FFFD}]", "")
-    if lowercase:
+    if strip_accents:
         text = tensorflow_text.normalize_utf8(text, "NFD")
         text = tf.strings.regex_replace(text, r"\p{Mn}", "")
+    if lowercase:
         # One letter at a time: at a word's end, ICU would make another one of it.
         text = tf.strings.regex_replace(text, "Σ", "σ")
         text = tf.strings.lower(text, encoding="utf-8")

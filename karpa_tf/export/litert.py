@@ -12,6 +12,7 @@ import tensorflow as tf
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import publish
 from karpa_tf.export.signature import Signature
+from karpa_tf.quiet import stderr_aside
 
 TOLERANCE = 1e-5
 # Share of the images in whose label an int8 file must agree with the model that it is made of.
@@ -59,13 +60,15 @@ def export_litert(
         converter.representative_dataset = lambda: _one_by_one(calibration)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     try:
-        content = converter.convert()
+        with stderr_aside():  # it tells of its passes
+            content = converter.convert()
     except Exception as error:  # the converter raises whatever comes
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The network cannot be converted to LiteRT: {reason}.") from None
 
     expected = signature.function(image=tf.constant(images))["probabilities"].numpy()
-    found = _run(interpreter_class, content, images)
+    with stderr_aside():  # the interpreter greets
+        found = _run(interpreter_class, content, images)
     kind = "float32" if calibration is None else "int8"
     if calibration is None:
         check_probabilities("LiteRT", expected, found)

@@ -5,17 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.models.bert import DENSE_LAYERS, TransformerBlock
 
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.ckpt*", "*.bin", "*.pt")
+# Tokenizers that read text as BERT's does.
+_TOKENIZERS = (
+    *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer", "PreTrainedTokenizer"),
+    "TokenizersBackend",
+)
+# Settings of config.json that may have these values alone, the first one if they are not there.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "quantization_config": (None,),
+}
 _OFFLINE = "without a network give a local folder with --preset, or --preset scratch"
 
 
@@ -26,14 +41,21 @@ class Preset:
     Attributes:
         architecture: arguments of `build_bert`, all but `dropout` and `dtype`.
         vocabulary: the pieces in the order of their ids.
-        lowercase: whether it reads text in lower case, without accents.
+        lowercase: whether it reads text in lower case.
         weights: the arrays, by name.
+        tokenization: how else it reads text, where that is not as usual: options of `WordPiece`.
     """
 
     architecture: dict[str, Any]
     vocabulary: list[str]
     lowercase: bool
     weights: dict[str, np.ndarray]
+    tokenization: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def wordpiece(self) -> WordPiece:
+        """What cuts texts into its pieces."""
+        return WordPiece(self.vocabulary, self.lowercase, **self.tokenization)
 
     @property
     def fingerprint(self) -> str:
@@ -57,11 +79,11 @@ def load_preset(name: str) -> Preset:
 
     Args:
         name: one of keras-hub's presets, `hf://USER/MODEL`, or a folder in the form of keras-hub or of
-            Hugging Face (config.json, model.safetensors, and vocab.txt or tokenizer.json).
+            Hugging Face (config.json, model.safetensors or its parts, and vocab.txt or tokenizer.json).
 
     Raises:
-        UserError: there is no such preset, it cannot be downloaded, a file is missing or damaged, or it
-            is no BERT.
+        UserError: there is no such preset, it cannot be downloaded, a file is missing or damaged, it is no
+            BERT, or it reads text or attends in a way that is not built here.
     """
     import keras_hub
 
@@ -96,8 +118,9 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        files = ["config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
-        return Path(snapshot_download(repository, allow_patterns=files))
+        files = ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
+        weights = [_WEIGHTS, _INDEX, "model-*.safetensors"]
+        return Path(snapshot_download(repository, allow_patterns=[*files, *weights]))
     except Exception as error:  # whatever its HTTP library raises
         raise UserError(
             f"hf://{repository} could not be downloaded ({_reason(error)}); {_OFFLINE}."
@@ -105,19 +128,25 @@ def _download(repository: str) -> Path:
 
 
 def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
-    kind = config.get("model_type")
+    kind = config.get("model_type", "bert" if _looks_like_bert(config) else None)
     if kind != "bert":
         raise UserError(
             f'{folder} holds no BERT: config.json must have "model_type": "bert". Received: {kind}.'
         )
+    for name, known in _ONLY.items():
+        if config.get(name, known[0]) not in known:
+            raise UserError(
+                f"{folder} is a BERT of a kind that is not built here: config.json must have {name} "
+                f"{json.dumps(known[0])}. Received: {textwrap.shorten(json.dumps(config[name]), 80)}."
+            )
     activations = {"gelu": "gelu", "gelu_new": "gelu_approximate", "gelu_pytorch_tanh": "gelu_approximate"}
     activation = config.get("hidden_act", "gelu")
     if activation not in activations:
         raise UserError(
             f"{folder}: only {', '.join(activations)} are known as hidden_act. Received: {activation}."
         )
-    _must_exist(folder, "model.safetensors")
-    vocabulary, lowercase = _vocabulary(folder)
+    files = _weight_files(folder)
+    vocabulary, lowercase, tokenization = _vocabulary(folder)
     try:
         architecture = {
             "layers": config["num_hidden_layers"],
@@ -132,9 +161,38 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
         rows = config["vocab_size"]
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} is damaged: it lacks {error}.") from None
-    return _preset(
-        str(folder), architecture, vocabulary, lowercase, rows, _read_weights(folder, architecture)
-    )
+    weights = _read_weights(files, architecture)
+    return _preset(str(folder), architecture, vocabulary, lowercase, rows, weights, tokenization)
+
+
+def _looks_like_bert(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json that is older than `model_type` describes a BERT."""
+    sizes = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"}
+    kinds = config.get("architectures") or ["Bert"]
+    return sizes <= set(config) and all(str(kind).startswith("Bert") for kind in kinds)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Returns the files that hold the weights: model.safetensors, or the parts that its index names."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).is_file():
+        parts = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(parts, dict) or not parts:
+            raise UserError(f"{folder / _INDEX} is damaged: it has no weight_map.")
+        names = sorted({str(name) for name in parts.values()})
+        for name in names:
+            _must_exist(folder, name)
+        return [folder / name for name in names]
+    others = [path.name for end in _OTHER_WEIGHTS for path in sorted(folder.glob(end))]
+    if others:
+        raise UserError(
+            f"{folder} has its weights in {others[0]} alone, and {_WEIGHTS} is read. Where torch and "
+            'transformers are installed, this writes it: python -c "from transformers import AutoModel as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"."
+        )
+    _must_exist(folder, _WEIGHTS)
+    return []
 
 
 # Our names of a block's parts, and Hugging Face's.
@@ -150,16 +208,17 @@ _PARTS = {
 }
 
 
-def _read_weights(folder: Path, architecture: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Reads model.safetensors; keras-hub's reader wants a pooler, which many checkpoints lack."""
+def _read_weights(files: Sequence[Path], architecture: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Reads .safetensors files; keras-hub's reader wants a pooler, which many checkpoints lack."""
     from safetensors.tensorflow import load_file
 
-    path = folder / "model.safetensors"
-    try:
-        # Task checkpoints put "bert." before the encoder's names; float16 and bfloat16 become float32.
-        tensors = {name.removeprefix("bert."): tensor for name, tensor in load_file(path).items()}
-    except Exception as error:  # a damaged file raises whatever its reader does
-        raise UserError(f"{path} cannot be read ({_reason(error)}); bring back the whole file.") from None
+    tensors: dict[str, Any] = {}
+    for path in files:
+        try:
+            # Task checkpoints put "bert." before the encoder's names; float16 and bfloat16 become float32.
+            tensors |= {name.removeprefix("bert."): tensor for name, tensor in load_file(path).items()}
+        except Exception as error:  # a damaged file raises whatever its reader does
+            raise UserError(f"{path} cannot be read ({_reason(error)}); bring back the whole file.") from None
 
     def read(name: str, older: str = "") -> np.ndarray:
         # Old checkpoints call a layer norm's parts gamma and beta.
@@ -167,6 +226,11 @@ def _read_weights(folder: Path, architecture: dict[str, Any]) -> dict[str, np.nd
         if found is None:
             raise UserError(
                 f"{path} lacks {name}, which config.json speaks of: bring back the file that is damaged."
+            )
+        if not found.dtype.is_floating:
+            raise UserError(
+                f"{path} holds {name} in {found.dtype.name}: quantized weights are not read; give the model "
+                "they were made of."
             )
         return np.asarray(found).astype(np.float32)
 
@@ -194,12 +258,11 @@ def _read_weights(folder: Path, architecture: dict[str, Any]) -> dict[str, np.nd
     return weights
 
 
-def _vocabulary(folder: Path) -> tuple[list[str], bool]:
+def _vocabulary(folder: Path) -> tuple[list[str], bool, dict[str, Any]]:
+    """Returns the pieces, whether text is read in lower case, and further options of `WordPiece`."""
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     tokenizer = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
     if (folder / "vocab.txt").exists():
-        from karpa_tf.data.vocabulary import WordPiece
-
         pieces = WordPiece.load(folder / "vocab.txt").pieces
     else:
         model = tokenizer.get("model") or {}
@@ -212,13 +275,119 @@ def _vocabulary(folder: Path) -> tuple[list[str], bool]:
         pieces = [by_id.get(index, "") for index in range(len(ids))]
         if not all(pieces):
             raise UserError(f"{folder / 'tokenizer.json'} is damaged: its ids are not 0 to {len(ids) - 1}.")
-    lowercase = settings.get("do_lower_case")
-    if lowercase is None:
-        lowercase = (tokenizer.get("normalizer") or {}).get("lowercase")
+    reading = {**_normalizer(folder, tokenizer), **_reading(folder, settings)}
+    _check_tokenizer(folder, tokenizer)
+    lowercase = reading.pop("lowercase", None)
     if lowercase is None:
         # Nothing says so but the pieces themselves: one with a capital is of a cased model.
         lowercase = all(piece == piece.lower() for piece in pieces if not piece.startswith("["))
-    return pieces, bool(lowercase)
+    pieces, reading["added"] = _with_added(folder, pieces, settings, tokenizer)
+    return pieces, bool(lowercase), WordPiece(pieces, bool(lowercase), **reading).options
+
+
+def _reading(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what tokenizer_config.json says of how text is read."""
+    path = folder / "tokenizer_config.json"
+    kind = settings.get("tokenizer_class") or "BertTokenizer"
+    if str(kind).removesuffix("Fast") not in _TOKENIZERS:
+        raise _unread(path, "tokenizer_class", kind)
+    for name, usual in (("do_basic_tokenize", True), ("never_split", None)):
+        if (settings.get(name) or usual) != usual or settings.get(name) is (not usual):
+            raise _unread(path, name, settings[name])
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "split_ideographs",
+    }
+    return {ours: settings[name] for name, ours in names.items() if settings.get(name) is not None}
+
+
+def _normalizer(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what tokenizer.json says of how text is read."""
+    path = folder / "tokenizer.json"
+    if "normalizer" not in tokenizer:
+        return {}
+    parts = list(_normalizers(tokenizer["normalizer"]))
+    kinds = [part.get("type", "BertNormalizer") for part in parts]
+    for kind in kinds:
+        if kind not in ("BertNormalizer", "Lowercase", "NFD", "StripAccents"):
+            raise _unread(path, "normalizer", kind)
+    if "BertNormalizer" not in kinds:
+        if "NFD" in kinds and "StripAccents" not in kinds:
+            raise _unread(path, "normalizer", "NFD")
+        strips = "StripAccents" in kinds
+        return {"lowercase": "Lowercase" in kinds, "strip_accents": strips, "split_ideographs": False}
+    if len(kinds) > 1:
+        raise _unread(path, "normalizer", ", ".join(kinds))
+    (bert,) = parts
+    if not bert.get("clean_text", True):
+        raise _unread(path, "clean_text", False)
+    names = {
+        "lowercase": "lowercase",
+        "strip_accents": "strip_accents",
+        "handle_chinese_chars": "split_ideographs",
+    }
+    return {ours: bert[name] for name, ours in names.items() if bert.get(name) is not None}
+
+
+def _normalizers(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, dict) and value.get("type") == "Sequence":
+        for part in value.get("normalizers") or []:
+            yield from _normalizers(part)
+    elif isinstance(value, dict):
+        yield value
+
+
+def _check_tokenizer(folder: Path, tokenizer: Mapping[str, Any]) -> None:
+    """Raises a UserError for what tokenizer.json may ask beside its normalizer and cannot get here."""
+    before = (tokenizer.get("pre_tokenizer") or {}).get("type", "BertPreTokenizer")
+    model = tokenizer.get("model") or {}
+    found = {
+        "pre_tokenizer": (before, "BertPreTokenizer"),
+        "unk_token": (model.get("unk_token", "[UNK]"), "[UNK]"),
+        "continuing_subword_prefix": (model.get("continuing_subword_prefix", "##"), "##"),
+        "max_input_chars_per_word": (model.get("max_input_chars_per_word", 100), 100),
+    }
+    for name, (value, usual) in found.items():
+        if value != usual:
+            raise _unread(folder / "tokenizer.json", name, value)
+
+
+def _unread(path: Path, name: str, value: Any) -> UserError:
+    said = textwrap.shorten(json.dumps(value, ensure_ascii=False), 80)
+    return UserError(
+        f"{path} asks for a way of reading text that is not built here, and with another one the model would "
+        f"see other pieces than it was trained on: {name}. Received: {said}."
+    )
+
+
+def _with_added(
+    folder: Path, pieces: Sequence[str], settings: Mapping[str, Any], tokenizer: Mapping[str, Any]
+) -> tuple[list[str], dict[str, bool]]:
+    """Returns the pieces with those that were added later, and which ones are found as `WordPiece` says."""
+    later: dict[str, dict[str, Any]] = {}
+    if (folder / "added_tokens.json").exists():
+        later |= {content: {"id": i} for content, i in _json(folder / "added_tokens.json").items()}
+    decoder = settings.get("added_tokens_decoder") or {}
+    later |= {token["content"]: {**token, "id": int(i)} for i, token in decoder.items()}
+    later |= {token["content"]: token for token in tokenizer.get("added_tokens") or []}
+    result, added = list(pieces), {}
+    for content, token in sorted(later.items(), key=lambda item: item[1]["id"]):
+        place = token["id"]
+        if place == len(result):
+            result.append(content)
+        elif place > len(result) or result[place] != content:
+            has = f'has "{result[place]}"' if place < len(result) else f"ends at {len(result) - 1}"
+            raise UserError(
+                f'{folder}: the added token "{content}" has the number {place}, where the vocabulary {has}; '
+                "bring back the files that belong together."
+            )
+        if content in SPECIAL:
+            continue  # a text that holds [SEP] says nothing to the model here
+        if token.get("single_word"):
+            raise _unread(folder, "single_word of an added token", content)
+        added[content] = not token.get("normalized", not token.get("special", False))
+    return result, added
 
 
 # --- keras-hub's form -----------------------------------------------------------------------------
@@ -261,6 +430,7 @@ def _preset(
     lowercase: bool,
     rows: int,
     weights: dict[str, np.ndarray],
+    tokenization: dict[str, Any] | None = None,
 ) -> Preset:
     width = architecture["width"]
     expected = {
@@ -285,7 +455,7 @@ def _preset(
         )
     # Some checkpoints have rows to spare beyond their vocabulary.
     architecture["vocabulary_size"] = rows
-    return Preset(architecture, list(vocabulary), lowercase, weights)
+    return Preset(architecture, list(vocabulary), lowercase, weights, dict(tokenization or {}))
 
 
 # --- Weights by name ------------------------------------------------------------------------------

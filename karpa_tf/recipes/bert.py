@@ -32,7 +32,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard
+from karpa_tf.training.tensorboard import Labels, TensorBoard
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3
@@ -73,7 +73,7 @@ def make_start(
                 f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
                 f"Received: {config.sequence_length}."
             )
-        return Start(preset.architecture, WordPiece(preset.vocabulary, preset.lowercase), preset)
+        return Start(preset.architecture, preset.wordpiece, preset)
     path: Path | str = folder.assets / "vocab.txt"
     if not Path(path).exists():
         path = common.first_vocabulary(config.init, config.lowercase)
@@ -114,6 +114,7 @@ def save_start(start: Start, folder: RunFolder) -> None:
         {
             "architecture": start.architecture,
             "lowercase": start.wordpiece.lowercase,
+            "tokenization": start.wordpiece.options,
             "preset": start.fingerprint,
         },
     )
@@ -124,7 +125,8 @@ def read_start(folder: RunFolder) -> Start:
     path = folder.assets / "encoder.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"])
+        options = saved.get("tokenization", {})
+        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"], **options)
         return Start(saved["architecture"], wordpiece)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -266,7 +268,7 @@ def fine_tune(
     *,
     monitor: str,
     metrics: Mapping[str, Any],
-    projector: Callable[[], tuple[np.ndarray, Sequence[str]]],
+    projector: Callable[[], tuple[np.ndarray, Labels]],
     resume: bool,
     strategy: tf.distribute.Strategy,
 ) -> tuple[History, BestWeights]:
@@ -318,6 +320,7 @@ def fine_tune(
         ),
         resume=resume,
     )
+    common.tell_if_early(common.printer(chief), history, config.epochs, best)
     return history, best
 
 

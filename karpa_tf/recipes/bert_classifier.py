@@ -45,6 +45,7 @@ from karpa_tf.training.classification import (
 )
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.tensorboard import Labels
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.
@@ -76,9 +77,10 @@ def make_batches(
     """Returns batches of labelled texts, and, if not for training, the rows in the order of the batches."""
     sequences = encode_texts(wordpiece, rows.texts, rows.texts_b, config.sequence_length)
     if sequences.cut:
+        are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
         tell(
-            f"{sequences.cut:,} of {len(rows):,} texts are longer than {config.sequence_length} pieces and "
-            "were cut; --sequence_length reads more."
+            f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
+            f"{were} cut; --sequence_length reads more."
         )
     labels = label_ids(rows.labels, names, config.data)
     weights = np.ones(len(rows), np.float32)
@@ -162,12 +164,15 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
 
     pooled = keras.Model(model.input, model.get_layer("pool").output)
 
-    def projector() -> tuple[np.ndarray, list[str]]:
+    def projector() -> tuple[np.ndarray, Labels]:
         shown = rows["validation"].take(range(min(_PROJECTED, len(rows["validation"]))))
         batches, places = make_batches(config, shown, names, start.wordpiece, training=False)
         vectors = np.concatenate([batch for batch, _, _ in Outputs(pooled, batches)])[places >= 0]
-        texts = [f"{shown.labels[i]}: {shown.texts[i][:80]}" for i in places[places >= 0]]
-        return vectors, texts
+        order = places[places >= 0]
+        return vectors, {
+            "label": [shown.labels[i] for i in order],
+            "text": [shown.texts[i][:80] for i in order],
+        }
 
     history, best = bert.fine_tune(
         config,

@@ -9,7 +9,9 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-tag
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ from karpa_tf.training.tagging import (
     type_table,
     write_tagging,
 )
+from karpa_tf.training.tensorboard import Labels
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 _JUDGED_AT_ONCE = 32
@@ -69,7 +72,7 @@ _PROJECTED = 2000
 
 
 def open_data(config: BertTaggerConfig) -> Tagged:
-    tagged = open_tagged(config.data, **folds.held_out_shares(config))
+    tagged = open_tagged(config.data, **folds.held_out_shares(config), broken=config.broken)
     splits = folds.hold_out_fold(
         config,
         tagged.splits,
@@ -156,10 +159,16 @@ def sentences_of(words: Any, lengths: Sequence[int]) -> list[Any]:
 def predict_tags(outputs: Outputs, coded: Coded, names: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
     """Returns tags in IOB2, a list a sentence, and the tags' probabilities float32 (words, tags)."""
     log_probabilities = tf.nn.log_softmax(at_words(outputs, coded))
-    lengths = tf.constant(coded.lengths, tf.int64)
-    decode = tf.function(lambda scores, lengths: decode_tags(scores, lengths, names), autograph=False)
-    best = decode(log_probabilities, lengths).numpy()
+    best = _decoder(tuple(names))(log_probabilities, tf.constant(coded.lengths, tf.int64)).numpy()
     return sentences_of([names[tag] for tag in best], coded.lengths), np.exp(log_probabilities)
+
+
+@functools.cache
+def _decoder(names: tuple[str, ...]) -> Any:
+    """Returns `decode_tags` as a function that is traced once, however often a run is judged."""
+    specs = [tf.TensorSpec([None, len(names)], tf.float32), tf.TensorSpec([None], tf.int64)]
+    decode = functools.partial(decode_tags, names=names)
+    return tf.function(decode, input_signature=specs, autograph=False)
 
 
 def decode_tags(scores: tf.Tensor, lengths: tf.Tensor, names: Sequence[str]) -> tf.Tensor:
@@ -225,6 +234,8 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
     tell = common.printer(chief)
     config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
     tagged = open_data(config)
+    for note in tagged.notes:
+        tell(note)
     splits = tagged.splits
     names = tagged.record.labels
     shrunk = folds.shrink_batch(config, len(splits["train"]), strategy.num_replicas_in_sync)
@@ -265,14 +276,15 @@ def train(config: BertTaggerConfig, folder: RunFolder, *, resume: bool = False) 
 
     encoded = keras.Model(model.input, model.get_layer("drop_output").output)
 
-    def projector() -> tuple[np.ndarray, list[str]]:
+    def projector() -> tuple[np.ndarray, Labels]:
         vectors = at_words(Outputs(encoded, held_out.batches), held_out)[:_PROJECTED].astype(np.float32)
-        words = [
-            f"{tag}: {word}"
-            for sentence in splits["validation"]
-            for word, tag in zip(sentence.words, sentence.tags, strict=True)
-        ]
-        return vectors, words[:_PROJECTED]
+        words = [word for sentence in splits["validation"] for word in sentence.words]
+        tags = list(chain.from_iterable(true))
+        return vectors, {
+            "tag": tags[:_PROJECTED],
+            "type": [tag[2:] or OUTSIDE for tag in tags[:_PROJECTED]],
+            "word": words[:_PROJECTED],
+        }
 
     history, best = bert.fine_tune(
         config,
@@ -330,7 +342,10 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     tagged = open_data(config)
     common.check_data(folder, config.data, tagged.record)
     if data:
-        sentences, where = open_test_sentences(data), data
+        notes: list[str] = []
+        sentences, where = open_test_sentences(data, config.broken, notes), data
+        for note in notes:
+            print(note, file=sys.stderr)
     else:
         split: Split = "test" if tagged.splits["test"] else "validation"
         sentences, where = tagged.splits[split], f"{config.data} ({split} split)"

@@ -11,6 +11,7 @@ from typing import Any
 from karpa_tf.configs import RunConfig
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
+from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.loop import History
 from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 from karpa_tf.training.tensorboard import write_final
@@ -22,6 +23,17 @@ _RECORD = "data.json"
 def printer(chief: bool) -> Callable[..., Any]:
     """Returns a function that prints a line on standard error; at one worker of several."""
     return (lambda line: print(line, file=sys.stderr, flush=True)) if chief else (lambda line: None)
+
+
+def tell_if_early(tell: Callable[..., Any], history: History, epochs: int, best: BestWeights) -> None:
+    """Says so if training has stopped before its last epoch, and why."""
+    if len(history) < epochs and best.best is not None:
+        waited = "1 epoch" if best.wait == 1 else f"{best.wait} epochs"
+        tell(
+            f"Stopped early, after epoch {len(history)} of {epochs}: for {waited} no {best.monitor} was "
+            f"better than {best.best:.4f}, that of epoch {best.best_epoch}, whose weights are kept "
+            f"(--patience {best.patience})."
+        )
 
 
 def write_figures(

@@ -35,10 +35,13 @@ from karpa_tf.export.savedmodel import (
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes import common
+from karpa_tf.rl import has_tf_agents
 from karpa_tf.rl.episodes import (
     CERTIFICATE_SEEDS,
+    CannotBeDrawn,
     Policy,
     film,
+    first_action,
     make_flat,
     observation_scale,
     play,
@@ -91,13 +94,13 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
         episodes = saved["episodes"]
     log = Log(config, folder, learner, resumed_at=begin if saved else None)
     progress = Progress(
-        -(-config.environment_steps // config.judge_every),
-        units_per_step=config.judge_every,
+        config.environment_steps,
+        units_per_step=1,
         unit="environment steps",
         shown=("episodes", "return", "greedy_return", "epsilon"),
         period="step",
     )
-    progress.on_resume(begin // config.judge_every)
+    progress.on_resume(begin)
     print(f"{config.env}: {config.environments} side by side; run {folder.path}", file=sys.stderr)
 
     def save() -> None:
@@ -115,24 +118,23 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
                 start = time.perf_counter()
                 try:
                     figures = learner.run(min(config.judge_every, config.environment_steps - steps))
-                except tf.errors.InvalidArgumentError:
-                    raise Diverged(
-                        f"The loss is not a number after {steps} environment steps: training stopped; try "
-                        "a smaller learning_rate."
-                    ) from None
+                except tf.errors.OpError as error:
+                    raise _explained(error, config.env, steps) from error
                 seconds = time.perf_counter() - start
                 checkpoints.begin()
                 greedy = best.judge()
                 episodes += int(figures["episodes"])
                 log.write(figures, greedy, seconds, best.number)
+                # Where no episode has ended, there is no return, and before training no loss.
                 shown = {
                     "episodes": episodes,
-                    "return": figures.get("return", float("nan")),
+                    **{name: figures[name] for name in ("return",) if name in figures},
                     "greedy_return": greedy,
                     "epsilon": figures["epsilon"],
                 }
-                progress.on_train_batch_end(0, {"loss": figures.get("loss", 0.0), **shown})
+                loss = {name: figures[name] for name in ("loss",) if name in figures}
                 now = int(learner.environment_steps.numpy())
+                progress.on_train_batch_end(0, {**loss, **shown}, steps=now - steps)
                 if best.number % _EVERY == 0 or best.perfect or now >= config.environment_steps:
                     progress.on_epoch_end(now - 1, shown)
                 if stopping.is_set():
@@ -146,9 +148,18 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
         progress.on_train_end()
         log.flush()
 
-    result = evaluate(folder)
     steps = int(learner.environment_steps.numpy())
-    log.film(play_with(load_policy(folder)), steps)
+    if best.perfect and steps < config.environment_steps:
+        print(
+            f"Stopped early, after {steps:,} of {config.environment_steps:,} environment steps: the policy "
+            f"reached a return of {config.target_return:g} in each of {LAST_EPISODES:,} fresh episodes.",
+            file=sys.stderr,
+        )
+    result = evaluate(folder)
+    try:
+        log.film(play_with(load_policy(folder), learner.first_action), steps)
+    except CannotBeDrawn as error:
+        print(f"No film of an episode: {error}", file=sys.stderr)
     metrics = {
         **result["metrics"],
         "best_step": best.step,
@@ -157,6 +168,20 @@ def train(config: DqnConfig, folder: RunFolder, *, resume: bool = False) -> dict
     folder.write_metrics({**metrics, "baselines": result["baselines"], "facts": result["facts"]})
     write_final(folder.path, metrics, steps)
     return metrics
+
+
+def _explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
+    """Returns what is to be raised instead of an error of TensorFlow's, or the error itself."""
+    if "inf or nan" in error.message.lower():  # TF-Agents' own check of the loss
+        return Diverged(
+            f"The loss is not a number after {steps} environment steps: training stopped; try a smaller "
+            "learning_rate."
+        )
+    if "Traceback (most recent call last)" in error.message:  # the environment runs in Python
+        # What it raised stands in the line before.
+        said = error.message.split("Traceback (most recent call last)")[0].rstrip().splitlines()[-1]
+        return UserError(f"--env: {env} failed after {steps} environment steps: {said[:200].rstrip('. ')}.")
+    return error
 
 
 class BestPolicy:
@@ -233,6 +258,7 @@ class BestPolicy:
             facts = {
                 "observation_scale": self.learner.scale,
                 "actions": self.learner.actions,
+                "first_action": self.learner.first_action,
                 "environment_steps": int(self.learner.environment_steps.numpy()),
                 "selection_environment_steps": self.judged_steps,
             }
@@ -300,8 +326,7 @@ class Log:
         """Writes pictures of one episode, the first of the certificate's."""
         pictures = film(self.config.env, policy, CERTIFICATE_SEEDS[0])
         with self._validation.as_default():
-            if pictures:
-                tf.summary.image("filmstrip", strip(pictures)[None], steps)
+            tf.summary.image("filmstrip", strip(pictures)[None], steps)
         self.flush()
 
     def flush(self) -> None:
@@ -335,8 +360,11 @@ def open_model(folder: RunFolder) -> tuple[DqnConfig, keras.Model]:
 
 
 def read_facts(folder: RunFolder) -> dict[str, Any]:
-    """Returns what the best weights were written with: counts of steps, sizes."""
-    return folder.read_json("assets/policy.json")
+    """Returns what the best weights were written with: counts of steps, sizes, the first action's number."""
+    facts = folder.read_json("assets/policy.json")
+    if "first_action" not in facts:  # a run of before that was written
+        facts["first_action"] = first_action(folder.read_config()["env"])
+    return facts
 
 
 def weights_of(run: str, config: DqnConfig) -> list[np.ndarray]:
@@ -361,8 +389,9 @@ def load_policy(folder: RunFolder) -> Signature:
         return load_signature(path)
 
 
-def play_with(served: Signature) -> Policy:
-    return lambda observations: served({"observation": observations})["action"]
+def play_with(served: Signature, first_action: int) -> Policy:
+    """Returns a policy with actions from 0, as `play` and `film` take it."""
+    return lambda observations: served({"observation": observations})["action"] - first_action
 
 
 def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
@@ -374,7 +403,8 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
         raise UserError(f"dqn is judged in the run's own environment and takes no --data. Received: {data}.")
     runtime.use_threads(1)
     config = folder.open_config(DqnConfig)
-    returns, _ = play(lambda: make_flat(config.env), play_with(load_policy(folder)), CERTIFICATE_SEEDS)
+    policy = play_with(load_policy(folder), read_facts(folder)["first_action"])
+    returns, _ = play(lambda: make_flat(config.env), policy, CERTIFICATE_SEEDS)
     chance, _ = play(lambda: make_flat(config.env), random_policy(config.env), CERTIFICATE_SEEDS)
     facts = read_facts(folder)
     counts = {name: facts[name] for name in ("environment_steps", "selection_environment_steps")}
@@ -390,10 +420,11 @@ def signature(folder: RunFolder) -> Signature:
     """Returns the greedy policy of a run, as `predict` calls it and `export` writes it."""
     config, model = open_model(folder)
     size = model.input_shape[-1]
+    first = read_facts(folder)["first_action"]
 
     def act(observation: tf.Tensor) -> dict[str, tf.Tensor]:
         q_values = model(observation, training=False)
-        return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
+        return {"action": tf.argmax(q_values, axis=-1) + first, "q_values": q_values}
 
     def check(number: int, row: Mapping[str, Any]) -> None:
         try:
@@ -422,7 +453,7 @@ def export(
     to: str | Path = "savedmodels",
     *,
     force: bool = False,
-    policy_saver: bool = True,
+    policy_saver: bool | None = None,
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/dqn`, and of `savedmodels/dqn-policy`.
 
@@ -431,7 +462,7 @@ def export(
         to: where models live.
         force: export even a policy that is no better than chance.
         policy_saver: also write the policy in the form of TF-Agents' PolicySaver, as `dqn-policy`: for those
-            who feed it time steps. It needs legacy Keras.
+            who feed it time steps. It needs TF-Agents with legacy Keras; None: where TF-Agents is installed.
 
     Returns:
         The place and the signatures of `dqn`.
@@ -444,6 +475,13 @@ def export(
             f"policy's is {chance:.1f}; train longer, or --force."
         )
     config, model = open_model(folder)
+    lines = []
+    if policy_saver is None:
+        policy_saver = has_tf_agents()
+        if not policy_saver:
+            lines.append(
+                "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
+            )
     if policy_saver:
         from karpa_tf.rl.dqn import Learner
     signatures = {"serving_default": signature(folder)}
@@ -461,7 +499,7 @@ def export(
             write_policy_warmup(folder, "dqn-policy", rows)
 
         result["policy_saver"] = str(publish(write, to, "dqn-policy"))
-    return result
+    return result | ({"lines": lines} if lines else {})
 
 
 def write_policy_warmup(folder: Path, name: str, observations: np.ndarray) -> None:
@@ -496,7 +534,8 @@ def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
 The greedy policy of a DQN trained in {config["env"]}.
 
 - in: `observation` float32 [n, size], as the environment gives it (it is divided by {scale} inside)
-- out: `action` int64 [n]; `q_values` float32 [n, actions], the expected discounted returns
+- out: `action` int64 [n], as the environment numbers them; `q_values` float32 [n, actions], the expected
+  discounted returns
 
 Over {metrics["episodes"]} episodes of Gymnasium's {config["env"]} (seeds {metrics["facts"]["seeds"]}), not
 discounted:

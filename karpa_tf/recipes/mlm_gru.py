@@ -177,6 +177,7 @@ def train(config: MlmGruConfig, folder: RunFolder, *, resume: bool = False) -> d
     if not chief:
         runtime.wait_for_all(strategy)
         return {}
+    common.tell_if_early(tell, history, config.epochs, best)
     result = evaluate(folder)
     step = len(history) * data.train.steps_per_epoch
     metrics = common.write_figures(folder, result, history, best.best_epoch, step)

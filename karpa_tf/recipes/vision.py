@@ -50,7 +50,7 @@ from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.pictures import error_grid, explanation, sample_grid, write_png
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard
+from karpa_tf.training.tensorboard import Labels, TensorBoard
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Images judged at once, and shown in the projector.
@@ -237,12 +237,10 @@ def train(
     def judge() -> dict[str, float]:
         return classification_metrics(labels["validation"], probabilities_of(judged()))
 
-    def projector() -> tuple[np.ndarray, list[str]]:
+    def projector() -> tuple[np.ndarray, Labels]:
         shown = images["validation"].take(range(min(_PROJECTED, len(images["validation"]))))
         inner = keras.Model(model.input, model.get_layer("logits").input)
-        return Logits(inner, shown.pixels)(), [
-            f"{label}: {name}" for label, name in zip(shown.labels, shown.names, strict=True)
-        ]
+        return Logits(inner, shown.pixels)(), {"label": shown.labels, "image": shown.names}
 
     best = BestWeights(
         folder.best_weights,
@@ -288,6 +286,7 @@ def train(
     if not chief:
         runtime.wait_for_all(strategy)
         return {}
+    common.tell_if_early(tell, history, config.epochs, best)
     step = len(history) * batches.steps_per_epoch
     result = evaluate(network, folder, step=step)
     metrics = common.write_figures(
@@ -452,7 +451,7 @@ def errors_picture(
 ) -> np.ndarray:
     worst = most_confident_errors(labels, probabilities, 25)
     captions = [
-        f"{names[labels[i]]} -> {names[probabilities[i].argmax()]} {probabilities[i].max():.2f}"
+        f"{names[labels[i]]} -> {names[probabilities[i].argmax()]} ({probabilities[i].max():.2f})"
         for i in worst
     ]
     return error_grid(images.pixels[worst], captions)
@@ -519,7 +518,7 @@ def explain(network: Network, folder: RunFolder, inputs: Sequence[str], steps: i
             # From black: in MNIST the ground, elsewhere no light.
             result = integrated_gradients(probability, image, np.zeros_like(image), steps)
             label, share = trained.names[classes[number]], float(probabilities[number].max())
-            picture = explanation(pixels[number], result.attributions, f"{label} {share:.2f}")
+            picture = explanation(pixels[number], result.attributions, f"{label} ({share:.2f})")
             file = out / f"{number + 1}-{Path(name).stem[:60]}.png"
             write_png(file, picture)
             write_image(number, "explanation", picture, f"{name}: {label}")

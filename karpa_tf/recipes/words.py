@@ -6,11 +6,15 @@ https://arxiv.org/abs/1612.08220). It asks nothing of the model but its signatur
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
+
 from karpa_tf import rows
+from karpa_tf.data.sequences import split_words
 from karpa_tf.export.signature import Signature
 from karpa_tf.training.classification import event_writer, markdown, write_text
 from karpa_tf.training.run_folder import RunFolder
@@ -49,24 +53,25 @@ def explain_words(
         inputs: texts, or JSON objects for a signature of several inputs; none: standard input.
         claims: what outputs say of one text.
         keep: words that hold this are never left out.
-        words_of: outputs to the words of the text, where the model has its own; else white space parts them.
+        words_of: outputs to the words of the text, where the model has its own; else they are cut as
+            bert-tagger does.
     """
     results, lines = [], []
     asked = rows.read(inputs).match(rows.inputs_of_signature(signature.inputs), filled=True)
     for number, row in enumerate(asked.inputs):
         (whole,) = signature.predict([row])
         places, variants = [], []
-        parts = {name: words_of(whole) if words_of else text.split() for name, text in row.items()}
-        for name, words in parts.items():
-            for i, word in enumerate(words):
-                rest = " ".join([*words[:i], *words[i + 1 :]])
-                if rest and not (keep and keep in word):
+        for name, text in row.items():
+            words = words_of(whole) if words_of else []
+            rests = [(word, " ".join([*words[:i], *words[i + 1 :]])) for i, word in enumerate(words)]
+            for i, (word, rest) in enumerate(rests if words_of else _without_each_word(text, keep)):
+                if rest:
                     places.append((i, word))
                     variants.append({**row, name: rest})
         outputs = signature.predict(variants) if variants else []
         for claim in claims(whole):
             before = claim.score(whole, -1)
-            words_ = [
+            words_: list[dict[str, Any]] = [
                 {"word": word, "attribution": before - claim.score(after, place)}
                 for (place, word), after in zip(places, outputs, strict=True)
             ]
@@ -77,6 +82,24 @@ def explain_words(
             with event_writer(folder.path / "explain"):
                 write_text(number, "explanation", _table(claim.title, before, words_))
     return {"run": str(folder.path), "explanations": results, "lines": lines}
+
+
+def _without_each_word(text: str, keep: str) -> list[tuple[str, str]]:
+    """Returns each word of a text, and what is left of the text without it."""
+    chunks = [match for match in re.finditer(r"\S+", text) if not keep or keep not in match[0]]
+    if not chunks:
+        return []
+    result = []
+    words = split_words(tf.constant([chunk[0] for chunk in chunks])).to_list()
+    for chunk, inside in zip(chunks, words, strict=True):
+        at = chunk.start()
+        for word in (word.decode() for word in inside):
+            at = text.index(word, at)
+            left, right = text[:at], text[at + len(word) :]
+            alone = (not left or left[-1].isspace()) and (not right or right[0].isspace())
+            result.append((word, (f"{left.rstrip()} {right.lstrip()}" if alone else left + right).strip()))
+            at += len(word)
+    return result
 
 
 def _table(title: str, probability: float, words: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,11 @@ import io
 from karpa_tf.errors import UserError
 
 
+def has_tf_agents() -> bool:
+    """Whether TF-Agents and legacy Keras are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("tf_agents", "tf_keras"))
+
+
 def require_tf_agents() -> None:
     """Makes sure that TF-Agents can be imported in this process.
 
@@ -22,7 +27,7 @@ def require_tf_agents() -> None:
     Raises:
         UserError: TF-Agents is not installed, or TensorFlow came without TF_USE_LEGACY_KERAS=1.
     """
-    if importlib.util.find_spec("tf_agents") is None or importlib.util.find_spec("tf_keras") is None:
+    if not has_tf_agents():
         raise UserError(
             "dqn is trained with tf-agents and tf-keras, which `pip install karpa-tf` brings on Python 3.11 "
             "only."

@@ -24,16 +24,18 @@ from karpa_tf.rl import require_tf_agents
 require_tf_agents()
 
 import tf_keras  # noqa: E402
+from tensorflow_probability.python.distributions import Deterministic  # noqa: E402
 from tf_agents.agents.dqn import dqn_agent  # noqa: E402
 from tf_agents.environments import tf_environment  # noqa: E402
 from tf_agents.networks import network  # noqa: E402
-from tf_agents.policies import policy_saver  # noqa: E402
+from tf_agents.policies import policy_saver, tf_policy  # noqa: E402
 from tf_agents.replay_buffers import tf_uniform_replay_buffer  # noqa: E402
+from tf_agents.specs import tensor_spec  # noqa: E402
 from tf_agents.trajectories import policy_step, trajectory  # noqa: E402
 from tf_agents.utils import common  # noqa: E402
 
 from karpa_tf.rl.environment import CartPole, cartpole_returns, load_environment  # noqa: E402
-from karpa_tf.rl.episodes import make_flat, observation_scale, play  # noqa: E402
+from karpa_tf.rl.episodes import first_action, make_flat, observation_scale, play  # noqa: E402
 
 # Gymnasium's seeds of the episodes that choose a policy begin here; those of training lie far below, and
 # those of the certificate (`karpa_tf.rl.episodes.CERTIFICATE_SEEDS`) between the two.
@@ -88,6 +90,34 @@ class QNetwork(network.Network):
         if self._value is not None:
             q_values = q_values - tf.reduce_mean(q_values, axis=-1, keepdims=True) + self._value(x)
         return q_values, network_state
+
+
+class OwnActions(tf_policy.TFPolicy):
+    """A policy whose actions are numbered as the environment numbers them; inside TF-Agents they begin at 0.
+
+    Args:
+        policy: with actions from 0.
+        first: the environment's first action.
+    """
+
+    def __init__(self, policy: tf_policy.TFPolicy, first: int) -> None:
+        spec = policy.action_spec
+        own = tensor_spec.BoundedTensorSpec(
+            spec.shape, spec.dtype, spec.minimum + first, spec.maximum + first, spec.name
+        )
+        super().__init__(policy.time_step_spec, own, policy.policy_state_spec, policy.info_spec)
+        self._policy, self._first = policy, first
+
+    def _variables(self) -> Any:
+        return self._policy.variables()
+
+    def _action(self, time_step: Any, policy_state: Any, seed: Any) -> Any:
+        step = self._policy.action(time_step, policy_state, seed)
+        return step._replace(action=step.action + self._first)
+
+    def _distribution(self, time_step: Any, policy_state: Any) -> Any:
+        step = self._policy.distribution(time_step, policy_state)
+        return step._replace(action=Deterministic(step.action.mode() + self._first))
 
 
 class ReplayBuffer(tf_uniform_replay_buffer.TFUniformReplayBuffer):
@@ -148,6 +178,7 @@ class Learner:
         # Four streams of random numbers: first states, draws from the buffer, exploration, judgement.
         observation, action = self.environment.observation_spec(), self.environment.action_spec()
         self.actions = int(action.maximum) + 1
+        self.first_action = first_action(config.env)
         self.scale = observation_scale(config.env)
         # tf.Variables of the optimizer that are one fused op a variable: a step is hundreds of small ops.
         self.optimizer = tf_keras.optimizers.legacy.Adam(config.learning_rate)
@@ -286,7 +317,10 @@ class Learner:
     def save_policy(self, path: str | Path) -> None:
         """Writes the greedy policy in the form of TF-Agents' PolicySaver: a time step in, an action out."""
         with _quiet():
-            policy_saver.PolicySaver(self.agent.policy, train_step=self.gradient_steps).save(str(path))
+            policy = self.agent.policy
+            if self.first_action:
+                policy = OwnActions(policy, self.first_action)
+            policy_saver.PolicySaver(policy, train_step=self.gradient_steps).save(str(path))
 
     # --- Inside TensorFlow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -34,17 +35,34 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         options: passed on to the environment, e.g. `render_mode`.
 
     Raises:
-        UserError: no such environment, or something that it needs is not installed.
+        UserError: its module cannot be imported, there is no such environment, or it cannot be made: it
+            fails, or something that it needs is not installed.
     """
+    module, _, own = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever somebody's module raises
+            raise UserError(
+                f'--env: the module "{module}" of {name} cannot be imported ({reason(error)}); install it, '
+                "or put the folder that it is in into PYTHONPATH."
+            ) from None
     try:
         return gymnasium.make(name, disable_env_checker=True, **options)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        if name in gymnasium.registry:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--env: {name} cannot be made: {reason}.") from None
+    except Exception as error:  # whatever somebody's environment raises
+        if own in gymnasium.registry:
+            raise UserError(f"--env: {name} cannot be made: {reason(error)}.") from None
+        where = f"The module {module}" if module else "Gymnasium"
         raise UserError(
-            f'--env: Gymnasium has no environment "{name}"{did_you_mean(name, gymnasium.registry)}'
+            f'--env: {where} has no environment "{own}"{did_you_mean(own, gymnasium.registry)}'
         ) from None
+
+
+def reason(error: BaseException) -> str:
+    """Returns what an error says, and what it is where that says little."""
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    known = isinstance(error, (gymnasium.error.Error, ImportError))
+    return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def make_flat(name: str, **options: Any) -> gymnasium.Env:
@@ -69,6 +87,12 @@ def actions_of(env: gymnasium.Env) -> tuple[int, int]:
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Discrete)
     return int(space.n), int(space.start)
+
+
+def first_action(name: str) -> int:
+    """Returns the number that an environment's first action has."""
+    with contextlib.closing(make_flat(name)) as env:
+        return actions_of(env)[1]
 
 
 def observation_scale(name: str) -> list[float]:
@@ -160,16 +184,25 @@ def _number(observation: Any) -> np.ndarray:
     return value.astype(np.int64 if value.ndim == 0 else np.float32)
 
 
+class CannotBeDrawn(UserError):
+    """An environment has no pictures."""
+
+
 def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any) -> list[np.ndarray]:
     """Plays one episode and returns pictures of it, evenly spread, uint8 (height, width, 3) each.
 
-    Empty where the environment cannot be drawn. The episode is played once for its actions, then again for
-    the pictures: drawing a frame takes longer than playing it.
+    The episode is played once for its actions, then again for the pictures: drawing a frame takes longer than
+    playing it.
+
+    Raises:
+        CannotBeDrawn: the environment gives no pictures.
     """
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for a sound card, at length
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     actions: list[int] = []
     with contextlib.closing(make_flat(name, **options)) as env:
+        if "rgb_array" not in (env.metadata.get("render_modes") or []):
+            raise CannotBeDrawn(f'{name} cannot be drawn (it has no render mode "rgb_array").')
         observation, _ = env.reset(seed=seed)
         _, start = actions_of(env)
         done = False
@@ -184,11 +217,14 @@ def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any)
             env.reset(seed=seed)
             for number in range(len(actions) + 1):
                 if number in wanted:
-                    pictures.append(np.asarray(env.render(), np.uint8))
+                    picture: Any = env.render()
+                    pictures.append(np.asarray(picture, np.uint8))
+                    if pictures[-1].ndim != 3 or pictures[-1].shape[2] != 3:
+                        raise TypeError(f"render() gives {type(picture).__name__} of {pictures[-1].shape}")
                 if number < len(actions):
                     env.step(actions[number])
-    except (UserError, gymnasium.error.Error):
-        return []
+    except Exception as error:  # whatever somebody's render() raises
+        raise CannotBeDrawn(f"{name} cannot be drawn ({reason(error)}).") from None
     return pictures
 
 

@@ -215,17 +215,18 @@ class Progress(keras.callbacks.Callback):
             leave=False,
         )
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._done += 1
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None, *, steps: int = 1) -> None:
+        self._done += steps
         if self._terminal:
             figures = "  ".join(_figure(name, logs[name], 3) for name in self.shown if logs and name in logs)
             self._bar.set_description_str(figures, refresh=False)
-            self._bar.update(self.units_per_step)
+            self._bar.update(steps * self.units_per_step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.monotonic() - self._begin
         speed = self._done * self.units_per_step / max(seconds, 1e-9)
-        left = (self.total - self._start - self._done) * seconds / max(self._done, 1)
+        # An environment may overshoot by a few steps.
+        left = max(self.total - self._start - self._done, 0) * seconds / max(self._done, 1)
         figures = "  ".join(
             _figure(name, value, 4)
             for name, value in (logs or {}).items()

@@ -9,7 +9,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,7 +347,8 @@ def _errors(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str],
         return "No errors: every prediction is right."
     worst = most_confident_errors(labels, probabilities, _ERRORS)
     lines = [
-        f"{wrong:,} of {len(labels):,} predictions are wrong; the surest of these come first.",
+        f"{wrong:,} of {len(labels):,} predictions {'is' if wrong == 1 else 'are'} wrong; the surest of "
+        "these come first.",
         "",
         "| text | true | predicted | confidence |",
         "|---|---|---|---|",
@@ -547,7 +548,12 @@ def _drawable(names: Sequence[str]) -> list[str]:
 
 @functools.cache
 def _families() -> list[str]:
-    from matplotlib.font_manager import get_font_names
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
-    installed = set(get_font_names())
+    # matplotlib lists the fonts once and keeps the list; one that came later is not in it.
+    listed = {entry.fname for entry in fontManager.ttflist}
+    for path in sorted(set(findSystemFonts()) - listed):
+        with suppress(Exception):  # a file that is no font that it can draw
+            fontManager.addfont(path)
+    installed = {entry.name for entry in fontManager.ttflist}
     return ["DejaVu Sans", *(font for font in _FONTS if font in installed)]

@@ -65,15 +65,26 @@ def fast_bfloat16() -> bool:
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return tuple(details.get("compute_capability", (0, 0))) >= (8, 0)
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    # oneDNN may be told to use less than the CPU has, and then has no bfloat16 at all.
+    flags = _cpu_flags()
+    return ("avx512_bf16" in flags or "amx_bf16" in flags) and not bfloat16_is_broken()
+
+
+def bfloat16_is_broken() -> bool:
+    """Whether TensorFlow would crash in bfloat16 arithmetic on the CPU.
+
+    On a CPU with AVX-512 it hands that to oneDNN, which has none where it is told to use less.
+    """
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    if not any(name in allowed for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "avx512f" in _cpu_flags() and not any(
+        name in allowed for name in ("ALL", "DEFAULT", "AVX512", "AVX10")
+    )
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
 
 
 def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
@@ -83,7 +94,8 @@ def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
         The strategy under whose scope the model is to be built.
 
     Raises:
-        UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`.
+        UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`, or the CPU cannot do what
+            `precision` says.
     """
     use_threads()
     if config.deterministic:
@@ -92,6 +104,11 @@ def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
     keras.utils.set_random_seed(config.seed)
     if config.precision == "auto":
         config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
+    if config.precision == "mixed_bfloat16" and bfloat16_is_broken():
+        raise UserError(
+            "TensorFlow crashes in bfloat16 where ONEDNN_MAX_CPU_ISA takes AVX-512 away: unset it, or give "
+            f"--precision float32. Received: ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}."
+        )
     return strategy
 
 

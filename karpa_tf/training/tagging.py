@@ -224,7 +224,8 @@ def _errors(words: Sequence[Sequence[str]], true: list[list[str]], predicted: li
     if not wrong:
         return "No errors: every tag is right."
     lines = [
-        f"{len(wrong):,} of {len(true):,} sentences have a wrong tag; those with the most wrong entities "
+        f"{len(wrong):,} of {len(true):,} sentences {'has' if len(wrong) == 1 else 'have'} a wrong tag; "
+        "those with the most wrong entities "
         "come first (#: missed and invented ones). A wrong word is **word**/predicted (true).",
         "",
         "| # | sentence |",

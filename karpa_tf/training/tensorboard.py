@@ -15,6 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+# A label a row, or columns of facts by name.
+Labels = Sequence[str] | Mapping[str, Sequence[str]]
+
 # A scalar every so many steps: a step is long enough that this costs nothing, and short runs still
 # have a curve.
 _EVERY = 10
@@ -31,8 +34,9 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Markdown by tag, made anew after each epoch.
         images: makes images uint8 (height, width, 3) by tag, shown when training begins.
         example: features of one batch, to draw the op graph with.
-        embedding: the name of an Embedding layer to show in the projector, and a label a row.
-        projector: makes, at the end, another matrix (rows, width) to show there, and a label a row.
+        embedding: the name of an Embedding layer to show in the projector, and its labels as
+            `write_projector` takes them.
+        projector: makes, at the end, another matrix (rows, width) to show there, and its labels.
         profile: first and last step that the profiler records, or None.
         writes: whether this process writes at all: the chief alone.
     """
@@ -47,8 +51,8 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Mapping[str, Callable[[], str]] | None = None,
         images: Mapping[str, Callable[[], np.ndarray]] | None = None,
         example: Any = None,
-        embedding: tuple[str, Sequence[str]] | None = None,
-        projector: Callable[[], tuple[Any, Sequence[str]]] | None = None,
+        embedding: tuple[str, Labels] | None = None,
+        projector: Callable[[], tuple[Any, Labels]] | None = None,
         profile: tuple[int, int] | None = None,
         writes: bool = True,
     ) -> None:
@@ -217,13 +221,25 @@ def write_final(folder: str | Path, metrics: Mapping[str, float], step: int) -> 
             tf.summary.scalar(f"final/{name}", value, step)
 
 
-def write_projector(folder: str | Path, matrix: Any, labels: Sequence[str]) -> None:
-    """Writes an embedding (rows, width) and a label a row in the projector plugin's own form."""
+def write_projector(folder: str | Path, matrix: Any, labels: Labels) -> None:
+    """Writes an embedding (rows, width) in the projector plugin's own form.
+
+    Args:
+        folder: where.
+        matrix: the rows.
+        labels: a label a row; or columns of facts by name, by each of which the plugin can colour the points.
+    """
     from tensorboard.plugins import projector
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "labels.tsv").write_text("".join(f"{_tsv(label)}\n" for label in labels), encoding="utf-8")
+    lines = [[label] for label in labels]
+    if isinstance(labels, Mapping):
+        # The plugin takes the first line for names where there are columns, else for a label.
+        names = list(labels) if len(labels) > 1 else []
+        lines = [*filter(None, [names]), *map(list, zip(*labels.values(), strict=True))]
+    text = "".join("\t".join(map(_tsv, line)) + "\n" for line in lines)
+    (folder / "labels.tsv").write_text(text, encoding="utf-8")
     # TensorBoard reads TensorFlow's checkpoints, not Keras' files.
     checkpoint = tf.train.Checkpoint(embedding=tf.Variable(matrix))
     tf.train.CheckpointManager(checkpoint, str(folder), 1, checkpoint_name="embedding").save()

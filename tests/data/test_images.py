@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,13 @@ def test_arrays_in_other_clothes_are_the_same(kind: str, tmp_path) -> None:
     assert plain.fingerprint == dressed.fingerprint
 
 
+def test_a_dark_test_split_is_scaled_as_the_training_split_is(tmp_path) -> None:
+    x, y = make_images(60, 10, 1)
+    dark = np.ones((3, 10, 10))
+    data = open_grey(save(tmp_path / "a.npz", x_train=x * 1.0, y_train=y, x_test=dark, y_test=y[:3]))
+    assert data.splits["test"].pixels.max() == 1
+
+
 def test_folder_zip_and_tar_are_the_same(tmp_path) -> None:
     folder = write_class_folders(tmp_path / "data" / "train", *make_images(60, 16, 3), NAMES).parent
     (folder / "train" / "cat" / "notes.txt").write_text("no image")
@@ -86,7 +94,11 @@ def test_folder_zip_and_tar_are_the_same(tmp_path) -> None:
         tar.add(folder, ".")
     prints = {open_colour(p).fingerprint for p in (folder, tmp_path / "data.zip", tmp_path / "data.tar.gz")}
     assert len(prints) == 1
-    assert open_colour(folder).labels == NAMES and not open_colour(folder).notes
+    assert open_colour(folder).labels == NAMES
+    assert open_colour(folder).notes == [
+        f"{folder}: 1 file was left out (no image that Pillow reads): train/cat/notes.txt.",
+        f"{folder}: 1 hidden image was left out: train/cat/.hidden.png.",
+    ]
     # Decoded once: the second time comes from the cache, also without the class folder's parent.
     assert open_colour(folder / "train").splits["train"].labels
 
@@ -217,6 +229,216 @@ def test_transparency_lies_on_white_and_exif_turns() -> None:
     exif[0x0112] = 3  # upside down
     turned, _ = decode_image(encode(image, "PNG", exif=exif), 16, 1)
     assert turned[15, 15, 0] == 255 and turned[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize(("top", "eight"), [(255, 1), (300, 1), (65535, 255)])
+def test_16_bits_become_8_by_the_same_rule_however_dark_an_image_is(top: int, eight: int) -> None:
+    values = np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF", "PPM"):
+        pixels, _ = decode_image(encode(Image.fromarray(values), kind), 16, 1)
+        assert (pixels.min(), pixels.max()) == (0, eight), kind
+
+
+def test_floats_are_0_to_1_and_32_bits_have_no_known_range() -> None:
+    unit = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    pixels, _ = decode_image(encode(Image.fromarray(unit), "TIFF"), 16, 1)
+    np.testing.assert_array_equal(pixels[..., 0], np.arange(256).reshape(16, 16))
+    with pytest.raises(ValueError, match="floats must lie between 0 and 1, and these do from 0 to 255"):
+        decode_image(encode(Image.fromarray(unit * 255), "TIFF"), 16, 1)
+    with pytest.raises(ValueError, match="floats must lie"):
+        decode_image(encode(Image.fromarray(np.where(unit > 0.5, np.nan, unit)), "TIFF"), 16, 1)
+    with pytest.raises(ValueError, match="type int32 have no known range"):
+        decode_image(encode(Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)), "TIFF"), 16, 1)
+
+
+def test_every_file_that_pillow_reads_counts(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data", *make_images(60, 16, 3), NAMES)
+    for path in (folder / "dog").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".jfif"), "JPEG")
+        path.unlink()
+    data = open_colour(folder)
+    assert len(everything(data)) == 60 and everything(data).labels.count("dog") == 20 and not data.notes
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data", *make_images(60, 16, 3), NAMES)
+    for name in ("README.md", "cat/a.heic", ".DS_Store", "dog/._0.png"):
+        (folder / name).write_bytes(b"")
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "cat" / "0.png", folder / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (folder / "fox").mkdir()
+    (folder / "elk").symlink_to("nowhere")
+    assert open_colour(folder).notes == [
+        f"{folder}: 2 files were left out (no image that Pillow reads): README.md first.",
+        f"{folder}: 1 hidden image was left out: .ipynb_checkpoints/0-checkpoint.png.",
+        f"{folder}: 1 link was left out (leading nowhere, or back to a folder that holds it): elk.",
+        f"{folder}: 1 folder was left out (empty): fox.",
+    ]
+
+
+# --- Links
+
+
+def test_linked_class_folders_are_followed(tmp_path) -> None:
+    store = write_class_folders(tmp_path / "store", *make_images(60, 16, 3), NAMES)
+    folder = tmp_path / "data"
+    (folder / "train").mkdir(parents=True)
+    for name in NAMES:
+        (folder / "train" / name).symlink_to(Path("..", "..", "store", name))
+    assert open_colour(folder).fingerprint == open_colour(store).fingerprint
+    assert not open_colour(folder).notes
+
+
+def test_links_in_a_circle_add_nothing(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "data", *make_images(60, 16, 3), NAMES)
+    plain = open_colour(folder)
+    (folder / "cat" / "up").symlink_to("..")
+    (folder / "cat" / "dogs").symlink_to("../dog")
+    (folder / "dog" / "cats").symlink_to("../cat")
+    data = open_colour(folder)
+    assert data.fingerprint == plain.fingerprint
+    assert any("40 images were left out (of a linked folder that is read" in note for note in data.notes)
+    assert any("links were left out (leading nowhere, or back" in note for note in data.notes)
+
+
+def test_a_link_to_a_folder_beside_the_splits(tmp_path) -> None:
+    folder = tmp_path / "data"
+    write_class_folders(folder / "raw", *make_images(60, 16, 3), NAMES)
+    (folder / "train").mkdir()
+    for name in NAMES:
+        (folder / "train" / name).symlink_to(f"../raw/{name}")
+    data = open_colour(folder)
+    assert everything(data).labels.count("cat") == 20 and len(everything(data)) == 60
+    assert any(
+        "60 images were left out (outside of the splits): raw/cat/0.png first" in n for n in data.notes
+    )
+
+
+# --- Which folders are splits
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("archive/training_set", "archive/test_set"),
+        ("Training Images", "Testing Images"),
+        ("trainset", "testset"),
+        ("train", "test_data"),
+    ],
+)
+def test_folders_named_after_splits_in_other_words(train: str, test: str, tmp_path) -> None:
+    x, y = make_images(60, 16, 3)
+    write_class_folders(tmp_path / train, x, y, NAMES)
+    write_class_folders(tmp_path / test, x[:6], y[:6], NAMES)
+    data = open_colour(tmp_path)
+    assert data.labels == NAMES and data.brings_test and len(data.splits["test"]) == 6
+
+
+def test_images_without_labels_beside_the_splits_are_left_out(tmp_path) -> None:
+    x, y = make_images(60, 16, 3)
+    write_class_folders(tmp_path / "seg_train" / "seg_train", x, y, NAMES)
+    write_class_folders(tmp_path / "seg_pred", x[:6], y[:6] * 0, ["seg_pred"])
+    data = open_colour(tmp_path)
+    assert data.labels == NAMES and len(everything(data)) == 60
+    assert any("6 images were left out (outside of the splits): seg_pred/seg_pred" in n for n in data.notes)
+
+
+def test_classes_whose_names_speak_of_splits_stay_classes(tmp_path) -> None:
+    names = ["steam_train", "test_tube", "owl"]
+    x, y = make_images(60, 16, 3)
+    assert open_colour(write_class_folders(tmp_path / "flat", x, y, names)).labels == sorted(names)
+    deep = tmp_path / "deep"
+    for number, name in enumerate(names):
+        write_class_folders(deep / name, x[y == number], y[y == number] * 0, [f"kind {number}"])
+    assert open_colour(deep).labels == sorted(names)
+
+
+def test_first_folders_that_may_be_anything_are_refused(tmp_path) -> None:
+    x, y = make_images(60, 16, 3)
+    for name in ("part1", "part2"):
+        write_class_folders(tmp_path / "parts" / name, x, y, NAMES)
+    with pytest.raises(UserError, match=r"part1, part2 all hold folders of the same names \(cat, dog, owl\)"):
+        open_colour(tmp_path / "parts")
+    for name in ("val", "validation", "train"):
+        write_class_folders(tmp_path / "two" / name, x, y, NAMES)
+    with pytest.raises(UserError, match="2 folders for the validation split: val, validation"):
+        open_colour(tmp_path / "two")
+
+
+# --- Archives
+
+
+def zipped(path: Path, rename: Callable[[str], str] = str) -> Path:
+    """A .zip of class folders of 60 images."""
+    folder = write_class_folders(path.with_suffix(""), *make_images(60, 16, 3), NAMES)
+    with zipfile.ZipFile(path, "w") as file:
+        for image in sorted(folder.rglob("*.png")):
+            file.write(image, rename(image.relative_to(folder).as_posix()))
+    return path
+
+
+def damaged(path: Path, of_entry: int, of_header: int, value: bytes, first: int = 60) -> Path:
+    """Overwrites bytes of the first members' entries in a .zip's directory and of their own headers."""
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", of_entry), (b"PK\x03\x04", of_header)):
+        at = -1
+        for _ in range(first):
+            at = data.index(signature, at + 1)
+            data[at + offset : at + offset + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+def test_a_zip_with_the_separators_of_windows(tmp_path) -> None:
+    data = open_colour(zipped(tmp_path / "a.zip", lambda name: name.replace("/", "\\")))
+    assert data.labels == NAMES and len(everything(data)) == 60
+
+
+def test_a_zip_of_macos_keeps_its_names(tmp_path) -> None:
+    path = zipped(tmp_path / "a.zip", lambda name: name.replace("cat", "貓"))
+    data = open_colour(damaged(path, 9, 7, b"\0"))  # its names are UTF-8, and no flag says so
+    assert data.labels == ["dog", "owl", "貓"]
+
+
+def test_a_member_that_cannot_be_unpacked_is_left_out_or_stops_it(tmp_path) -> None:
+    path = damaged(zipped(tmp_path / "a.zip"), 16, 14, b"\0\0\0\0", first=1)
+    data = open_colour(path)
+    assert len(everything(data)) == 59
+    assert data.notes == [
+        f"{path}: 1 image cannot be read and was left out: cat/0.png (Bad CRC-32 for file 'cat/0.png')."
+    ]
+    with pytest.raises(UserError, match=r"1 image cannot be read: cat/0\.png .*--broken skip"):
+        open_colour(path, broken="stop")
+
+
+def test_an_archive_that_python_cannot_unpack_is_one_sentence(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"none of its 60 images can be read: .*packed by Deflate64"):
+        open_colour(damaged(zipped(tmp_path / "a.zip"), 10, 8, b"\x09"))
+    with pytest.raises(UserError, match=r"none of its 60 images can be read: .*it is encrypted"):
+        open_colour(damaged(zipped(tmp_path / "b.zip"), 8, 6, b"\x01"))
+    path = tmp_path / "c.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tmp_path / "a", ".")
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(UserError, match="damaged archive"):
+        open_colour(path)
+
+
+def test_a_split_or_a_class_of_which_nothing_is_left(tmp_path) -> None:
+    folder = write_class_folders(tmp_path / "train", *make_images(60, 16, 3), NAMES).parent
+    for path in (folder / "train" / "owl").glob("*.png"):
+        path.write_bytes(b"")
+    data = open_colour(folder)
+    assert data.labels == NAMES[:2]
+    assert any("no image is left of owl in the train split" in note for note in data.notes)
+    (folder / "test" / "cat").mkdir(parents=True)
+    (folder / "test" / "cat" / "0.png").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"none of the 1 image of the test split can be read, e\.g\. test/cat/0"
+    ):
+        open_colour(folder)
 
 
 def test_mixed_sizes_are_resized_and_it_is_said(tmp_path) -> None:

@@ -68,6 +68,9 @@ def path(tmp_path) -> Path:
         # BILOU
         ("U-PER B-LOC I-LOC L-LOC U-LOC L-PER", "B-PER B-LOC I-LOC I-LOC B-LOC B-PER"),
         ("U-PER I-PER L-PER I-PER", "B-PER B-PER I-PER B-PER"),
+        # BMES, BMEWO
+        ("S-PER B-LOC M-LOC M-LOC E-LOC O", "B-PER B-LOC I-LOC I-LOC I-LOC O"),
+        ("W-PER W-PER B-LOC E-LOC M-LOC", "B-PER B-PER B-LOC I-LOC B-LOC"),
         # Types may hold hyphens.
         ("B-work-of-art I-work-of-art I-work", "B-work-of-art I-work-of-art B-work"),
         ("", ""),
@@ -132,16 +135,83 @@ def test_comments_and_the_token_that_looks_like_one(path) -> None:
 
 
 def test_odd_tokens_are_tokens(path) -> None:
-    tokens = ['"', "'", ",", "O", "B-PER", "-", "🙂", "a\u200bb", "\xa0", "\\t", "e\u0301", "-docstart-"]
+    tokens = ['"', "'", ",", "O", "B-PER", "-", "🙂", "a\u200bb", "\\t", "e\u0301", "-docstart-"]
     content = "".join(f"{token}\tO\n" for token in tokens)
     assert [s.words for s in read_conll(write(path, content))] == [tuple(tokens)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # CoNLL-U: ranges and empty nodes are no words.
+        "# sent_id = 1\n1\tAda\tada\tB-PER\n2-3\tzum\t_\t_\n2\tzu\tzu\tO\n3\tdem\tder\tO\n3.1\tx\t_\t_\n",
+        # GermEval 2014: a comment with a tab.
+        "#\thttp://x.de/y [2009]\n1\tAda\tB-PER\n2\tzu\tO\n3\tdem\tO\n\n",
+        # Counted from 0, and on through the file.
+        "0 Ada N B-PER\n1 zu N O\n2 dem N O\n",
+        "7 Ada N B-PER\n8 zu N O\n9 dem N O\n",
+    ],
+)
+def test_a_first_column_that_counts_the_words_is_never_the_token(path, content) -> None:
+    notes: list[str] = []
+    assert read_conll(write(path, content), notes=notes) == [sentence("Ada/B-PER zu/O dem/O")]
+    assert len(notes) == 1 and "first column counts the words and was skipped" in notes[0]
+
+
+def test_sentences_that_are_counted_each_from_1_or_one_after_the_other(path) -> None:
+    expected = [sentence("Ada/B-PER sings/O"), sentence("Bob/B-PER sings/O")]
+    for first in (1, 3):
+        content = f"1\tAda\tN\tB-PER\n2\tsings\tV\tO\n\n{first}\tBob\tN\tB-PER\n{first + 1}\tsings\tV\tO\n"
+        assert read_conll(write(path, content)) == expected
+
+
+def test_numbers_that_are_tokens_stay_tokens(path) -> None:
+    content = "1 B-SUM\n2 I-SUM\n\n3 NUM B-SUM\nand CC O\n4 NUM B-SUM\nfor IN O\n"
+    assert read_conll(write(path, content)) == [
+        sentence("1/B-SUM 2/I-SUM"),
+        sentence("3/B-SUM and/O 4/B-SUM for/O"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("\tO", " (nothing)"),
+        (" O", " (nothing)"),
+        ("\u200b\tO", " (U+200B ZERO WIDTH SPACE)"),
+        ("\ufe0f O", " (U+FE0F VARIATION SELECTOR-16)"),
+        ("\xa0\tO", " (U+00A0 NO-BREAK SPACE)"),
+        ("\u3000 B-PER", " (U+3000 IDEOGRAPHIC SPACE)"),
+        ("\x85\tO", " (U+0085)"),
+        ("\u200d\ufe0f\tO", " (U+200D ZERO WIDTH JOINER, U+FE0F VARIATION SELECTOR-16)"),
+    ],
+)
+def test_tokens_that_nobody_sees_are_left_out_or_stop_it(path, line, named) -> None:
+    write(path, f"Ada B-PER\n{line}\nMoss I-PER\nsings O\n\nBob B-PER\n{line}\n")
+    notes: list[str] = []
+    assert read_conll(path, notes=notes) == [sentence("Ada/B-PER Moss/I-PER sings/O"), sentence("Bob/B-PER")]
+    assert notes == [f"{path}: 2 lines with an empty or invisible token were left out: line 2 first{named}."]
+    with pytest.raises(UserError, match="2 lines have an empty or invisible token: line 2 first"):
+        open_tagged(str(path), broken="stop")
+    with pytest.raises(UserError, match="2 lines have"):
+        open_test_sentences(str(path), "stop")
+
+
+def test_an_empty_token_in_counted_columns(path) -> None:
+    notes: list[str] = []
+    found = read_conll(write(path, "1\tAda\tB-PER\n2\t\tO\n3\tsings\tO\n"), notes=notes)
+    assert found == [sentence("Ada/B-PER sings/O")] and "1 line with an empty" in notes[1]
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("Ada B-PER\nsings\n\n", 'line 2: a line needs a token and a tag, with a space or tab between. '),
-        ("A O\n\n\n\tO\n", "line 4: a line needs a token and a tag"),
+        ("A O\n\n\nO\n", "line 4: a line needs a token and a tag"),
+        ("A O\n\u200b\n", "(U+200B ZERO WIDTH SPACE)"),
+        ("\tO\n\tB-X\n", "2 lines have an empty or invisible token: line 1 first (nothing)"),
+        ("1 A N O\n2 B N O\n4 C N B-X\n", "line 3: the first column seems to count the words"),
+        ("1 A N O\n2 B N O\nC N B-X\n", "line 3: the first column seems to count the words"),
         ("Ada PER\n", 'line 1: "PER" is no tag; it must be O, or B-'),
         ("A O\n\nB O\nC x\nD O\n\nE O\n", 'line 4: "x" is no tag'),
         ("A O\n\nB O\nC B-X\nD B-", 'line 5: "B-" is no tag'),

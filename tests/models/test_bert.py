@@ -106,6 +106,7 @@ def test_one_graph_of_unknown_width_equals_those_of_known_widths(encoder) -> Non
     assert unknown.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_mixed_precision_is_close(encoder) -> None:
     mixed = tiny(dtype="mixed_bfloat16")
     mixed.set_weights(encoder.get_weights())
@@ -178,6 +179,7 @@ def test_layer_norm_and_its_gradient() -> None:
         np.testing.assert_allclose(value / scale, expected / scale, atol=1e-5)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_gelu_is_the_exact_one_and_so_is_its_gradient() -> None:
     x = np.linspace(-7, 7, 211).reshape(1, 211, 1)
     towards = np.random.default_rng(4).normal(size=x.shape)
@@ -294,6 +296,7 @@ def features(kind: str) -> dict[str, np.ndarray]:
     return x
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(
     ("kind", "shape"),

@@ -73,6 +73,7 @@ def test_padding_keeps_the_state():
     np.testing.assert_allclose(others[1], backward, atol=1e-6)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_is_close():
     ours, theirs = _pair()
     low = BidirectionalGRU(UNITS, dtype="mixed_bfloat16")
@@ -122,6 +123,7 @@ def test_fit_save_and_load(tmp_path):
     assert loaded.get_layer("gru").get_config() == model.get_layer("gru").get_config()
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_export_for_a_session(tmp_path, dtype):
     model = _model(dtype)

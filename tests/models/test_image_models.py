@@ -24,6 +24,7 @@ def test_the_essays_networks_have_the_essays_size() -> None:
     assert parameters(build_image_cnn((32, 32, 3), 10)) == 62_006  # PyTorch's tutorial network
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
     models = [
@@ -40,12 +41,11 @@ def test_every_network_gives_float32_logits_of_images(dtype: str) -> None:
             assert np.isfinite(logits).all()
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("pool", [1, 2, 3])
 @pytest.mark.parametrize("batch", [128, 6])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_convolution_before_pooling_is_that_of_keras(
-    dtype: str, batch: int, pool: int, bfloat16: None
-) -> None:
+def test_convolution_before_pooling_is_that_of_keras(dtype: str, batch: int, pool: int) -> None:
     x = tf.random.stateless_normal([batch, 7, 5, 16], [1, 2])
     arguments: dict[str, Any] = {"padding": "same", "use_bias": False}
     ours = FastConv2D(24, 3, pool=pool, dtype=dtype, **arguments)
@@ -78,6 +78,7 @@ def test_convolution_before_pooling_is_that_of_keras(
         assert np.abs(a - right).max() <= bound
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_convolution_leaves_out_what_a_pooling_would_not_read() -> None:
     layer = FastConv2D(8, 3, pool=2, padding="same", dtype="mixed_bfloat16")
     assert layer(tf.zeros([2, 7, 5, 4])).shape == (2, 6, 4, 8)

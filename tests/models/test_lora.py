@@ -121,6 +121,7 @@ def test_a_merged_model_gives_the_same(adapted) -> None:
     np.testing.assert_allclose(plain(inputs()), adapted(inputs()), atol=1e-5)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_merging_does_not_round_to_bfloat16(adapted, tmp_path) -> None:
     save_trained(adapted, tmp_path / "a.h5")
     mixed, plain, exact = build("mixed_bfloat16"), build(), build()

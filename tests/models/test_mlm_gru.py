@@ -56,6 +56,7 @@ def test_padding_changes_nothing(objective) -> None:
     np.testing.assert_allclose(model(x)[1, :4], model(short)[0], atol=1e-6)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("objective", ["every", "masked"])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_it_trains_under_plain_keras_fit(objective, dtype) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,108 @@ def test_tokenizer_json_is_enough(tmp_path) -> None:
     assert preset.vocabulary == PIECES and preset.lowercase is False
 
 
+# Real sentences, with what makes scripts differ: accents that are letters of their own, marks that follow
+# their letter, a capital of two letters in lower case, a form for a word's end, no spaces between words.
+SENTENCES = [
+    "Ich möchte ein schönes Zimmer, nicht wie früher.",
+    "Où est passé l'élève naïf ? Ça l’a gêné…",
+    "Tôi muốn đặt một phòng ở Hà Nội.",
+    "İstanbul'da Işık ve ILIK çay içtik.",
+    "Ο ΣΟΦΟΣ είπε: «η οδός μακρά».",
+    "Ёлка стоит в нашем зале, й-й!",
+    "أُرِيدُ غُرْفَةً هَادِئَةً مِنْ فَضْلِكَ.",
+    "בְּרֵאשִׁית בָּרָא אֱלֹהִים",
+    "मुझे एक शांत कमरा चाहिए।",
+    "ฉันต้องการห้องพักที่เงียบสงบสำหรับคืนนี้และพรุ่งนี้เช้าด้วยครับ",
+    "房间很好，服务员也很热情！",
+    "東京のホテルはとても静かでした。がぎぐ",
+    "조용한 방을 원합니다.",
+    "e\u0301te\u0301 and ﬁne™ ½ a\u00a0b\u200bc\u3000d\x00e\x85f",
+    "🙂👍🏽 ok 👨\u200d👩\u200d👧",
+    "x" * 100 + " " + "y" * 101 + " " + "ก" * 100 + " " + "ข" * 101,
+]
+
+
+def vocabulary_of(sentences: list[str]) -> list[str]:
+    """Every character of the sentences in any form, at the beginning and further in, and a few words."""
+    text = " ".join(sentences)
+    forms = [text, text.lower(), *(unicodedata.normalize(form, text.lower()) for form in ("NFD", "NFC"))]
+    letters = sorted({c for form in forms for c in form if not c.isspace() and c.isprintable()})
+    words = ["möchte", "mochte", "房间", "很好", "##schön", "früher", "fruher", "élève", "eleve"]
+    return [*SPECIAL, *letters, *(f"##{c}" for c in letters), *words]
+
+
+def rows(count: int) -> dict[str, Any]:
+    """Weights and config.json of a folder with so many pieces."""
+    embedding = {"bert.embeddings.word_embeddings.weight": np.zeros((count, WIDTH), np.float32)}
+    return {"weights": {**tensors(), **embedding}, "config_json": {**CONFIG, "vocab_size": count}}
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+def test_text_is_cut_as_the_tokenizers_library_does(
+    lowercase, strip_accents, chinese, where, tmp_path
+) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    pieces = vocabulary_of(SENTENCES)
+    theirs = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    theirs.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+    )
+    theirs.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    files: dict[str, Any] = {"vocab_txt": None, "tokenizer_json": theirs.to_str()}
+    files["tokenizer_config_json"] = None
+    if where == "tokenizer_config.json":
+        files = {"vocab_txt": "\n".join(pieces)}
+        files["tokenizer_config_json"] = {
+            "do_lower_case": lowercase,
+            "strip_accents": strip_accents,
+            "tokenize_chinese_chars": chinese,
+        }
+    write_folder(tmp_path, **files, **rows(len(pieces)))
+    ours = load_preset(str(tmp_path)).wordpiece.tokenize(tf.constant(SENTENCES)).to_list()
+    for text, found in zip(SENTENCES, ours, strict=True):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert [pieces[i] for i in found] == expected.tokens, text
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_are_found_as_the_tokenizers_library_does(where, special, tmp_path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+    tokens = ["@USER", "[E1]", "[E11]", "Über-Raum", "🙂🙂"]
+    texts = [
+        *SENTENCES,
+        "Lieber @USER,[E1]Staff[E11] war [e1] @user @USERname über-raum ÜBER-RAUM Über-Raum! 🙂🙂🙂",
+        *tokens,
+    ]
+    pieces = vocabulary_of(texts)
+    theirs = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    theirs.normalizer = normalizers.BertNormalizer(lowercase=True)
+    theirs.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if where == "added_tokens.json":
+        special = False  # it says no more than their numbers
+    theirs.add_tokens([AddedToken(token, special=special, normalized=not special) for token in tokens])
+    numbers = {token: theirs.token_to_id(token) for token in tokens}
+    decoder = {i: {"content": token, "special": special} for token, i in numbers.items()}
+    files = {
+        "added_tokens.json": {"added_tokens_json": numbers},
+        "tokenizer_config.json": {
+            "tokenizer_config_json": {"do_lower_case": True, "added_tokens_decoder": decoder}
+        },
+        "tokenizer.json": {"tokenizer_json": theirs.to_str(), "vocab_txt": None},
+    }[where]
+    folder = write_folder(tmp_path, **{"vocab_txt": "\n".join(pieces), **files}, **rows(len(pieces) + 5))
+    wordpiece = load_preset(str(folder)).wordpiece
+    for text, found in zip(texts, wordpiece.tokenize(tf.constant(texts)).to_list(), strict=True):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert found == expected.ids, text
+
+
 CASED = [*SPECIAL, "Cat", "dog", "##s", "eats"]
 
 
@@ -272,6 +375,43 @@ def test_a_fingerprint_is_that_of_the_weights(whole, copy) -> None:
     assert len(preset.fingerprint) == 32 and again.fingerprint == preset.fingerprint
     again.weights["pooled/bias"][3] += 1e-6
     assert again.fingerprint != preset.fingerprint
+
+
+def test_a_config_that_is_older_than_model_type(copy, whole) -> None:
+    (copy / "config.json").write_text(json.dumps({k: v for k, v in CONFIG.items() if k != "model_type"}))
+    assert load_preset(str(copy)).fingerprint == load_preset(str(whole)).fingerprint
+    other = {**CONFIG, "architectures": ["RobertaModel"]}
+    (copy / "config.json").write_text(json.dumps({k: v for k, v in other.items() if k != "model_type"}))
+    assert 'must have "model_type": "bert". Received: None.' in complaint(copy)
+
+
+def test_weights_in_several_files(copy, whole) -> None:
+    from safetensors.numpy import save_file
+
+    (copy / "model.safetensors").unlink()
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for number, (name, value) in enumerate(tensors().items()):
+        parts.setdefault(f"model-{number % 3 + 1:05d}-of-00003.safetensors", {})[name] = value
+    for file, part in parts.items():
+        save_file(part, copy / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_preset(str(copy)).fingerprint == load_preset(str(whole)).fingerprint
+    (copy / "model-00002-of-00003.safetensors").unlink()
+    assert complaint(copy).endswith("is no whole preset: it lacks model-00002-of-00003.safetensors.")
+
+
+def test_weights_of_pytorch_alone_say_how_to_convert_them(copy) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    said = complaint(copy)
+    assert "has its weights in pytorch_model.bin alone, and model.safetensors is read" in said
+    assert f"M.from_pretrained('{copy}').save_pretrained('{copy}')" in said
+
+
+def test_quantized_weights_are_refused(tmp_path) -> None:
+    weights = tensors()
+    weights["bert.encoder.layer.0.output.dense.weight"] = np.ones((WIDTH, INTERMEDIATE), np.int8)
+    assert "in int8: quantized weights are not read" in complaint(write_folder(tmp_path, weights=weights))
 
 
 # --- keras-hub's form -----------------------------------------------------------------------------
@@ -382,6 +522,40 @@ def fast_only(tokenizer: dict[str, Any]) -> Callable[[Path], object]:
             '"model_type": "bert". Received: roberta.',
         ),
         (write("config.json", {"a": 1}), '"model_type": "bert". Received: None.'),
+        (
+            write("config.json", {**CONFIG, "position_embedding_type": "relative_key"}),
+            'must have position_embedding_type "absolute". Received: "relative_key".',
+        ),
+        (write("config.json", {**CONFIG, "is_decoder": True}), "must have is_decoder false. Received: true."),
+        (
+            write("config.json", {**CONFIG, "quantization_config": {"bits": 8}}),
+            'must have quantization_config null. Received: {"bits": 8}.',
+        ),
+        (
+            write("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}),
+            "the model would see other pieces than it was trained on: tokenizer_class. Received",
+        ),
+        (write("tokenizer_config.json", {"do_basic_tokenize": False}), "do_basic_tokenize. Received: false."),
+        (write("tokenizer_config.json", {"never_split": ["a"]}), 'never_split. Received: ["a"].'),
+        (write("tokenizer.json", {"normalizer": {"type": "NFKC"}}), 'normalizer. Received: "NFKC".'),
+        (
+            write("tokenizer.json", {"normalizer": {"type": "BertNormalizer", "clean_text": False}}),
+            "clean_text. Received: false.",
+        ),
+        (
+            write("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}),
+            'pre_tokenizer. Received: "ByteLevel".',
+        ),
+        (write("tokenizer.json", {"model": {"unk_token": "<unk>"}}), 'unk_token. Received: "<unk>".'),
+        (
+            write("added_tokens.json", {"[E1]": 20}),
+            'added token "[E1]" has the number 20, where the vocabulary ends at 8',
+        ),
+        (write("added_tokens.json", {"[E1]": 6}), 'has the number 6, where the vocabulary has "dog"'),
+        (
+            write("tokenizer.json", {"added_tokens": [{"id": 9, "content": "a", "single_word": True}]}),
+            'single_word of an added token. Received: "a".',
+        ),
         (write("config.json", {**CONFIG, "hidden_act": "relu"}), "are known as hidden_act. Received: relu."),
         (write("config.json", {**CONFIG, "hidden_size": 16}), "do not fit: token_embedding should be"),
         (write("config.json", {**CONFIG, "intermediate_size": 9}), "do not fit: block_0/intermediate/kernel"),

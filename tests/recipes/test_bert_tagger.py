@@ -130,3 +130,11 @@ def test_int8_export(tagged, karpa, tmp_path) -> None:
     assert result.status == 0, result.err
     card = Path(result.json["savedmodel"]) / "assets.extra" / "model_card.md"
     assert "int8" in card.read_text()
+
+
+def test_judging_again_and_again_is_traced_once() -> None:
+    names = ("O", "B-X", "I-X")
+    for words in (3, 5, 8):
+        scores = tf.math.log(tf.fill([words, 3], 1 / 3))
+        assert bert_tagger._decoder(names)(scores, tf.constant([words], tf.int64)).shape == (words,)
+    assert bert_tagger._decoder(names).experimental_get_tracing_count() == 1

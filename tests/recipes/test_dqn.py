@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +18,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from karpa_tf.configs import DqnConfig, find_recipe, read_settings
 from karpa_tf.errors import UserError
+from karpa_tf.export.loader import load_signature
 from karpa_tf.recipes import dqn
+from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DQN, own_process
+from tests.rl.test_episodes import MODULE
 from tests.training.test_loop import read_events
 
 # TF-Agents' pins end at Python 3.11.
@@ -274,3 +279,91 @@ def test_init_starts_from_another_runs_weights(balanced, tmp_path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-6)
     done = own_process("train", "dqn", *TINY_DQN, "--units", 16, "--logs", tmp_path, "--init", balanced)
     assert done.returncode == 2 and "--init: " in done.stderr
+
+
+# --- An environment of the user's own: its actions are -1, 0 and 1, and it cannot be drawn
+
+
+@pytest.fixture(scope="module")
+def below_zero(tmp_path_factory) -> Path:
+    """A run on it; tests only read it."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("TF-Agents needs Python 3.11")
+    folder = tmp_path_factory.mktemp("below_zero")
+    (folder / "own_line.py").write_text(MODULE)
+    settings = [
+        *("--environment_steps", 200, "--initial_steps", 60, "--environments", 2, "--judge_every", 10),
+        *("--judge_episodes", 2, "--updates", 1, "--target_return", 2, "--units", 8, "--layers", 1),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+        words = ["train", "dqn", "--env", "own_line:LineBelow-v0", *settings, "--logs", folder]
+        done = own_process(*words)
+        assert done.returncode == 0, done.stderr
+        (folder / "stderr.txt").write_text(done.stderr)
+        done = own_process("export", folder / "dqn" / "1", "--to", folder / "savedmodels", "--force")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_without_a_film_ends_with_its_certificate(below_zero) -> None:
+    said = (below_zero / "stderr.txt").read_text()
+    assert "No film of an episode: own_line:LineBelow-v0 cannot be drawn (TypeError" in said
+    assert "nan" not in said and "-" not in re.findall(r"\S+ left", said)[-1]
+    metrics = json.loads((below_zero / "dqn" / "1" / "metrics.json").read_text())
+    assert metrics["episodes"] == 100
+
+
+def test_actions_are_those_of_the_environment(below_zero, karpa) -> None:
+    run = RunFolder(below_zero / "dqn" / "1")
+    _, model = dqn.open_model(run)
+    x = np.array([[-2.0], [0.0], [1.0], [2.0]], np.float32)
+    expected = np.argmax(model(x), axis=1) - 1
+    result = karpa("predict", run.path, *(f"[{value}]" for value in x[:, 0]), "--json")
+    assert [row["action"] for row in result.json["predictions"]] == expected.tolist()
+    served = load_signature(below_zero / "savedmodels" / "dqn" / "1")({"observation": x})
+    np.testing.assert_array_equal(served["action"], expected)
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        path = str(below_zero / "savedmodels" / "dqn-policy" / "1")
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        action = meta.signature_def["action"]
+        step = {"step_type": np.zeros(4), "reward": np.zeros(4), "discount": np.ones(4), "observation": x}
+        feed = {info.name: step[name.removeprefix("0/")] for name, info in action.inputs.items()}
+        np.testing.assert_array_equal(session.run(action.outputs["action"].name, feed), expected)
+
+
+def test_a_run_of_before_first_action_was_written_asks_the_environment(
+    below_zero, tmp_path, monkeypatch
+) -> None:
+    run = RunFolder(Path(shutil.copytree(below_zero / "dqn" / "1", tmp_path / "dqn" / "1")))
+    facts = json.loads((run.assets / "policy.json").read_text())
+    assert facts.pop("first_action") == -1
+    (run.assets / "policy.json").write_text(json.dumps(facts))
+    monkeypatch.syspath_prepend(below_zero)
+    assert dqn.read_facts(run)["first_action"] == -1
+
+
+def test_errors_of_tensorflow_are_told_apart() -> None:
+    def explained(message: str) -> Exception:
+        return dqn._explained(tf.errors.InvalidArgumentError(None, None, message), "Line-v0", 7)
+
+    diverged = explained("Graph execution error:\n\nLoss is inf or nan. : Tensor had NaN values\n [[node]]")
+    assert isinstance(diverged, Diverged) and "The loss is not a number after 7 environment" in str(diverged)
+    failed = explained(
+        "Graph execution error:\n\n2 roots\nValueError: no motor\nTraceback (most recent call last):\n\n"
+        '  File "x.py"\nValueError: no motor'
+    )
+    assert isinstance(failed, UserError) and not isinstance(failed, Diverged)
+    assert str(failed) == "--env: Line-v0 failed after 7 environment steps: ValueError: no motor."
+    other = tf.errors.InvalidArgumentError(None, None, "Incompatible shapes: [2] vs. [3]")
+    assert dqn._explained(other, "Line-v0", 7) is other
+
+
+@pytest.mark.slow
+def test_export_where_tf_agents_is_not_installed(balanced, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dqn, "has_tf_agents", lambda: False)
+    result = dqn.export(RunFolder(balanced), tmp_path, force=True)
+    assert result["savedmodel"] == str(tmp_path / "dqn" / "1") and "policy_saver" not in result
+    assert result["lines"] == [
+        "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
+    ]

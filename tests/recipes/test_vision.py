@@ -13,6 +13,7 @@ import tensorflow as tf
 import yaml
 from PIL import Image
 
+from karpa_tf.data.images import Images
 from karpa_tf.recipes import cifar10_cnn, mnist_mlp, vision
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DIGITS, kill_in_the_middle, make_images
@@ -370,3 +371,11 @@ def test_init_starts_from_another_run(digits, digits_npz, karpa, tmp_path) -> No
     assert result.json["metrics"]["accuracy"] > 0.9
     result = karpa("train", "mnist-mlp", *few, "--init", digits, "--units", "8")
     assert result.status == 2 and "the weights of" in result.err
+
+
+def test_captions_part_the_label_from_its_probability(monkeypatch) -> None:
+    monkeypatch.setattr(vision, "error_grid", lambda pixels, captions: captions)
+    images = Images(np.zeros((2, 8, 8, 1), np.uint8), ["1", "2"], ["a", "b"])
+    probabilities = np.array([[0.16, 0.84], [0.1, 0.9]])
+    shown = vision.errors_picture(images, np.array([0, 1]), probabilities, ["1", "2"])
+    assert shown == ["1 -> 2 (0.84)"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from karpa_tf.recipes.words import _without_each_word
 from tests.conftest import make_intents
 
 
@@ -29,6 +30,31 @@ def test_a_classifiers_label_hangs_on_the_word_that_tells(classified, copy, karp
     assert row["input"] == {"text": text} and row["claim"] == "weather" and 0.3 < row["probability"] <= 1
     assert [w["word"] for w in row["words"]] == text.split()
     assert any(w["attribution"] > 0 for w in row["words"])
+
+
+def test_words_are_cut_as_the_tagger_cuts_them() -> None:
+    assert _without_each_word("房间很好！", "") == [
+        ("房", "间很好！"),
+        ("间", "房很好！"),
+        ("很", "房间好！"),
+        ("好", "房间很！"),
+        ("！", "房间很好"),
+    ]
+    assert _without_each_word("Is it  raining, Ada?", "") == [
+        ("Is", "it  raining, Ada?"),
+        ("it", "Is raining, Ada?"),
+        ("raining", "Is it  , Ada?"),
+        (",", "Is it  raining Ada?"),
+        ("Ada", "Is it  raining, ?"),
+        ("?", "Is it  raining, Ada"),
+    ]
+    assert [word for word, _ in _without_each_word("a [MASK]. b", "[MASK]")] == ["a", "b"]
+    assert _without_each_word("[MASK]", "[MASK]") == []
+
+
+def test_a_chinese_text_is_explained_word_by_word(classified, copy, karpa) -> None:
+    (row,) = explain(karpa, copy(classified), "房间很好")
+    assert [w["word"] for w in row["words"]] == list("房间很好")
 
 
 def test_a_taggers_entities_hang_on_themselves(tagged, copy, karpa) -> None:

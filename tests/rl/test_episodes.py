@@ -70,3 +70,96 @@ def test_a_film_is_of_the_episode_that_was_played() -> None:
     assert sheet.shape == (2 * 135, 4 * 202, 3)
     assert (sheet[0] == 160).all(), "a frame"
     np.testing.assert_allclose(sheet[1, 1], pictures[0][:3, :3].mean(axis=(0, 1)), atol=0.5)
+
+
+# --- Environments of the user's own
+
+MODULE = """
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import register
+
+
+class Line(gymnasium.Env):
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, start=0, fails="", render_mode=None):
+        if fails == "at once":
+            raise RuntimeError("no motor")
+        self.fails = fails
+        self.action_space = gymnasium.spaces.Discrete(3, start=start)
+        self.observation_space = gymnasium.spaces.Box(-6, 6, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(int(action)), action
+        self.place += int(action) - self.action_space.start - 1
+        over = abs(self.place) == 3
+        return np.array([self.place], np.float32), float(self.place == 3), over, False, {}
+
+    def render(self):
+        return {"": None, "list": [1, 2], "flat": np.zeros((4, 4), np.uint8)}[self.fails]
+
+
+class Blind(Line):
+    metadata = {}
+
+
+register("Line-v0", "own_line:Line", max_episode_steps=20)
+register("LineBelow-v0", "own_line:Line", max_episode_steps=20, kwargs={"start": -1})
+register("LineBlind-v0", "own_line:Blind", max_episode_steps=20)
+register("LineBroken-v0", "own_line:Line", kwargs={"fails": "at once"})
+register("LineList-v0", "own_line:Line", max_episode_steps=20, kwargs={"fails": "list"})
+register("LineFlat-v0", "own_line:Line", max_episode_steps=20, kwargs={"fails": "flat"})
+"""
+
+
+@pytest.fixture
+def own_line(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_line.py").write_text(MODULE)
+    (tmp_path / "own_broken.py").write_text("import no_such_module_anywhere\n")
+    (tmp_path / "own_odd.py").write_text("import\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_an_environment_of_a_module(own_line) -> None:
+    assert episodes.actions_of(episodes.make_flat("own_line:Line-v0")) == (3, 0)
+    assert episodes.actions_of(episodes.make_flat("own_line:LineBelow-v0")) == (3, -1)
+    assert episodes.first_action("own_line:LineBelow-v0") == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "no_such_module:Line-v0",
+            'the module "no_such_module" of no_such_module:Line-v0 cannot be imported',
+        ),
+        ("own_broken:Line-v0", "cannot be imported (No module named 'no_such_module_anywhere'); install it"),
+        ("own_odd:Line-v0", "cannot be imported (SyntaxError: "),
+        ("own_line:Lime-v0", 'The module own_line has no environment "Lime-v0"; did you mean "Line-v0"?'),
+        ("own_line:LineBroken-v0", "own_line:LineBroken-v0 cannot be made: RuntimeError: no motor."),
+    ],
+)
+def test_a_module_or_an_environment_that_fails_is_named(name, said, own_line) -> None:
+    with pytest.raises(UserError) as caught:
+        episodes.make(name)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("LineBlind-v0", 'it has no render mode "rgb_array"'),
+        ("Line-v0", "TypeError"),
+        ("LineList-v0", r"TypeError: render\(\) gives list"),
+        ("LineFlat-v0", r"TypeError: render\(\) gives ndarray of \(4, 4\)"),
+    ],
+)
+def test_what_cannot_be_drawn_says_why(name, why, own_line) -> None:
+    with pytest.raises(episodes.CannotBeDrawn, match=f"own_line:{name} cannot be drawn .{why}"):
+        episodes.film(f"own_line:{name}", lambda observations: np.full(1, 2), seed=0)

@@ -437,3 +437,24 @@ def test_names_of_any_kind_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     description = read_values(tmp_path)["confusion"].metadata.summary_description
     assert "class 1 = 信用卡\\|丢失." in description
     assert "class 0" not in description and "class 3" not in description
+
+
+def test_a_font_that_came_after_matplotlibs_list_is_found(tmp_path, monkeypatch) -> None:
+    from fontTools.ttLib import TTFont
+    from matplotlib import font_manager
+
+    # DejaVu under the name of a font for Chinese that this machine need not have.
+    font = TTFont(font_manager.findfont("DejaVu Sans"))
+    for number in (1, 4, 6, 16):
+        font["name"].setName("Source Han Sans SC", number, 3, 1, 0x409)
+        font["name"].setName("Source Han Sans SC", number, 1, 0, 0)
+    font.save(tmp_path / "later.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(font_manager, "X11FontDirectories", [str(tmp_path)])
+    listed = [entry for entry in font_manager.fontManager.ttflist if entry.name != "Source Han Sans SC"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", listed)
+    classification._families.cache_clear()
+    try:
+        assert "Source Han Sans SC" in classification._families()
+    finally:
+        classification._families.cache_clear()

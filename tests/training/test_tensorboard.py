@@ -183,6 +183,15 @@ def test_projector_files_hold_the_matrix_and_a_label_a_row(tmp_path: Path) -> No
     assert lines == ["cat", "##s", "a b", "·", "·", "日本"]
 
 
+def test_projector_takes_columns_of_facts(tmp_path: Path) -> None:
+    labels = {"label": ["cat", "dog"], "text": ["a\tcat\nhere", ""]}
+    write_projector(tmp_path, np.eye(2, dtype=np.float32), labels)
+    assert read_projector(tmp_path)[1] == ["label\ttext", "cat\ta cat here", "dog\t·"]
+    # A single column has no name: the plugin would take it for a label.
+    write_projector(tmp_path / "one", np.eye(2, dtype=np.float32), {"label": ["cat", "dog"]})
+    assert read_projector(tmp_path / "one")[1] == ["cat", "dog"]
+
+
 def test_projector_of_a_run_has_the_vocabulary(trained: Path) -> None:
     matrix, labels = read_projector(trained / "train")
     assert labels == (trained / "assets" / "vocab.txt").read_text(encoding="utf-8").splitlines()

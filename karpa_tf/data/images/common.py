@@ -1,0 +1,103 @@
+"""What images are, whatever form they come in, and what a reader of any form is told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from karpa_tf.data.sources import SPLITS, DataRecord, Split
+
+Broken = Literal["skip", "stop"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        pixels: uint8 (n, size, size, channels).
+        labels: a label each.
+        names: where each came from, for tables of errors: a file, or a number in its array.
+    """
+
+    pixels: np.ndarray
+    labels: list[str]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def keys(self) -> list[bytes]:
+        """What makes two images the same: their pixels."""
+        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
+
+    def take(self, index: Sequence[int]) -> Images:
+        labels, names = [self.labels[i] for i in index], [self.names[i] for i in index]
+        return Images(self.pixels[np.asarray(index, int)], labels, names)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images by split.
+
+    Attributes:
+        name: what the user typed.
+        splits: the images; `test` may be empty.
+        brings_test: the data holds a test split of its own.
+        notes: lines that the user should read: files left out, images resized.
+    """
+
+    name: str
+    splits: dict[Split, Images]
+    brings_test: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes: numbers by their value, words by the alphabet."""
+        found = set(self.splits["train"].labels)
+        return sorted(found, key=lambda x: (0, int(x), x) if x.isdecimal() else (1, 0, x))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the images and of how they are split."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split in SPLITS:
+            images = self.splits[split]
+            digest.update(repr((split, images.pixels.shape, images.labels)).encode())
+            digest.update(np.ascontiguousarray(images.pixels).data)
+        return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
+
+
+@dataclass
+class Reader:
+    """What the readers of all forms are told, and what they have to say.
+
+    Attributes:
+        size: width and height that images get.
+        channels: 1 or 3.
+        broken: whether a file that cannot be read is left out, or ends it all.
+        notes: see `ImageData`.
+    """
+
+    size: int
+    channels: int
+    broken: Broken
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def count(things: Sequence[Any], one: str = "image", many: str = "") -> str:
+    """Returns `1 image` or `2 images`."""
+    return f"1 {one}" if len(things) == 1 else f"{len(things):,} {many or one + 's'}"
