@@ -210,12 +210,14 @@ class _Calls:
         self._observer.answered(call, outputs)
         return outputs
 
-    async def written(self, make: Callable[[], Message], *outputs: Arrays) -> Message | bytes:
-        """Returns an answer, written by a thread where that takes long."""
+    async def written(
+        self, make: Callable[[], Message], *outputs: Arrays, write: Callable[[], bytes] | None = None
+    ) -> Message | bytes:
+        """Returns an answer, written by a thread where that takes long; `write` does it at once."""
         if all(map(is_little, outputs)):
             return make()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, lambda: make().SerializeToString())
+        return await loop.run_in_executor(self._workers, write or (lambda: make().SerializeToString()))
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -246,7 +248,9 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                     proto_tensors.fill_proto(response.outputs[name], outputs[name], name)
                 return response
 
-            return await self._calls.written(make, {name: outputs[name] for name in names})
+            chosen = {name: outputs[name] for name in names}
+            spec = _spec(model, call.signature)
+            return await self._calls.written(make, chosen, write=lambda: predict_response(spec, chosen))
 
         return await self._calls.answer("predict", context, request, work)
 
@@ -381,6 +385,20 @@ def _size(message: Message | bytes) -> int:
 def _deadline(context: grpc.aio.ServicerContext) -> float | None:
     remaining = context.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+def predict_response(spec: model_pb2.ModelSpec, outputs: Arrays) -> bytes:
+    """Returns the bytes of a PredictResponse: the tensors go there without a message of their own."""
+    response = predict_pb2.PredictResponse(model_spec=spec)
+    parts: list[Any] = [response.SerializeToString()]
+    for name, array in outputs.items():
+        tensor = proto_tensors.serialized(array, name)
+        key = name.encode()
+        # An entry of the map `outputs`: its key is field 1, its value field 2.
+        size = sum(map(len, tensor))
+        entry = [proto_tensors.field_head(1, len(key)) + key + proto_tensors.field_head(2, size), *tensor]
+        parts += [proto_tensors.field_head(1, sum(map(len, entry))), *entry]
+    return b"".join(parts)
 
 
 def _chosen(asked: Any, outputs: Any) -> list[str]:

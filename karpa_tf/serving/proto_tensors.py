@@ -171,9 +171,32 @@ def fill_proto(proto: tensor_pb2.TensorProto, array: np.ndarray, name: str) -> N
         if some.dtype.kind == "f" and flat.size >= _STEP:
             # A packed field is the numbers' own bytes.
             content = some.astype(some.dtype.newbyteorder("<"), copy=False).tobytes()
-            proto.MergeFromString(bytes([number << 3 | 2]) + _varint(len(content)) + content)
+            proto.MergeFromString(field_head(number, len(content)) + content)
         else:
             field.extend(some.tolist())
+
+
+def serialized(array: np.ndarray, name: str) -> list[Any]:
+    """Returns the bytes of the message that `fill_proto` would fill, in parts.
+
+    Large tensors of floating-point numbers are their own bytes, and are not copied through a message.
+    """
+    proto = tensor_pb2.TensorProto()
+    if array.size < _STEP or array.dtype not in (np.float32, np.float64):
+        fill_proto(proto, array, name)
+        return [proto.SerializeToString()]
+    fill_proto(proto, array[:0], name)
+    proto.tensor_shape.dim[0].size = len(array)
+    kind = tensor_types.BY_NAME[array.dtype.name]
+    number = proto.DESCRIPTOR.fields_by_name[kind.field].number
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    head = proto.SerializeToString() + field_head(number, array.nbytes)
+    return [head, memoryview(little).cast("B")]
+
+
+def field_head(number: int, size: int) -> bytes:
+    """What stands before the bytes of a field of a message."""
+    return bytes([number << 3 | 2]) + _varint(size)
 
 
 def _varint(value: int) -> bytes:

@@ -22,7 +22,16 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from karpa_tf.serving import examples, json_tensors, log_writer, proto_tensors, registry, requests, rest_api
+from karpa_tf.serving import (
+    examples,
+    grpc_api,
+    json_tensors,
+    log_writer,
+    proto_tensors,
+    registry,
+    requests,
+    rest_api,
+)
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.privacy import describe_inputs, redact
 from karpa_tf.serving.readers import Readers
@@ -277,6 +286,25 @@ def test_many_tensors_do_not_ask_for_all_memory_either() -> None:
         tensor.CopyFrom(proto([1 << 20], dtype=tf.float32.as_datatype_enum, float_val=[1.0]))
     with pytest.raises(Refusal, match="much more memory than the message"):
         requests.read_grpc("predict", request.SerializeToString(), Limits())
+
+
+def test_a_large_answer_is_the_message_that_a_small_one_would_be() -> None:
+    spec = predict_pb2.PredictRequest().model_spec
+    spec.name = "add"
+    outputs = {
+        "f": np.arange(60_000, dtype=np.float32).reshape(3, 200, 100)[:, ::2],
+        "d": np.linspace(0, 1, 40_000),
+        "i": np.arange(50_000, dtype=np.int64),
+        "s": np.array([b"a", b""], object),
+        "ä": np.zeros((0, 3), np.float32),
+    }
+    answer = predict_pb2.PredictResponse.FromString(grpc_api.predict_response(spec, outputs))
+    assert answer.model_spec.name == "add" and set(answer.outputs) == set(outputs)
+    for name, array in outputs.items():
+        expected = tf.make_tensor_proto([0.0])
+        expected.Clear()
+        proto_tensors.fill_proto(expected, array, name)
+        assert answer.outputs[name] == expected
 
 
 def test_an_answer_of_few_long_strings_is_not_little() -> None:
