@@ -191,7 +191,7 @@ def serialized(array: np.ndarray, name: str) -> list[Any]:
     number = proto.DESCRIPTOR.fields_by_name[kind.field].number
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     head = proto.SerializeToString() + field_head(number, array.nbytes)
-    return [head, memoryview(little).cast("B")]
+    return [head, little.reshape(-1).view(np.uint8).data]
 
 
 def field_head(number: int, size: int) -> bytes:
