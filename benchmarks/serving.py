@@ -8,8 +8,10 @@ same load generator; the best of the rounds counts. Ratios called middle are the
 * minimal: the same load on a server of thirty lines that calls the SavedModel per request under aiohttp.
 * overhead: the median of a lone client's request, less the median of a call of the signature in Python.
 * soak: load while a version is swapped every ten seconds and hostile requests are mixed in; memory, failures.
+* stall: the 99.9th percentile of a status request and of a small predict, beside each of a list of attacks
+  and beside rightful batches of 32 MB; nobody reads the access log, and the log of inputs is on.
 
-    python benchmarks/serving.py [--rounds 3] [--seconds 8] [--soak_seconds 600] [--only batching]
+    python benchmarks/serving.py [--rounds 3] [--seconds 8] [--soak_seconds 600] [--only batching] [--stall]
 
 The last line of the output is one JSON object; a ratio above 1 means that the first-named side is better.
 """
@@ -374,7 +376,7 @@ async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, h
     swaps, memory, odd = 0, [], []
     refused = 0
     rng = random.Random(0)
-    makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http]
+    makers = [huge, cut_off, wrong_type, deep, slow, bomb, no_http, escaped_quotes, packed_lists]
 
     async def swap() -> None:
         nonlocal swaps
@@ -494,11 +496,253 @@ def bomb_body() -> bytes:
     return gzip.compress(b"[" * 20_000_000)
 
 
+async def escaped_quotes(port: int, rng: random.Random) -> int:
+    return await raw(port, ATTACKS["escaped_quotes"]()[1])
+
+
+async def packed_lists(port: int, rng: random.Random) -> int:
+    return await raw(port, packed_lists_body())
+
+
+@functools.cache
+def packed_lists_body() -> bytes:
+    return ATTACKS["gzip_lists"]()[1]
+
+
 async def no_http(port: int, rng: random.Random) -> int:
     return await raw(port, rng.randbytes(200) + b"\r\n\r\n")
 
 
-MEASUREMENTS = {"batching": measure_batching, "overhead": measure_overhead, "soak": measure_soak}
+# --- Who holds up the others ----------------------------------------------------------------------
+
+MB32 = 32 << 20
+LONGEST_MS = 50.0
+
+
+def make_varied(folder: Path) -> Path:
+    """Models whose requests can be large, or take long for some values."""
+    code = (
+        "import sys, tensorflow as tf\n"
+        "def save(name, spec, function):\n"
+        "    made = tf.function(function, input_signature=[spec], autograph=False)\n"
+        "    module = tf.Module()\n"
+        "    module.made = made\n"
+        "    tf.saved_model.save(module, f'{sys.argv[1]}/{name}/1', signatures={'serving_default': made})\n"
+        "def loop(x):\n"
+        "    a = tf.random.stateless_normal([100, 100], [1, 2])\n"
+        "    _, a = tf.while_loop(lambda i, a: i < x[0], lambda i, a: (i + 1, 0.01 * a @ a), [0.0, a])\n"
+        "    return {'y': x + 0 * tf.reduce_sum(a)}\n"
+        "save('add', tf.TensorSpec([None], tf.float32, 'x'), lambda x: {'y': x + 1})\n"
+        "save('wide', tf.TensorSpec([None, None], tf.float32, 'x'), lambda x: {'y': x + 1})\n"
+        "save('echo', tf.TensorSpec([None, None], tf.string, 'text'), lambda text: {'text': text})\n"
+        "save('loop', tf.TensorSpec([None], tf.float32, 'x'), loop)\n"
+    )
+    path = folder / "varied"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, stderr=subprocess.DEVNULL)
+    return path
+
+
+def post(path: str, body: bytes, headers: str = "") -> bytes:
+    """A request as bytes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def numbers_of(size: int) -> bytes:
+    """A batch of rows of 784 numbers, as JSON of about this size."""
+    rng = random.Random(0)
+    row = "[" + ",".join(f"{rng.random():.4f}" for _ in range(784)) + "]"
+    return f'{{"instances":[{",".join([row] * (size // (len(row) + 1)))}]}}'.encode()
+
+
+def predict_message(model: str, tensor: bytes) -> bytes:
+    """A PredictRequest by hand: its one input `x` or `text` is a TensorProto given as bytes."""
+    name = b"text" if model == "echo" else b"x"
+    return field(1, field(1, model.encode())) + field(2, field(1, name) + field(2, tensor))
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes in protobuf's form."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    """A whole number in protobuf's form."""
+    data = b""
+    while value > 127:
+        data += bytes([value & 127 | 128])
+        value >>= 7
+    return data + bytes([value])
+
+
+def dims(*sizes: int) -> bytes:
+    """A TensorShapeProto as a field of a TensorProto."""
+    return field(2, b"".join(field(2, b"\x08" + varint(size)) for size in sizes))
+
+
+# By name: what is sent over REST (bytes) or gRPC (a message to Predict), again and again. The first ones are
+# of public reports; those from `lone_backslashes` on are their relatives.
+ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
+    "nothing": lambda: ("rest", b""),
+    "escaped_quotes": lambda: ("rest", post("/v1/models/add:predict", b'{"instances": ' + b'\\"' * 20_000)),
+    "gzip_lists": lambda: (
+        "rest",
+        post(
+            "/v1/models/add:predict",
+            gzip.compress(b'{"instances": [' + b"[]," * 10_000_000 + b"[]]}"),
+            "Content-Encoding: gzip\r\n",
+        ),
+    ),
+    "grpc_repeated_string": lambda: (
+        "grpc",
+        predict_message("echo", b"\x08\x07" + dims(1, 1 << 20) + field(8, b"x" * 700)),
+    ),
+    "rightful_32_mb": lambda: ("rest", post("/v1/models/wide:predict", numbers_of(MB32 - 100_000))),
+    "rightful_32_mb_grpc": lambda: (
+        "grpc",
+        predict_message("wide", b"\x08\x01" + dims(10_000, 784) + field(5, bytes(10_000 * 784 * 4))),
+    ),
+    "slow_values": lambda: ("rest", post("/v1/models/loop:predict", b'{"instances": [3000]}')),
+    "lone_backslashes": lambda: (
+        "rest",
+        post("/v1/models/add:predict", b'{"instances": NaN, "' + b'\\\\"' * 2_000_000),
+    ),
+    "nan_32_mb": lambda: (
+        "rest",
+        post("/v1/models/add:predict", b'{"instances": [' + b"NaN," * 8_000_000 + b"NaN]}"),
+    ),
+    "deep": lambda: ("rest", post("/v1/models/add:predict", b'{"instances": ' + b"[" * 5_000_000)),
+    "many_strings": lambda: (
+        "rest",
+        post("/v1/models/echo:predict", b'{"instances": [[' + b'"",' * 250_000 + b'""]]}'),
+    ),
+    "too_many_strings": lambda: (
+        "rest",
+        post("/v1/models/echo:predict", b'{"instances": [[' + b'"",' * 10_000_000 + b'""]]}'),
+    ),
+    "gzip_zeros": lambda: (
+        "rest",
+        post("/v1/models/add:predict", gzip.compress(bytes(1 << 30)), "Content-Encoding: x-gzip\r\n"),
+    ),
+    "grpc_dims": lambda: (
+        "grpc",
+        predict_message("wide", b"\x08\x01" + field(2, b"\x12\x00" * 8_000_000)),
+    ),
+    "grpc_empty_strings": lambda: (
+        "grpc",
+        predict_message("echo", b"\x08\x07" + dims(1, 8_000_000) + b"\x42\x00" * 8_000_000),
+    ),
+    "digits_in_the_log_of_inputs": lambda: (
+        "rest",
+        post("/v1/models/echo:predict", b'{"instances": [["' + b"1 " * 4_000_000 + b'a"]]}'),
+    ),
+    "metrics": lambda: ("rest", b"GET /monitoring/prometheus/metrics HTTP/1.1\r\nHost: a\r\n\r\n"),
+}
+
+
+def attack(name: str, rest: int, rpc: int, seconds: float) -> None:
+    """Sends one attack from two connections, again and again. Runs in a process of its own."""
+    kind, data = ATTACKS[name]()
+    if not data:
+        time.sleep(seconds)
+        return
+    print("ready", flush=True)
+    asyncio.run(strike_rest(rest, data, seconds) if kind == "rest" else strike_grpc(rpc, data, seconds))
+
+
+async def strike_rest(port: int, data: bytes, seconds: float) -> None:
+    end = time.monotonic() + seconds
+
+    async def one() -> None:
+        while time.monotonic() < end:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await exchange(reader, writer, data)
+            writer.close()
+
+    await asyncio.gather(one(), one())
+
+
+async def strike_grpc(port: int, data: bytes, seconds: float) -> None:
+    import grpc
+
+    end = time.monotonic() + seconds
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+
+        async def one() -> None:
+            while time.monotonic() < end:
+                with contextlib.suppress(grpc.RpcError):
+                    await call(data)
+
+        await asyncio.gather(one(), one())
+
+
+async def probe(port: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of a status request and of a small predict, asked in turn over kept connections."""
+    questions = {
+        "status": b"GET /v1/models/add HTTP/1.1\r\nHost: a\r\n\r\n",
+        "predict": request_bytes("/v1/models/add:predict", {"instances": [1.0]}),
+    }
+    times: dict[str, list[float]] = {name: [] for name in questions}
+    end = time.perf_counter() + seconds
+
+    async def ask(name: str, data: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            assert await exchange(reader, writer, data) == 200
+            times[name].append((time.perf_counter() - start) * 1e3)
+            await asyncio.sleep(0.003)
+        writer.close()
+
+    await asyncio.gather(*(ask(name, data) for name, data in questions.items()))
+    return times
+
+
+def measure_stall(arguments: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+    """How long others wait while one client sends the worst that it can."""
+    models = make_varied(folder)
+    pipe = folder / "access.log"
+    os.mkfifo(pipe)
+    unread = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # and never read
+    rest, rpc = free_port(), free_port()
+    command = [sys.executable, "-m", "karpa_tf", "serve", str(models), "--port", str(rpc)]
+    command += ["--rest_api_port", str(rest), "--access_log", str(pipe)]
+    command += ["--request_log", str(folder / "inputs.log")]
+    values: dict[str, Any] = {}
+    with running(command, rest, "add"):
+        for name in ATTACKS:
+            if arguments.attack_names and name not in arguments.attack_names.split(","):
+                continue
+            striker = [sys.executable, __file__, "--attack", name, "--port", str(rest), "--rpc", str(rpc)]
+            striking = subprocess.Popen(
+                [*striker, "--seconds", str(arguments.seconds + 1)], stdout=subprocess.PIPE
+            )
+            assert striking.stdout is not None
+            striking.stdout.readline()  # it has made what it sends
+            times = asyncio.run(probe(rest, arguments.seconds))
+            striking.wait()
+            for question, taken in times.items():
+                taken.sort()
+                values[f"{name}_{question}_p999_ms"] = taken[int(len(taken) * 0.999)]
+                values[f"{name}_{question}_median_ms"] = statistics.median(taken)
+            print(
+                f"{name}: {', '.join(f'{k} {v:.1f}' for k, v in values.items() if k.startswith(name))}",
+                flush=True,
+            )
+    os.close(unread)
+    worst = max(value for key, value in values.items() if key.endswith("_p999_ms"))
+    return {"stall_below_50_ms": LONGEST_MS / worst}, values
+
+
+MEASUREMENTS = {
+    "batching": measure_batching,
+    "overhead": measure_overhead,
+    "soak": measure_soak,
+    "stall": measure_stall,
+}
 
 
 def main() -> None:
@@ -509,10 +753,17 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=HOSTILE, help="Hostile requests in the soak.")
     parser.add_argument("--model", help="A model's folder to use, in place of one trained for a moment.")
     parser.add_argument("--only", choices=list(MEASUREMENTS), help="Run one measurement.")
+    parser.add_argument("--stall", action="store_true", help="The same as --only stall.")
+    parser.add_argument(
+        "--smoke", action="store_true", help="A moment of overhead and stall: whether it runs, not how fast."
+    )
+    parser.add_argument("--attack_names", default="", help="Of the stalls, only these, with commas.")
     # Used by this script itself, for the processes that it starts.
     parser.add_argument("--minimal", help=argparse.SUPPRESS)
     parser.add_argument("--direct", help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser.add_argument("--attack", help=argparse.SUPPRESS)
+    parser.add_argument("--rpc", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--clients", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--numbers", action="store_true", help=argparse.SUPPRESS)
@@ -529,10 +780,21 @@ def main() -> None:
         print(json.dumps(asyncio.run(work)))
         return
 
+    if arguments.attack:
+        attack(arguments.attack, arguments.port, arguments.rpc, arguments.seconds)
+        return
+    wanted = [arguments.only] if arguments.only else list(MEASUREMENTS)
+    if arguments.stall:
+        wanted = ["stall"]
+    if arguments.smoke:
+        wanted = ["overhead", "stall"]
+        arguments.rounds, arguments.seconds = 1, 0.5
+        arguments.attack_names = "nothing,escaped_quotes,grpc_repeated_string"
+
     ratios: dict[str, float] = {}
     values: dict[str, Any] = {}
     for name, measurement in MEASUREMENTS.items():
-        if arguments.only in (None, name):
+        if name in wanted:
             with tempfile.TemporaryDirectory() as folder:
                 more_ratios, more_values = measurement(arguments, Path(folder))
             ratios |= more_ratios

@@ -438,8 +438,8 @@ def _add_fields(parser: ArgumentParser, fields_of: type[Any]) -> None:
     hints = get_type_hints(fields_of)
     for field in dataclasses.fields(fields_of):
         kind: dict[str, Any] = {"type": hints[field.name]}
-        if hints[field.name] is bool:
-            kind = dict(_FLAG)
+        if hints[field.name] in (bool, bool | None):
+            kind = _FLAG | {"type": hints[field.name]}
         kind["default"] = field.default
         parser.add_argument(f"--{field.name}", **kind, help=field.metadata["help"])
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
+from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
@@ -42,13 +43,26 @@ def load_signature(path: str | Path, name: str = "serving_default") -> Signature
         raise UserError(f'{path} has no signature "{name}"; it has {sorted(model.signatures)}.')
     concrete = model.signatures[name]
     _, inputs = concrete.structured_input_signature
+    # Inputs for which the file has a default are not asked for; every row has the same.
+    defaults = _defaults(Path(path), name)
+    inputs = {key: spec for key, spec in inputs.items() if key not in defaults}
 
     def function(**tensors: tf.Tensor) -> dict[str, Any]:
-        return concrete(**tensors)
+        return concrete(**tensors, **defaults)
 
     classes = concrete.structured_outputs.get("probabilities")
     names = _labels(Path(path) / "assets", None if classes is None else classes.shape[-1])
     return Signature(function, inputs, resources=[model], names=names)
+
+
+def _defaults(path: Path, name: str) -> dict[str, tf.Tensor]:
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((path / "saved_model.pb").read_bytes())
+    for graph in saved.meta_graphs:
+        if name in graph.signature_def:
+            given = graph.signature_def[name].defaults
+            return {key: tf.constant(tf.make_ndarray(value)) for key, value in given.items()}
+    return {}
 
 
 def _load_litert(path: Path) -> Signature:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.errors import UserError
-from karpa_tf.export import verify
+from karpa_tf.export import arrays_file
 from karpa_tf.export.signature import Signature, stack
+
+# Ops that tensorflow_text registers, and plain TensorFlow does not.
+_TEXT_OP = re.compile(
+    "TFText>|.*[wW]ordpiece|.*Sentencepiece|CaseFoldUTF8|NormalizeUTF8|Whitespace|FastBert|SplitMerge|RegexSplit"
+    "|UnicodeScriptTokenize|ConstrainedSequence|MaxSpanningTree|RougeL|SentenceFragments|Phrase|TokenizerFrom"
+)
 
 
 def export_savedmodel(
@@ -28,6 +37,8 @@ def export_savedmodel(
     examples: Sequence[Mapping[str, Any]],
     assets: Mapping[str, str] | None = None,
     model_card: str = "",
+    tolerance: float = 1e-5,
+    force: bool = False,
 ) -> Path:
     """Writes the next version of a served model.
 
@@ -41,6 +52,9 @@ def export_savedmodel(
         examples: rows for `serving_default`, for the check and the warm-up file.
         assets: text of files by name, e.g. `{"labels.txt": ...}`.
         model_card: Markdown for `assets.extra/model_card.md`.
+        tolerance: by which floating-point outputs may differ from the Python model's, relative, and
+            absolute for numbers below 1.
+        force: also write a model whose rows depend on each other.
 
     Returns:
         The version's folder, `to/name/version`.
@@ -49,15 +63,42 @@ def export_savedmodel(
         UserError: the disk is full or cannot be written, or the model does not pass the check.
     """
 
+    _check_arguments(signatures, name, examples)
+
     def write(model: Path) -> None:
         write_savedmodel(signatures, model, assets or {})
         extra = model / "assets.extra"
         extra.mkdir()
         write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
-        (extra / "model_card.md").write_text(model_card, encoding="utf-8")
-        _verify(signatures, model, model.parent, examples)
+        (extra / "model_card.md").write_text(model_card + _how_to_load(model), encoding="utf-8")
+        rows = _verify(signatures, model, model.parent, examples, tolerance)
+        differs = [f"{name}: {line}" for name, seen in rows.items() for line in seen["differs"]]
+        if differs and not force:
+            raise UserError(
+                "The exported model answers rows differently beside others, so that a server that joins "
+                f"requests would give wrong answers: {'; '.join(differs)}. With --force it is written, and "
+                "not joined."
+            )
+        write_rowwise(model, rows)
 
     return publish(write, to, name)
+
+
+def _check_arguments(
+    signatures: Mapping[str, Signature], name: str, examples: Sequence[Mapping[str, Any]]
+) -> None:
+    if not name or name.startswith(".") or set(name) & set("/\\:"):
+        raise UserError(f"A model's name is that of a folder, without / and :. Received: {name!r}.")
+    if "serving_default" not in signatures:
+        raise UserError(f'The signatures must have "serving_default". Received: {sorted(signatures)}.')
+    if not examples:
+        raise UserError("At least one example is needed: the export is checked and warmed up with them.")
+    for key, signature in signatures.items():
+        for row in examples:
+            if not set(signature.inputs) <= set(row):
+                raise UserError(
+                    f"An example of {key} must have {sorted(signature.inputs)}. Received: {sorted(row)}."
+                )
 
 
 def publish(write: Callable[[Path], Any], to: str | Path, name: str) -> Path:
@@ -95,6 +136,8 @@ def write_savedmodel(signatures: Mapping[str, Signature], path: Path, assets: Ma
     module.weights = [v.value for v in variables.values()]
     module.resources = [r for signature in signatures.values() for r in signature.resources]
     functions = {name: concrete_function(signature) for name, signature in signatures.items()}
+    for name, function in functions.items():
+        _check_outputs(name, function.structured_outputs)
     tf.saved_model.save(module, str(path), signatures=functions)
     folder = path / "assets"
     folder.mkdir(exist_ok=True)
@@ -102,37 +145,90 @@ def write_savedmodel(signatures: Mapping[str, Signature], path: Path, assets: Ma
         (folder / file).write_text(text, encoding="utf-8")
 
 
+def _check_outputs(name: str, outputs: Any) -> None:
+    if not isinstance(outputs, Mapping):
+        raise UserError(f"The function of {name} must return a dict of tensors by name.")
+    for output, tensor in outputs.items():
+        if not isinstance(tensor, (tf.Tensor, tf.TensorSpec)):
+            raise UserError(
+                f'The output "{output}" of {name} is a {type(tensor).__name__.removesuffix("Spec")}; servers '
+                'answer with plain tensors: make it one, for example with to_tensor("").'
+            )
+
+
 def write_warmup(
     folder: Path, model: str, name: str, signature: Signature, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes `tf_serving_warmup_requests`: requests that TensorFlow Serving replays when it loads."""
+    counts = sorted({1, len(rows)})
+    write_requests(folder, model, name, [stack(rows[:count], signature.inputs) for count in counts])
+
+
+def write_requests(folder: Path, model: str, name: str, requests: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Writes the same file of requests that are given as arrays by input."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
-        for count in sorted({1, len(rows)}):
+        for arrays in requests:
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model
             request.model_spec.signature_name = name
-            for key, array in stack(rows[:count], signature.inputs).items():
+            for key, array in arrays.items():
                 request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
 
 
+def _how_to_load(model: Path) -> str:
+    """What a model card says to those who load the model with plain TensorFlow."""
+    saved = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
+    library = [f for graph in saved.meta_graphs for f in graph.graph_def.library.function]
+    if not any(_TEXT_OP.match(node.op) for function in library for node in function.node_def):
+        return ""
+    return (
+        "\nIn Python, `import tensorflow_text` before `tf.saved_model.load`: it brings the tokenizer's ops. "
+        "Stock TensorFlow Serving has them.\n"
+    )
+
+
+def write_rowwise(model: Path, rows: Mapping[str, Any]) -> None:
+    """Writes `rowwise.json`: which signatures answer each row as if alone, and on what that was seen.
+
+    TensorFlow Serving ignores the file; `karpa-tf serve` joins the requests for these signatures. It belongs
+    to this very graph, and says so.
+    """
+    digest = hashlib.sha256((model / "saved_model.pb").read_bytes()).hexdigest()
+    text = json.dumps({"format": 1, "saved_model_sha256": digest, "signatures": rows}, indent=1)
+    (model / "assets.extra" / "rowwise.json").write_text(text + "\n", encoding="utf-8")
+
+
 def _verify(
-    signatures: Mapping[str, Signature], model: Path, folder: Path, rows: Sequence[Mapping[str, Any]]
-) -> None:
-    arrays = {}
+    signatures: Mapping[str, Signature],
+    model: Path,
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Checks what was written in a process of its own; returns what the rows of each signature are like."""
+    arrays: dict[str, Any] = {}
     for name, signature in signatures.items():
         inputs = stack(rows, signature.inputs)
-        for kind, values in (("in", inputs), ("out", signature(inputs))):
-            for key, value in values.items():
-                # NumPy's files hold strings of fixed width, not Python objects.
-                arrays[f"{name}|{kind}|{key}"] = value.astype("S") if value.dtype == object else value
-    np.savez(folder / "cases.npz", **arrays)  # type: ignore[arg-type]
+        # As a server computes: a GPU multiplies float32 in fewer bits.
+        with tf.device("/CPU:0"):
+            outputs = signature(inputs)
+        for kind, values in (("in", inputs), ("out", outputs)):
+            arrays |= {f"{name}|{kind}|{key}": value for key, value in values.items()}
+    np.savez(folder / "cases.npz", **arrays_file.pack(arrays))  # type: ignore[arg-type]
     # -P: the modules beside the script are not to be taken for packages of the same name.
     result = subprocess.run(
-        [sys.executable, "-P", verify.__file__, str(model), str(folder / "cases.npz")],
+        [
+            sys.executable,
+            "-P",
+            str(Path(__file__).with_name("verify.py")),
+            str(model),
+            str(folder / "cases.npz"),
+            str(tolerance),
+        ],
         capture_output=True,
         text=True,
         # A server knows nothing of legacy Keras, which the recipe may have asked for.
@@ -145,6 +241,7 @@ def _verify(
     report = json.loads(lines[-1])
     if not report["ok"]:
         raise UserError(f"The exported model failed its check: {'; '.join(report['problems'])}.")
+    return report["rowwise"]
 
 
 def _publish(model: Path, parent: Path) -> Path:

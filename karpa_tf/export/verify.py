@@ -3,45 +3,83 @@
 Imports tensorflow and tensorflow_text, nothing of karpa_tf, and calls nothing of Keras. Python's
 `tf.saved_model.load` would accept models that TensorFlow Serving refuses, so this uses the v1 loader.
 
-    python verify.py SAVEDMODEL CASES.npz
+    python verify.py SAVEDMODEL CASES.npz [TOLERANCE]
 
-CASES.npz holds `SIGNATURE|in|NAME` and `SIGNATURE|out|NAME` arrays. Prints one JSON object:
-`{"ok": bool, "problems": [sentences]}`.
+CASES.npz holds `SIGNATURE|in|NAME` and `SIGNATURE|out|NAME` arrays, as `arrays_file.pack` makes them. Prints
+one JSON object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
+from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it has to run on a server without a GPU
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if __name__ == "__main__":  # a process that imports this may want its GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it has to run on a server without one
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 
-TOLERANCE = 1e-5
+
+def _beside(name: str) -> Any:
+    """Loads a module that lies beside this script, without the package that both are of."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+arrays_file, rowwise = _beside("arrays_file"), _beside("rowwise")
+
 # A server has no Python to call back into.
 PYTHON_OPS = {"EagerPyFunc", "PyFunc", "PyFuncStateless"}
 
 
-def check(savedmodel: str, cases: str) -> list[str]:
-    """Returns what is wrong with a SavedModel; an empty list if nothing is."""
+def check(savedmodel: str, cases: str, tolerance: float = 1e-5) -> tuple[list[str], dict[str, Any]]:
+    """Returns what is wrong with a SavedModel, an empty list if nothing is, and what its rows are like."""
     with np.load(cases, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+        arrays = arrays_file.unpack({name: file[name] for name in file.files})
+    rows: dict[str, Any] = {}
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], savedmodel)
         problems = _graph_problems(meta.graph_def)
         if problems:
-            return problems  # it would not run here either
+            return problems, rows  # it would not run here either
         for name in sorted({key.split("|")[0] for key in arrays}):
             if name not in meta.signature_def:
                 problems.append(f"the signature {name} is missing")
                 continue
-            problems += _signature_problems(session, name, meta.signature_def[name], arrays)
-    return problems
+            signature = meta.signature_def[name]
+            found = _signature_problems(session, name, signature, arrays, tolerance)
+            problems += found
+            if not found:
+                rows[name] = _rows(session, name, signature, arrays, tolerance)
+    return problems, rows
+
+
+def _rows(session, name, signature, arrays, tolerance) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+    fetches = {key: info.name for key, info in signature.outputs.items()}
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feed = {signature.inputs[key].name: value for key, value in inputs.items()}
+        return {key: arrays_file.comparable(value) for key, value in session.run(fetches, feed).items()}
+
+    def open_axes(infos: Any) -> dict[str, list[int]]:
+        shapes = {key: [dim.size for dim in info.tensor_shape.dim] for key, info in infos.items()}
+        found = {
+            key: [axis for axis in range(1, len(shape)) if shape[axis] < 0] for key, shape in shapes.items()
+        }
+        return {key: axes for key, axes in found.items() if axes}
+
+    inputs = {key: arrays[f"{name}|in|{key}"] for key in signature.inputs}
+    return rowwise.judge(run, inputs, open_axes(signature.inputs), open_axes(signature.outputs), tolerance)
 
 
 def _graph_problems(graph: tf.compat.v1.GraphDef) -> list[str]:
@@ -57,7 +95,7 @@ def _graph_problems(graph: tf.compat.v1.GraphDef) -> list[str]:
     return problems
 
 
-def _signature_problems(session, name, signature, arrays) -> list[str]:  # type: ignore[no-untyped-def]
+def _signature_problems(session, name, signature, arrays, tolerance) -> list[str]:  # type: ignore[no-untyped-def]
     inputs = {key: arrays[f"{name}|in|{key}"] for key in signature.inputs}
     expected = {key.split("|")[2]: value for key, value in arrays.items() if key.startswith(f"{name}|out|")}
     if set(expected) != set(signature.outputs):
@@ -72,15 +110,26 @@ def _signature_problems(session, name, signature, arrays) -> list[str]:  # type:
     rows = len(next(iter(inputs.values())))
     outputs = run(rows)
     for key, value in expected.items():
-        if outputs[key].dtype.kind in "OSU":
-            if outputs[key].shape != value.shape:
-                problems.append(f"{name}: {key} has shape {outputs[key].shape}, not {value.shape}")
-            elif [_bytes(x) for x in outputs[key].flat] != [_bytes(x) for x in value.flat]:
+        got = arrays_file.comparable(outputs[key])
+        if got.shape != value.shape:
+            problems.append(f"{name}: {key} has shape {got.shape}, not {value.shape}")
+        elif got.dtype.kind in "OSU":
+            if list(got.flat) != list(value.flat):
                 problems.append(f"{name}: {key} differs from the Python model's")
-        elif outputs[key].shape != value.shape or not np.allclose(
-            outputs[key], value, rtol=0, atol=TOLERANCE
-        ):
-            problems.append(f"{name}: {key} differs from the Python model's by more than {TOLERANCE}")
+        elif got.dtype.kind not in "fc":
+            if not np.array_equal(got, value):
+                problems.append(f"{name}: {key} differs from the Python model's")
+        else:
+            # Small numbers by their own scale, and large ones by theirs; what is no number must be none here.
+            finite = np.abs(value[np.isfinite(value)])
+            least = tolerance * min(float(finite.max(initial=0)), 1.0)
+            if not np.allclose(got, value, rtol=tolerance, atol=least, equal_nan=True):
+                with np.errstate(invalid="ignore"):
+                    most = np.nanmax(np.abs(got.astype(np.float64) - value))
+                problems.append(
+                    f"{name}: {key} differs from the Python model's by up to {most:.2g}, more than "
+                    f"{tolerance:g}"
+                )
     for count in {1, rows}:
         for key, value in run(count).items():
             if value.ndim == 0 or len(value) != count:
@@ -88,10 +137,6 @@ def _signature_problems(session, name, signature, arrays) -> list[str]:  # type:
     return problems
 
 
-def _bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
 if __name__ == "__main__":
-    found = check(sys.argv[1], sys.argv[2])
-    print(json.dumps({"ok": not found, "problems": found}))
+    found, seen = check(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:]))
+    print(json.dumps({"ok": not found, "problems": found, "rowwise": seen}))

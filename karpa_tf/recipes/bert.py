@@ -406,6 +406,16 @@ def quantize(model: keras.Model) -> None:
             layer.quantize("int8")
 
 
+def export_tolerance(quantize: str) -> float:
+    """Returns by how much an export may differ from the model in Python.
+
+    Activations are rounded to 127 steps of their largest value; where one lies between two steps, the last
+    bit of float32 decides, and that shows in the fourth digit of the probabilities. Labels and tags must stay
+    the same.
+    """
+    return 1e-3 if quantize == "int8" else 1e-5
+
+
 # --- The model card -------------------------------------------------------------------------------
 
 

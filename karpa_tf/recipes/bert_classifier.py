@@ -364,6 +364,8 @@ def export(
             "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in names),
         },
         model_card=model_card(folder, config, names, metrics, loss),
+        tolerance=bert.export_tolerance(quantize),
+        force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 

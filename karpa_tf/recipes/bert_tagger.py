@@ -405,7 +405,7 @@ class TagWords:
 
         Returns:
             `tokens` and `tags` string, `scores` float32 (n, words): the words, their tags in IOB2 and the
-            tags' probabilities; "" and 0 where a text has fewer words.
+            tags' probabilities; `words` int32 (n,), how many a text has: "" and 0 lie beyond.
         """
         words = split_words(text)
         token_ids, first = pack_words(self.wordpiece, words, length=self.length)
@@ -426,6 +426,7 @@ class TagWords:
             "tokens": words.to_tensor("", shape=shape),
             "tags": words.with_values(tf.gather(tf.constant(self.names), tag)).to_tensor("", shape=shape),
             "scores": words.with_values(score).to_tensor(0.0, shape=shape),
+            "words": tf.cast(words.row_lengths(), tf.int32),
         }
 
 
@@ -497,6 +498,8 @@ def export(
             "labels.txt": "".join(f"{name}\n" for name in names),
         },
         model_card=model_card(folder, config, names, metrics, loss),
+        tolerance=bert.export_tolerance(quantize),
+        force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 
@@ -514,7 +517,9 @@ def model_card(
 Tags words: {types}. Trained on {config.data}, from {config.preset}, method {config.method}.
 
 - in: `text` string [n]
-- out: `tokens`, `tags` string, `scores` float32, all [n, words]: words, tags in IOB2, their probabilities
+- out: `tokens`, `tags` string, `scores` float32, all [n, words]: words, tags in IOB2, their probabilities;
+  `words` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for
+  the texts beside it
 
 On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 

@@ -20,11 +20,18 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.configs import DqnConfig
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
-from karpa_tf.export.savedmodel import describe, export_savedmodel, publish, write_savedmodel
+from karpa_tf.export.savedmodel import (
+    describe,
+    export_savedmodel,
+    publish,
+    write_requests,
+    write_savedmodel,
+)
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes import common
@@ -479,14 +486,36 @@ def export(
         from karpa_tf.rl.dqn import Learner
     signatures = {"serving_default": signature(folder)}
     path = export_savedmodel(
-        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics)
+        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics), force=force
     )
     result = {"savedmodel": str(path), "signatures": describe(signatures)}
     if policy_saver:
         learner = Learner(config)
         learner.set_weights(model.get_weights())
-        result["policy_saver"] = str(publish(learner.save_policy, to, "dqn-policy"))
+        rows = np.array([row["observation"] for row in examples(config)], np.float32)
+
+        def write(folder: Path) -> None:
+            learner.save_policy(folder)
+            write_policy_warmup(folder, "dqn-policy", rows)
+
+        result["policy_saver"] = str(publish(write, to, "dqn-policy"))
     return result | ({"lines": lines} if lines else {})
+
+
+def write_policy_warmup(folder: Path, name: str, observations: np.ndarray) -> None:
+    """Writes the warm-up file of a policy that TF-Agents saved: `action`, asked at first steps."""
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    arrays = {}
+    for key, info in saved.meta_graphs[0].signature_def["action"].inputs.items():
+        if key.endswith("observation"):
+            arrays[key] = observations
+        else:  # step type and reward of a first step are 0, its discount is 1
+            shape = [len(observations), *(dim.size for dim in info.tensor_shape.dim[1:])]
+            dtype = tf.dtypes.as_dtype(info.dtype).as_numpy_dtype
+            arrays[key] = np.full(shape, key.endswith("discount"), dtype)
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    write_requests(extra, name, "action", [{key: array[:1] for key, array in arrays.items()}, arrays])
 
 
 def examples(config: DqnConfig) -> list[dict[str, Any]]:

@@ -290,7 +290,7 @@ class FillMask:
         Returns:
             `filled_text` string (n,): each `[MASK]` replaced by its best filling; `top_tokens` string
             and `top_scores` float32, both (n, masks, top_k): whole words and signs, best first, with
-            their probabilities; "" and 0 where a text has fewer masks.
+            their probabilities; `masks` int32 (n,), how many a text has: "" and 0 lie beyond.
         """
         between = tf.strings.split(text, MASK)  # (n, masks + 1)
         last = tf.cast(tf.range(tf.size(between.flat_values)), tf.int64)
@@ -340,6 +340,7 @@ class FillMask:
             "filled_text": tf.strings.reduce_join(between.with_flat_values(filled), axis=-1),
             "top_tokens": tf.RaggedTensor.from_row_lengths(tokens, counts).to_tensor("", shape=shape),
             "top_scores": tf.RaggedTensor.from_row_lengths(scores, counts).to_tensor(0.0, shape=shape),
+            "masks": tf.cast(counts, tf.int32),
         }
 
     def markdown(self, sentences: Sequence[str]) -> str:
@@ -412,6 +413,7 @@ def export(
         examples=[{"text": sentence} for sentence in [*SENTENCES, f"{MASK} and {MASK}."]],
         assets={"vocab.txt": (folder.assets / "vocab.txt").read_text(encoding="utf-8")},
         model_card=model_card(folder, metrics, top_k),
+        force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 
@@ -424,7 +426,9 @@ Fills masks in text: Embedding -> Bidirectional GRU -> softmax over {metrics["fa
 pieces, trained on {config["data"]}.
 
 - in: `text` string [n], with `[MASK]` in it
-- out: `filled_text` string [n]; `top_tokens` string and `top_scores` float32, both [n, masks, {top_k}]
+- out: `filled_text` string [n]; `top_tokens` string and `top_scores` float32, both [n, masks, {top_k}];
+  `masks` int32 [n], how many of them are a text's own: what lies beyond is padding, which a server adds for
+  the texts beside it
 
 On the test split, at the same masked positions (`bigram` sees both true neighbours):
 

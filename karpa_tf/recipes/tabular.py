@@ -245,6 +245,7 @@ def export(folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = F
         folder.recipe,
         examples=[{"observation": state} for state in range(min(4, len(read_table(folder))))],
         model_card=model_card(folder, metrics),
+        force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 

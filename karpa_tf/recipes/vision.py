@@ -618,6 +618,7 @@ def export(
             examples=examples,
             assets={"labels.txt": labels_txt},
             model_card=card(network, folder, trained, metrics),
+            force=force,
         )
         return {"savedmodel": str(path), "signatures": describe(signatures)}
     from karpa_tf.export import litert, onnx

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
 import ssl
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -18,6 +20,10 @@ class Tokens:
 
     def __init__(self, hashes: list[bytes]) -> None:
         self._hashes = hashes
+
+    def become(self, other: Tokens) -> None:
+        """Takes over another file's tokens; from now on those that are not among them are refused."""
+        self._hashes = other._hashes
 
     def accept(self, authorization: str | None) -> bool:
         """Whether a request may pass.
@@ -32,11 +38,21 @@ class Tokens:
         if not self._hashes:
             return True
         scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() == "basic":  # how browsers send a password
+            scheme, token = "bearer", _password(token)
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest().encode()
         found = False
         for known in self._hashes:
             found |= hmac.compare_digest(given, known)
         return found and scheme.lower() == "bearer"
+
+
+def _password(credentials: str) -> str:
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True)
+    except ValueError:
+        return ""
+    return decoded.decode("utf-8", "surrogateescape").partition(":")[2]
 
 
 def read_tokens(path: str) -> Tokens:
@@ -88,12 +104,39 @@ def rest_tls(certificate: str, key: str) -> ssl.SSLContext | None:
     return context
 
 
+def renew_rest_tls(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Gives connections that come from now on the certificate that is in the files now.
+
+    Raises:
+        UserError: the files cannot be read or do not go together; nothing has changed then.
+    """
+    rest_tls(certificate, key)
+    context.load_cert_chain(certificate, key, password=lambda: b"")
+
+
 def grpc_tls(certificate: str, key: str) -> grpc.ServerCredentials | None:
-    """Returns what gRPC needs for TLS, or None without a certificate."""
+    """Returns what gRPC needs for TLS, or None without a certificate; it looks for a new one by itself."""
     if not certificate:
         return None
-    pair = (_read(key, "tls_key_file"), _read(certificate, "tls_certificate_file"))
-    return grpc.ssl_server_credentials([pair])
+    known = _pair(certificate, key)
+
+    def fetch() -> Any:
+        nonlocal known
+        try:
+            rest_tls(certificate, key)  # the two go together
+            pair = _pair(certificate, key)
+        except UserError:
+            return None
+        if pair == known:
+            return None
+        known = pair
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    return grpc.dynamic_ssl_server_credentials(grpc.ssl_server_certificate_configuration([known]), fetch)
+
+
+def _pair(certificate: str, key: str) -> tuple[bytes, bytes]:
+    return _read(key, "tls_key_file"), _read(certificate, "tls_certificate_file")
 
 
 def _read(path: str, flag: str) -> bytes:

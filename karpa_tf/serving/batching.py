@@ -4,7 +4,8 @@ While the model runs, requests wait; as soon as it is free, all that wait and fi
 client never waits for company, and the busier the server, the larger its batches.
 
 Models run in threads, for the event loop to stay free. A lone small request to a model that is quicker than
-the way to a thread and back is worth runs in the event loop itself.
+the way to a thread and back is worth runs in the event loop itself, if what the model costs follows from the
+shapes of its inputs alone, and these shapes have just been seen to be quick.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from karpa_tf.serving.json_tensors import Spec, rows_of
+from karpa_tf.serving.joining import Joining
+from karpa_tf.serving.json_tensors import Arrays, Spec, check_rows, rows_of
 from karpa_tf.serving.refusal import Refusal
-
-Arrays = dict[str, np.ndarray]
 
 # Seconds up to which a run may hold up the event loop; to a thread and back takes a tenth of that.
 _QUICK = 0.002
@@ -35,18 +35,22 @@ class BatchLimits:
     """How much may run and wait.
 
     Attributes:
-        join: whether requests are joined at all.
+        join: True joins whatever comes in rows, False nothing, None what was shown to answer row by row.
         rows: the most rows that are joined; a larger request runs by itself.
         request_rows: the most rows in a request.
         waiting_rows: so many rows may wait; a request that finds more is refused at once.
         threads: how many runs of a signature may go on side by side.
+        lone_threads: the same where requests are not joined.
+        run_seconds: a run that takes longer is given up; 0: none is.
     """
 
-    join: bool = True
+    join: bool | None = None
     rows: int = 64
     request_rows: int = 16_384
     waiting_rows: int = 1024
     threads: int = 1
+    lone_threads: int = 1
+    run_seconds: float = 0.0
 
 
 @dataclass
@@ -56,6 +60,15 @@ class _Item:
     key: Any  # requests with equal keys can be joined; None: with no other
     future: asyncio.Future[Arrays]
     since: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class _Watch:
+    """A run, and what happens when it takes too long."""
+
+    batch: list[_Item]
+    timer: asyncio.TimerHandle = field(init=False)
+    overdue: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,24 @@ class Batcher:
         self,
         run: Callable[[Arrays], Arrays],
         inputs: Mapping[str, Spec],
-        outputs: Mapping[str, Spec],
+        joining: Joining,
         limits: BatchLimits,
         executor: Executor,
         report: Callable[[RunReport], None] = lambda report: None,
+        *,
+        steady: bool = False,
     ) -> None:
+        """Makes an empty queue.
+
+        Args:
+            run: the signature.
+            inputs: type and shape by name.
+            joining: whether requests are joined, and how an answer's width is known.
+            limits: how much may run and wait.
+            executor: where it runs.
+            report: told of every run.
+            steady: whether what a run costs follows from the shapes of its inputs alone.
+        """
         self._run = run
         self._inputs = inputs
         self._limits = limits
@@ -87,11 +113,27 @@ class Batcher:
         self._report = report
         self._queue: deque[_Item] = deque()
         self._running = 0
-        self._quick = False  # as the last run was
-        self._joins = limits.join and can_join(inputs, outputs)
-        self._ragged = _ragged(inputs, outputs)
+        self._overdue = 0
+        self._steady = steady
+        self._quick: Any = None  # the shapes of the last run, if it was quick
+        self._joins = joining.joined
+        self._lengths = joining.lengths
+        self._threads = limits.threads if joining.joined else limits.lone_threads
+        self._watches: dict[int, _Watch] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a run takes longer than it may, and cannot be ended."""
+        return bool(self._overdue)
+
+    def _stuck(self) -> Refusal:
+        return Refusal(
+            "UNAVAILABLE",
+            f"A run of this signature takes longer than --max_run_seconds {self._limits.run_seconds:g}; "
+            "nothing but the end of the server ends it.",
+        )
 
     @property
     def waiting_rows(self) -> int:
@@ -112,11 +154,9 @@ class Batcher:
             Refusal: too much is waiting, the deadline has passed, or the graph refuses the values.
         """
         rows = rows_of(list(arrays.values()))
-        if rows is not None and rows > self._limits.request_rows:
-            raise Refusal(
-                "RESOURCE_EXHAUSTED",
-                f"A request may have {self._limits.request_rows} rows; send several. Received: {rows}.",
-            )
+        check_rows(rows or 0, self._limits.request_rows)
+        if self._overdue:
+            raise self._stuck()
         waiting = self.waiting_rows
         if waiting >= self._limits.waiting_rows:
             raise Refusal("RESOURCE_EXHAUSTED", f"{waiting} rows wait already; try again later.")
@@ -149,7 +189,7 @@ class Batcher:
         return tuple(arrays[name].shape[1:] for name in self._inputs)
 
     def _start(self) -> None:
-        while self._queue and self._running < self._limits.threads:
+        while self._queue and self._running < self._threads:
             batch = self._next_batch()
             if not batch:
                 continue
@@ -157,17 +197,38 @@ class Batcher:
             if self._can_run_here(batch):
                 self._finish(batch, *self._execute(batch))
             else:
-                self._executor.submit(self._execute_in_thread, asyncio.get_running_loop(), batch)
+                loop = asyncio.get_running_loop()
+                if self._limits.run_seconds:
+                    watch = _Watch(batch)
+                    watch.timer = loop.call_later(self._limits.run_seconds, self._give_up, watch)
+                    self._watches[id(batch)] = watch
+                self._executor.submit(self._execute_in_thread, loop, batch)
         if not self._queue and not self._running:
             self._idle.set()
 
+    def _give_up(self, watch: _Watch) -> None:
+        """Answers those who wait for a run that takes too long, and refuses the others while it goes on."""
+        watch.overdue = True
+        self._overdue += 1
+        seconds = f"{self._limits.run_seconds:g}"
+        late = Refusal("DEADLINE_EXCEEDED", f"The run took longer than --max_run_seconds {seconds}.")
+        for items, refusal in ((watch.batch, late), (self._queue, self._stuck())):
+            for item in items:
+                if not item.future.done():
+                    item.future.set_exception(refusal)
+        self._queue.clear()
+        if self._running == self._overdue:
+            self._idle.set()  # nobody waits for it any more, and a version that is replaced must not either
+
     def _can_run_here(self, batch: list[_Item]) -> bool:
         return (
-            self._quick
+            self._quick is not None
             and self._running == 1
             and not self._queue
-            and sum(item.rows for item in batch) == 1
-            and sum(map(_bytes, batch[0].arrays.values())) <= _SMALL
+            and len(batch) == 1
+            and batch[0].rows == 1
+            and _shapes(batch[0]) == self._quick
+            and _is_small(batch[0].arrays)
         )
 
     def _next_batch(self) -> list[_Item]:
@@ -224,7 +285,7 @@ class Batcher:
         except Exception:  # one bad request must not fail the others
             return [self._alone(item) for item in batch]
         rows_kept = all(array.ndim and len(array) == total for array in outputs.values())
-        if not rows_kept or len({outputs[name].shape[1] for name in self._ragged}) > 1:
+        if not rows_kept:
             self._joins = False  # the signature promised rows and does not keep to it
             return [self._alone(item) for item in batch]
         results: list[Arrays | BaseException] = []
@@ -236,22 +297,20 @@ class Batcher:
         return results
 
     def _without_padding(self, outputs: Arrays) -> Arrays:
-        """Cuts off the columns that only the neighbours' longer texts needed.
-
-        So an answer does not depend on who else asked. What is padding shows in the strings: they are
-        empty from there on in every row.
-        """
-        if not self._ragged:
-            return outputs
-        strings = [outputs[name] for name in self._ragged if outputs[name].dtype == object]
-        width = max(_used_columns(array) for array in strings)
-        return {name: array[:, :width] if name in self._ragged else array for name, array in outputs.items()}
+        """Cuts off the columns that only the neighbours' longer rows needed, as the signature tells them."""
+        for name, length in self._lengths.items():
+            outputs[name] = outputs[name][:, : max(int(outputs[length].max(initial=0)), 0)]
+        return outputs
 
     def _finish(self, batch: list[_Item], results: list[Arrays | BaseException], report: RunReport) -> None:
         self._running -= 1
+        if watch := self._watches.pop(id(batch), None):
+            watch.timer.cancel()
+            self._overdue -= watch.overdue
         # What was refused at once says nothing.
         failed = any(isinstance(result, BaseException) for result in results)
-        self._quick = report.seconds < _QUICK and not failed
+        quick = self._steady and report.seconds < _QUICK and not failed and len(batch) == 1
+        self._quick = _shapes(batch[0]) if quick else None
         self._start()
         for item, result in zip(batch, results, strict=True):
             if item.future.done():
@@ -268,34 +327,15 @@ def _expire(future: asyncio.Future[Arrays]) -> None:
         future.set_exception(Refusal("DEADLINE_EXCEEDED", "The answer was not there in time."))
 
 
-def can_join(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> bool:
-    """Whether requests of a signature can be joined along their first axis and taken apart again.
-
-    Every input and output must have rows of any number. Where rows of texts can make an output wider
-    (tokens, tags), a string output must be as wide, to tell the padding; a second open axis is too much.
-    """
-    for _, shape in (*inputs.values(), *outputs.values()):
-        if not shape or shape[0] != -1:
-            return False
-    ragged = [outputs[name] for name in _ragged(inputs, outputs)]
-    return not ragged or (
-        any(dtype == "string" for dtype, _ in ragged)
-        and all(shape and shape[1] == -1 and -1 not in shape[2:] for _, shape in ragged)
-    )
+def _shapes(item: _Item) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in item.arrays.values())
 
 
-def _ragged(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> list[str]:
-    """Outputs whose width can depend on the neighbours: where numbers go in, it follows from their shapes."""
-    if all(dtype != "string" for dtype, _ in inputs.values()):
-        return []
-    return [name for name, (_, shape) in outputs.items() if shape and -1 in shape[1:]]
+def _is_small(arrays: Arrays) -> bool:
+    if sum(array.size for array in arrays.values()) > _SMALL:
+        return False  # strings are not counted one by one then
+    return sum(map(_bytes, arrays.values())) <= _SMALL
 
 
 def _bytes(array: np.ndarray) -> int:
     return sum(map(len, array.flat)) if array.dtype == object else array.nbytes
-
-
-def _used_columns(strings: np.ndarray) -> int:
-    """Columns up to the last one with a string that is not empty."""
-    filled = (strings != b"").any(axis=tuple(axis for axis in range(strings.ndim) if axis != 1))
-    return int(np.flatnonzero(filled)[-1]) + 1 if filled.any() else 0

@@ -47,6 +47,8 @@ def _declare() -> Mapping[str, Any]:
         thread_pool_name=wrapped + "StringValue",
         allowed_batch_sizes=_FIELD.TYPE_INT64,
         pad_variable_length_inputs=_FIELD.TYPE_BOOL,
+        enable_large_batch_splitting=wrapped + "BoolValue",
+        max_execution_batch_size=wrapped + "Int64Value",
     )
     file.message_type[-1].field[5].label = _FIELD.LABEL_REPEATED
     pool = descriptor_pool.DescriptorPool()
@@ -99,24 +101,29 @@ def read_monitoring(path: str) -> str:
     return config.path or DEFAULT_METRICS_PATH
 
 
-_LEAST = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
+_LEAST = {
+    "max_batch_size": 1,
+    "batch_timeout_micros": 0,
+    "max_enqueued_batches": 1,
+    "num_batch_threads": 1,
+    "max_execution_batch_size": 1,
+}
 
 
-def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
+def read_batching(path: str, join: bool | None, cores: int) -> BatchLimits:
     """Returns the limits of batches and queues.
 
     Args:
         path: a BatchingParameters file, or "" for the defaults.
-        join: whether requests are joined.
-        cores: how many runs go on side by side when they are not.
+        join: `--enable_batching`.
+        cores: how many runs go on side by side where requests are not joined.
 
     Raises:
         UserError: the file cannot be read or parsed, or holds a number that makes no sense.
     """
     defaults = BatchLimits()
-    threads = defaults.threads if join else cores
     if not path:
-        return BatchLimits(join=join, threads=threads)
+        return BatchLimits(join=join, lone_threads=cores)
     flag = "batching_parameters_file"
     given = _parse(path, flag, MESSAGES["BatchingParameters"]())
     for name, least in _LEAST.items():
@@ -124,10 +131,15 @@ def read_batching(path: str, join: bool, cores: int) -> BatchLimits:
             number = getattr(given, name).value
             raise UserError(f"--{flag}: {name} must be at least {least}. Received: {number}.")
     rows = given.max_batch_size.value or defaults.rows
+    request_rows = given.max_batch_size.value or defaults.request_rows
+    if given.enable_large_batch_splitting.value:
+        # As there, what is joined is then of this size; a larger request still runs by itself.
+        rows = given.max_execution_batch_size.value or rows
     return BatchLimits(
         join,
         rows=rows,
-        request_rows=given.max_batch_size.value or defaults.request_rows,
+        request_rows=request_rows,
         waiting_rows=given.max_enqueued_batches.value * rows or defaults.waiting_rows,
-        threads=given.num_batch_threads.value or threads,
+        threads=given.num_batch_threads.value or defaults.threads,
+        lone_threads=given.num_batch_threads.value or cores,
     )

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tensorflow.core.example import example_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
-from karpa_tf.serving.batching import Arrays
-from karpa_tf.serving.json_tensors import Spec, to_bytes
-from karpa_tf.serving.refusal import invalid
+from karpa_tf.serving.json_tensors import Arrays, Spec, check_rows, to_bytes
+from karpa_tf.serving.refusal import Refusal, invalid
 
 
-def to_arrays(given: input_pb2.Input, inputs: Mapping[str, Spec]) -> Arrays:
-    """Serializes the examples of a request for the one input of a signature: string (n,).
+@dataclass(frozen=True)
+class Limits:
+    """What a request may bring: `bytes` of its body, after decompression, and `rows`."""
 
-    Raises:
-        Refusal: there are none, or the signature takes something else.
-    """
+    bytes: int = 32 << 20
+    rows: int = 16_384
+
+
+def check_signature(inputs: Mapping[str, Spec]) -> None:
+    """Refuses a signature that takes something else than examples."""
     if list(inputs) != ["inputs"] or inputs["inputs"][0] != "string":
         raise invalid(
             'This signature takes no examples: it would have one input, "inputs", of strings. '
             f"It has {sorted(inputs)}; use predict."
         )
+
+
+def to_arrays(given: input_pb2.Input, limits: Limits) -> Arrays:
+    """Serializes the examples of a request for the one input of a signature: string (n,).
+
+    Raises:
+        Refusal: there are none, or too many.
+    """
     kind = given.WhichOneof("kind")
     messages: list[Any] = []
     if kind == "example_list":
+        check_rows(len(given.example_list.examples), limits.rows)
         messages = list(given.example_list.examples)
     elif kind == "example_list_with_context":
         context = given.example_list_with_context.context
+        rows = len(given.example_list_with_context.examples)
+        check_rows(rows, limits.rows)
+        size = context.ByteSize() * rows
+        if size > limits.bytes:
+            raise Refusal(
+                "RESOURCE_EXHAUSTED",
+                f"The context, which every example repeats, may take {limits.bytes} bytes. Received: {size}.",
+            )
         for example in given.example_list_with_context.examples:
             merged = example_pb2.Example()
             merged.CopyFrom(context)
@@ -44,7 +65,7 @@ def to_arrays(given: input_pb2.Input, inputs: Mapping[str, Spec]) -> Arrays:
     return {"inputs": array}
 
 
-def from_json(body: Mapping[str, Any]) -> input_pb2.Input:
+def from_json(body: Mapping[str, Any], max_rows: int) -> input_pb2.Input:
     """Reads the examples of a REST body: `{"examples": [{feature: value}], "context": {...}}`.
 
     Raises:
@@ -53,6 +74,7 @@ def from_json(body: Mapping[str, Any]) -> input_pb2.Input:
     rows = body.get("examples")
     if type(rows) is not list or not rows:
         raise invalid('The body must have "examples", a list of at least one object of features.')
+    check_rows(len(rows), max_rows)
     given = input_pb2.Input()
     if "context" in body:
         target = given.example_list_with_context

@@ -16,10 +16,12 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from karpa_tf.serving import examples, proto_tensors, safety
-from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport
-from karpa_tf.serving.json_tensors import Spec
+from karpa_tf.serving import examples, proto_tensors, requests, safety
+from karpa_tf.serving.batching import Batcher, BatchLimits, RunReport
+from karpa_tf.serving.joining import Joining, decide, read_evidence
+from karpa_tf.serving.json_tensors import Arrays, Spec
 from karpa_tf.serving.refusal import Refusal, invalid
+from karpa_tf.serving.steadiness import is_steady
 
 # As many as TensorFlow Serving replays.
 _WARMUP_RECORDS = 1000
@@ -32,18 +34,46 @@ class Signature:
         inputs, outputs: type and shape by name.
         definition: the SignatureDef of the SavedModel.
         owner: the loaded SavedModel; the function alone does not keep its variables.
-        batcher: the queue, there once the model is served.
+        steady: whether what it costs follows from the shapes of its inputs alone.
+        evidence: what its exporter saw of its rows.
+        defaults: of inputs that a request may leave out.
+        example: a row that was recorded for warming up.
+        batcher, joining: the queue, and whether it joins requests; there once the model is served.
     """
 
     batcher: Batcher
+    joining: Joining
 
-    def __init__(self, function: Any, owner: Any, definition: meta_graph_pb2.SignatureDef) -> None:
+    def __init__(
+        self,
+        function: Any,
+        owner: Any,
+        definition: meta_graph_pb2.SignatureDef,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
         self.inputs = {key: _spec(info) for key, info in definition.inputs.items()}
         self.outputs = {key: _spec(info) for key, info in definition.outputs.items()}
         self.definition = definition
+        self.example: Arrays | None = None
+        self.evidence = evidence or {}
+        self.defaults = {
+            key: proto_tensors.to_array(value, key)
+            for key, value in definition.defaults.items()
+            if key in self.inputs
+        }
         self.owner = owner
-        # A sparse tensor's type is not there.
-        self._graph = _Graph(function, self.inputs, list(self.outputs)) if _all_dense(self.inputs) else None
+        self._unserved = _not_dense(definition)
+        self._graph: _Graph | _SessionGraph | None = None
+        if isinstance(owner, tf.compat.v1.Session):
+            self._graph = None if self._unserved else _SessionGraph(owner, definition)
+        elif not self._unserved:
+            self._graph = _Graph(function, self.inputs, self.outputs)
+        self.steady = self._graph is not None and self._graph.steady
+
+    def completed(self, arrays: Arrays) -> Arrays:
+        """Returns the arrays of a request with the defaults of those that it left out."""
+        left_out = {name: value for name, value in self.defaults.items() if name not in arrays}
+        return arrays | left_out if left_out else arrays
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Calls the graph, in this thread.
@@ -52,7 +82,7 @@ class Signature:
             Refusal: the graph does not take the values.
         """
         if self._graph is None:
-            raise Refusal("UNIMPLEMENTED", "The signature takes sparse tensors, which this server does not.")
+            raise Refusal("UNIMPLEMENTED", self._unserved)
         try:
             return self._graph(arrays)
         except tf.errors.OpError as error:
@@ -69,11 +99,10 @@ class _Graph:
 
     Args:
         function: of a loaded SavedModel.
-        inputs: type and shape by name.
-        outputs: their names.
+        inputs, outputs: type and shape by name.
     """
 
-    def __init__(self, function: Any, inputs: Mapping[str, Spec], outputs: list[str]) -> None:
+    def __init__(self, function: Any, inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> None:
         specs = [
             tf.TensorSpec(shape and [None if n < 0 else n for n in shape], t) for t, shape in inputs.values()
         ]
@@ -82,13 +111,14 @@ class _Graph:
         @tf.function(input_signature=specs, autograph=False)
         def in_order(*tensors: tf.Tensor) -> list[tf.Tensor]:
             results = function(**dict(zip(inputs, tensors, strict=True)))
-            return [results[name] for name in outputs]
+            return [_plain(results[name]) for name in outputs]
 
         self._inputs = {name: dtype for name, (dtype, _) in inputs.items()}
-        self._outputs = outputs
+        self._outputs = list(outputs)
         self._function = in_order.get_concrete_function()
         self._variables = self._function.captured_inputs
         self._types = [output.dtype for output in self._function.outputs]
+        self.steady = is_steady(self._function.graph.as_graph_def())
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Takes and returns an array by name."""
@@ -97,6 +127,46 @@ class _Graph:
             args=[*tensors, *self._variables], Tout=self._types, f=self._function.name
         )
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, results, strict=True)}
+
+
+class _SessionGraph:
+    """A signature of a TensorFlow 1 model, run in its session, as TensorFlow Serving runs it.
+
+    TensorFlow 2's own loader takes none of whose signatures one is sparse, or names an input by a word of
+    Python's; and tables of two models that have one name would be one table.
+
+    Args:
+        session: with the model in it.
+        definition: of the signature.
+    """
+
+    steady = False
+
+    def __init__(self, session: tf.compat.v1.Session, definition: meta_graph_pb2.SignatureDef) -> None:
+        self._session = session
+        self._inputs = {key: info.name for key, info in definition.inputs.items()}
+        self._outputs = {key: info.name for key, info in definition.outputs.items()}
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Takes and returns an array by name."""
+        feed = {tensor: arrays[name] for name, tensor in self._inputs.items()}
+        results = self._session.run(self._outputs, feed)
+        return {
+            name: np.asarray(value, object) if isinstance(value, bytes) else np.asarray(value)
+            for name, value in results.items()
+        }
+
+
+def _open_session(path: Path) -> tf.compat.v1.Session:
+    threads = tf.config.threading
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=threads.get_intra_op_parallelism_threads(),
+        inter_op_parallelism_threads=threads.get_inter_op_parallelism_threads(),
+    )
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with session.graph.as_default():
+        tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+    return session
 
 
 @dataclass
@@ -126,10 +196,7 @@ class Model:
         """
         name = name or "serving_default"
         if name not in self.signatures:
-            raise Refusal(
-                "FAILED_PRECONDITION",
-                f'Model {self.name} has no signature "{name}"; it has {sorted(self.signatures)}.',
-            )
+            raise requests.no_signature(self.name, name, self.signatures)
         return self.signatures[name]
 
     async def drain(self) -> None:
@@ -145,13 +212,15 @@ class Model:
     ) -> None:
         """Puts a queue before every signature; from here on it takes requests."""
         for signature in self.signatures.values():
+            signature.joining = decide(signature.inputs, signature.outputs, signature.evidence, limits.join)
             signature.batcher = Batcher(
                 signature.run,
                 signature.inputs,
-                signature.outputs,
+                signature.joining,
                 limits,
                 executor,
                 lambda run: report(self.name, run),
+                steady=signature.steady,
             )
 
 
@@ -175,10 +244,19 @@ def load_model(
         graph = _read_graph(path)
         if not allow_unsafe_ops:
             safety.check(graph, path)
-        loaded = tf.saved_model.load(str(path), tags=["serve"])
+        _check_files(graph, path)
+        loaded: Any
+        functions: Mapping[str, Any]
+        if graph.object_graph_def.nodes:
+            loaded = tf.saved_model.load(str(path), tags=["serve"])
+            functions = loaded.signatures
+        else:
+            loaded = _open_session(path)
+            functions = dict.fromkeys(name for name in graph.signature_def if not name.startswith("__"))
+        evidence = read_evidence(path)
         signatures = {
-            key: Signature(function, loaded, graph.signature_def[key])
-            for key, function in loaded.signatures.items()
+            key: Signature(function, loaded, graph.signature_def[key], evidence.get(key))
+            for key, function in functions.items()
             if key in graph.signature_def
         }
         model = Model(name, version, path, signatures, dict(graph.signature_def), 0.0)
@@ -190,6 +268,8 @@ def load_model(
         raise
     except Exception as error:  # a broken file can fail in any way, and must not take the server down
         reason = " ".join(str(error).split())[:300]
+        if "Read less bytes" in reason:
+            raise Refusal("DATA_LOSS", f"a file of {path / 'variables'} is cut off") from None
         raise Refusal("INTERNAL", f"{type(error).__name__}: {reason}") from None
     model.seconds = time.perf_counter() - start
     return model
@@ -212,6 +292,22 @@ def _read_graph(path: Path) -> meta_graph_pb2.MetaGraphDef:
     raise Refusal("NOT_FOUND", f'{file} holds no graph with the tag "serve"')
 
 
+def _check_files(graph: meta_graph_pb2.MetaGraphDef, path: Path) -> None:
+    """Says which file a version lacks, where TensorFlow would speak of nodes and readers."""
+    for asset in graph.asset_file_def:
+        if not (path / "assets" / asset.filename).exists():
+            raise Refusal(
+                "NOT_FOUND", f"{path / 'assets' / asset.filename} is missing; the version is not whole"
+            )
+    held = any(node.WhichOneof("kind") == "variable" for node in graph.object_graph_def.nodes)
+    old = not graph.object_graph_def.nodes and any(
+        node.op in ("VariableV2", "Variable", "VarHandleOp") for node in graph.graph_def.node
+    )
+    index = path / "variables" / "variables.index"
+    if (held or old) and not index.exists():
+        raise Refusal("NOT_FOUND", f"{index} is missing; the version is not whole")
+
+
 def _warm_up(model: Model) -> None:
     """Replays recorded requests, so that the first client does not wait for TensorFlow to get ready."""
     file = model.path / "assets.extra" / "tf_serving_warmup_requests"
@@ -225,9 +321,15 @@ def _warm_up(model: Model) -> None:
         request = getattr(log, kind).request
         signature = model.signature(request.model_spec.signature_name)
         if kind == "predict_log":
-            signature.run({key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()})
+            arrays = {key: proto_tensors.to_array(value, key) for key, value in request.inputs.items()}
+            signature.run(signature.completed(arrays))
+            if signature.example is None and all(
+                len(array) if array.ndim else 0 for array in arrays.values()
+            ):
+                signature.example = {name: array[:1] for name, array in arrays.items()}
         else:
-            signature.run(examples.to_arrays(request.input, signature.inputs))
+            examples.check_signature(signature.inputs)
+            signature.run(examples.to_arrays(request.input, examples.Limits()))
 
 
 def _spec(info: meta_graph_pb2.TensorInfo) -> Spec:
@@ -235,8 +337,23 @@ def _spec(info: meta_graph_pb2.TensorInfo) -> Spec:
     return (tf.dtypes.as_dtype(info.dtype).name if info.dtype else "", shape)
 
 
-def _all_dense(specs: Mapping[str, Spec]) -> bool:
-    return all(dtype for dtype, _ in specs.values())
+def _not_dense(definition: meta_graph_pb2.SignatureDef) -> str:
+    """Returns a sentence that names a tensor which is none of one block of values, "" if all are."""
+    for direction, infos in (("input", definition.inputs), ("output", definition.outputs)):
+        for name, info in infos.items():
+            encoding = info.WhichOneof("encoding")
+            if encoding not in ("name", None):
+                kind = "sparse" if encoding == "coo_sparse" else "ragged, or of another composite type"
+                return (
+                    f'The {direction} "{name}" is {kind}, which this server does not serve; export a plain '
+                    "tensor in its place."
+                )
+    return ""
+
+
+def _plain(tensor: tf.Tensor) -> tf.Tensor:
+    """What comes straight from `tf.shape` carries a type that TensorFlow refuses to return from an op."""
+    return tensor + tf.zeros_like(tensor) if tensor.dtype == tf.int32 else tensor
 
 
 def _refusal(error: tf.errors.OpError) -> Refusal:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter as Counter_
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 import orjson
 import prometheus_client
 from prometheus_client import Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving.batching import RunReport
+from karpa_tf.serving.log_writer import LogWriter
 from karpa_tf.serving.privacy import describe_inputs
 from karpa_tf.serving.registry import Registry, State
 
@@ -27,6 +29,8 @@ from karpa_tf.serving.registry import Registry, State
 _MICROSECONDS = [10 * 1.8**power for power in range(33)]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16_384]
 _SERVING = ":tensorflow:serving:"
+LABEL_MINUTES = 10
+_MOST_LABELS = 1000
 
 
 @dataclass
@@ -59,10 +63,52 @@ class Call:
     start: float = 0.0
 
 
+class Recent:
+    """What a model was like lately.
+
+    Attributes:
+        milliseconds: of its last requests.
+    """
+
+    def __init__(self) -> None:
+        self.milliseconds: deque[float] = deque(maxlen=1000)
+        self._labels: deque[tuple[int, dict[bytes, int]]] = deque(maxlen=LABEL_MINUTES)
+
+    def percentiles(self) -> tuple[float, float] | None:
+        """Returns the median and the 99th percentile, if there was a request."""
+        if not self.milliseconds:
+            return None
+        median, high = np.percentile(np.array(self.milliseconds), [50, 99])
+        return float(median), float(high)
+
+    def add_labels(self, labels: np.ndarray) -> None:
+        """Counts labels of an answer."""
+        minute = int(time.monotonic() // 60)
+        if not self._labels or self._labels[-1][0] != minute:
+            self._labels.append((minute, {}))
+        counts = self._labels[-1][1]
+        for label in labels.tolist():
+            if label in counts or len(counts) < _MOST_LABELS:
+                counts[label] = counts.get(label, 0) + 1
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each label in the answers of the last minutes, the most frequent first."""
+        first = int(time.monotonic() // 60) - LABEL_MINUTES
+        total: Counter_[bytes] = Counter_()
+        for minute, counts in self._labels:
+            if minute > first:
+                total.update(counts)
+        everything = total.total()
+        return {label.decode("utf-8", "replace"): n / everything for label, n in total.most_common(10)}
+
+
 class Observer:
     """Counts and logs. Its methods take microseconds and are called in the event loop."""
 
-    def __init__(self, registry: Registry, access_log: str = "", request_log: str = "") -> None:
+    def __init__(
+        self, registry: Registry, writer: LogWriter, access_log: str = "", request_log: str = ""
+    ) -> None:
+        self._writer = writer
         self._metrics = prometheus_client.CollectorRegistry()
         prometheus_client.disable_created_metrics()
         prometheus_client.ProcessCollector(registry=self._metrics)
@@ -93,17 +139,20 @@ class Observer:
         )
         self._batch_rows = histogram("batch_rows", "Rows a run.", ["model_name"], _ROWS)
         self._batch_requests = histogram("batch_requests", "Requests a run.", ["model_name"], _ROWS)
-        self._metrics.register(_Versions(registry))
+        self._metrics.register(_Versions(registry, writer))
         self._access = _open(access_log, "access_log")
         self._inputs = _open(request_log, "request_log")
         # Labels are looked up once; the clients' names of models do not become labels.
         self._children: dict[tuple[str, ...], Any] = {}
+        self.recent: dict[str, Recent] = defaultdict(Recent)
 
     def finished(self, call: Call) -> None:
         """Records a request."""
         seconds = time.perf_counter() - call.start
         if call.api:
             self._child(self._count, call.model, call.status).inc()
+            if call.status == "OK" and call.api not in ("status", "metadata"):
+                self.recent[call.model].milliseconds.append(seconds * 1e3)
             if call.status == "OK":
                 self._child(self._latency, call.model, call.api, call.entrypoint).observe(seconds * 1e6)
         if self._access:
@@ -122,7 +171,15 @@ class Observer:
                 "milliseconds": round(seconds * 1e3, 3),
                 "client": call.client,
             }
-            _write(self._access, {key: value for key, value in line.items() if value not in (None, "")})
+            self._write(
+                self._access, lambda: {key: value for key, value in line.items() if value not in (None, "")}
+            )
+
+    def answered(self, call: Call, outputs: Mapping[str, np.ndarray]) -> None:
+        """Counts the labels of an answer, for the status page."""
+        labels = outputs.get("label")
+        if labels is not None and labels.dtype == object and labels.ndim == 1 and len(labels) <= _MOST_LABELS:
+            self.recent[call.model].add_labels(labels)
 
     def ran(self, model: str, report: RunReport) -> None:
         """Records a run of a model."""
@@ -136,16 +193,12 @@ class Observer:
     def received(self, call: Call, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the inputs of a request to the opt-in log."""
         if self._inputs:
-            _write(
-                self._inputs,
-                {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "model": call.model,
-                    "version": call.version,
-                    "signature": call.signature,
-                    "inputs": describe_inputs(arrays),
-                },
-            )
+            time = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"time": time, "model": call.model, "version": call.version, "signature": call.signature}
+            self._write(self._inputs, lambda: line | {"inputs": describe_inputs(arrays)})
+
+    def _write(self, file: IO[bytes], make: Callable[[], dict[str, Any]]) -> None:
+        self._writer.write(file, lambda: orjson.dumps(make()) + b"\n")
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
@@ -163,29 +216,42 @@ class Observer:
 class _Versions:
     """What is counted only when somebody asks: versions and the queues before them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, writer: LogWriter) -> None:
         self._registry = registry
+        self._writer = writer
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "karpa_tf_log_lines_dropped", "Log lines left out, their reader being slow.", self._writer.dropped
+        )
         versions = GaugeMetricFamily(
             _SERVING + "model_versions", "Versions in a state.", labels=["model_name", "state"]
         )
         queued = GaugeMetricFamily(
             _SERVING + "queued_rows", "Rows that wait for the model.", labels=["model_name", "signature"]
         )
+        joined = GaugeMetricFamily(
+            _SERVING + "signature_joined",
+            "1: requests are joined, since the export showed that each row is answered as if alone, or since "
+            "--enable_batching asks for it.",
+            labels=["model_name", "version", "signature", "reason"],
+        )
         for served in self._registry.models():
             states = [State.Name(version.state) for version in served.versions.values()]
             for state in State.keys()[1:]:
                 versions.add_metric([served.name, state], states.count(state))
             rows: dict[str, int] = defaultdict(int)
-            for version in served.versions.values():
+            for version in list(served.versions.values()):
                 if version.model:
                     for name, signature in version.model.signatures.items():
                         rows[name] += signature.batcher.waiting_rows
+                        labels = [served.name, str(version.number), name, signature.joining.reason]
+                        joined.add_metric(labels, int(signature.joining.joined))
             for name, number in rows.items():
                 queued.add_metric([served.name, name], number)
         yield versions
         yield queued
+        yield joined
 
 
 def _open(path: str, flag: str) -> IO[bytes] | None:
@@ -197,11 +263,3 @@ def _open(path: str, flag: str) -> IO[bytes] | None:
         return Path(path).open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"--{flag}: {path} cannot be written: {error.strerror}.") from None
-
-
-def _write(file: IO[bytes], line: dict[str, Any]) -> None:
-    try:
-        file.write(orjson.dumps(line) + b"\n")
-        file.flush()
-    except (OSError, ValueError):
-        pass  # a full disk or a closed pipe must not stop the answers

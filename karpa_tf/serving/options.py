@@ -18,6 +18,9 @@ class ServeOptions:
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one of this machine.")
     port: int = option(8500, "Port of gRPC; 0: none.")
     rest_api_port: int = option(8501, "Port of REST; 0: none.")
+    grpc_socket_path: str = option("", "Also listen for gRPC on this unix socket.")
+    rest_api_socket_path: str = option("", "Also listen for REST on this unix socket.")
+    rest_api_enable_cors_support: bool = option(False, "Let pages of other origins ask (CORS).")
     model_name: str = option("", "With --model_base_path: the name of the one model.")
     model_base_path: str = option("", "Serve one model, from the folder that holds its versions.")
     model_config_file: str = option("", "Serve the models of this file, TensorFlow Serving's models.config.")
@@ -28,7 +31,11 @@ class ServeOptions:
         False, "Accept labels of versions that are not loaded."
     )
     monitoring_config_file: str = option("", "Where metrics are, and whether: a MonitoringConfig.")
-    enable_batching: bool = option(True, "Join the requests that are in flight for a signature.")
+    enable_batching: bool | None = option(
+        None,
+        "Join the requests that are in flight for a signature; null: where its export has shown that "
+        "each row is answered as if alone.",
+    )
     batching_parameters_file: str = option("", "Limits of batches and queues: a BatchingParameters.")
     file_system_poll_wait_seconds: float = option(
         1.0, "Seconds between looks for new versions; 0: only at the start."
@@ -37,6 +44,10 @@ class ServeOptions:
     load_retry_interval_micros: int = option(60_000_000, "Microseconds between these tries.")
     enable_model_warmup: bool = option(True, "Replay assets.extra/tf_serving_warmup_requests.")
     rest_api_timeout_in_ms: int = option(30_000, "Milliseconds until a REST request is given up.")
+    max_run_seconds: float = option(
+        600.0,
+        "Seconds that a run of a model may take; then its requests are refused and /healthz fails. 0: any.",
+    )
     max_request_bytes: int = option(32 << 20, "Largest body of a request.")
     drain_seconds: float = option(30.0, "Seconds that requests get to finish after SIGTERM.")
     tensorflow_session_parallelism: int = option(0, "Threads that TensorFlow computes with; 0: one a core.")
@@ -56,9 +67,10 @@ class ServeOptions:
         for name in ("port", "rest_api_port"):
             if getattr(self, name) > 65_535:
                 raise UserError(f"--{name} must be at most 65535. Received: {getattr(self, name)}.")
-        if not self.port and not self.rest_api_port:
+        sockets = self.grpc_socket_path or self.rest_api_socket_path
+        if not self.port and not self.rest_api_port and not sockets:
             raise UserError("--port and --rest_api_port are both 0: there is nothing to listen on.")
-        if self.port == self.rest_api_port:
+        if self.port == self.rest_api_port and self.port:
             raise UserError(f"--port and --rest_api_port must differ. Received: {self.port} for both.")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
             raise UserError("--tls_certificate_file and --tls_key_file go together; one of them is missing.")

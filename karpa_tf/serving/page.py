@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+import numpy as np
 from aiohttp import web
 
 from karpa_tf.serving.json_tensors import Spec
 from karpa_tf.serving.model import Model, Signature
+from karpa_tf.serving.observing import LABEL_MINUTES, Observer
 from karpa_tf.serving.registry import Registry, Served, State, Version
+
+# Characters of a body that the page shows, and values of which it makes one.
+_LONGEST_BODY = 20_000
+_MOST_VALUES = 4096
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,10 +49,10 @@ show();
 """
 
 
-def respond(registry: Registry, address: str) -> web.Response:
+def respond(registry: Registry, observer: Observer, address: str) -> web.Response:
     """Returns the page; `address` is what the browser calls this server."""
     nonce = secrets.token_urlsafe(16)
-    parts = [_model(served, address) for served in registry.models()]
+    parts = [_model(served, observer, address) for served in registry.models()]
     form = _form(registry)
     html = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>karpa-tf serve</title>'
@@ -61,7 +69,7 @@ def respond(registry: Registry, address: str) -> web.Response:
     return web.Response(text=html, content_type="text/html", headers=headers)
 
 
-def _model(served: Served, address: str) -> str:
+def _model(served: Served, observer: Observer, address: str) -> str:
     versions = [served.versions[number] for number in sorted(served.versions, reverse=True)]
     rows = "".join(_version(version, served.labels) for version in versions)
     table = f"<table><tr><th>version<th>state<th>labels<th>loaded in{rows}</table>"
@@ -70,7 +78,23 @@ def _model(served: Served, address: str) -> str:
     if newest is not None:
         signatures = "".join(_signature(newest, key, address) for key in _names(newest))
     name = escape(served.name)
-    return f'<section id="{name}"><h2>{name}</h2>{table}{signatures}</section>'
+    return (
+        f'<section id="{name}"><h2>{name}</h2>{table}{_lately(served.name, observer)}{signatures}</section>'
+    )
+
+
+def _lately(name: str, observer: Observer) -> str:
+    recent = observer.recent.get(name)
+    percentiles = recent.percentiles() if recent else None
+    if recent is None or percentiles is None:
+        return "<p>No request yet.</p>"
+    median, high = percentiles
+    number = len(recent.milliseconds)
+    text = f"<p>Last {number} requests: median {median:.1f} ms, 99th percentile {high:.1f} ms.</p>"
+    if shares := recent.shares():
+        listed = ", ".join(f"{escape(label)} {share:.0%}" for label, share in shares.items())
+        text += f"<p>Labels of the last {LABEL_MINUTES} minutes: {listed}.</p>"
+    return text
 
 
 def _version(version: Version, labels: Mapping[str, int]) -> str:
@@ -89,12 +113,19 @@ def _names(model: Model) -> list[str]:
 
 def _signature(model: Model, key: str, address: str) -> str:
     signature = model.signatures[key]
-    body = json.dumps(example_body(signature, key))
+    text = json.dumps(example_body(signature, key), ensure_ascii=False)
+    # In a shell a quote ends the text; this way it is one.
+    body = text.replace("'", "'\\''") if len(text) <= _LONGEST_BODY else "BODY"
     curl = f"curl -d '{body}' \\\n  {address}/v1/models/{model.name}:predict"
     return (
         f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
-        f"{_tensors('out', signature.outputs)}</table><pre>{escape(curl)}</pre>"
+        f"{_tensors('out', signature.outputs)}</table><p>{_joining(signature)}</p><pre>{escape(curl)}</pre>"
     )
+
+
+def _joining(signature: Signature) -> str:
+    said = "joined" if signature.joining.joined else "not joined"
+    return f"Requests are {said}: {escape(signature.joining.reason)}."
 
 
 def _tensors(direction: str, specs: Mapping[str, Spec]) -> str:
@@ -118,7 +149,8 @@ def _form(registry: Registry) -> str:
             if model is None:
                 continue
             for key in _names(model):
-                body = escape(json.dumps(example_body(model.signatures[key], key), indent=1))
+                text = json.dumps(example_body(model.signatures[key], key), indent=1, ensure_ascii=False)
+                body = escape(text if len(text) <= _LONGEST_BODY else "")
                 path = f"/v1/models/{served.name}/versions/{number}:predict"
                 title = escape(f"{served.name} version {number}, {key}")
                 options += f'<option data-path="{escape(path)}" data-body="{body}">{title}</option>'
@@ -138,18 +170,40 @@ def example_body(signature: Signature, key: str) -> dict[str, Any]:
     tensors = (*signature.inputs.values(), *signature.outputs.values())
     by_rows = all(shape and shape[0] == -1 for _, shape in tensors)
     body: dict[str, Any] = {} if key == "serving_default" else {"signature_name": key}
+    if (
+        sum(math.prod(max(size, 1) for size in shape or ()) for _, shape in signature.inputs.values())
+        > _MOST_VALUES
+    ):
+        return body | {"instances" if by_rows else "inputs": ["(too many values for an example)"]}
+    if signature.example is not None and by_rows:
+        # What the exporter wrote for warming up is what the signature is for.
+        given = {name: _json(array[0]) for name, array in signature.example.items()}
+        return body | {"instances": [next(iter(given.values())) if len(given) == 1 else given]}
     values = {
         name: _example(dtype, shape[1:] if by_rows and shape else shape or ())
         for name, (dtype, shape) in signature.inputs.items()
+        if name not in signature.defaults
     }
     if by_rows:
         return body | {"instances": [next(iter(values.values())) if len(values) == 1 else values]}
     return body | {"inputs": values}
 
 
+def _json(value: Any) -> Any:
+    """Returns a value of a row as JSON has it."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray):
+        return [_json(item) for item in value]
+    return value.item()
+
+
 def _example(dtype: str, shape: tuple[int, ...]) -> Any:
     if shape:
         return [_example(dtype, shape[1:]) for _ in range(max(shape[0], 1))]
     if dtype == "string":
-        return "The [MASK] is here."
+        return "Turn on the light in the kitchen."
     return {"bool": True}.get(dtype, 0.0 if "float" in dtype else 0)

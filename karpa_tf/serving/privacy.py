@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-_EMAIL = re.compile(r"[^\s@<>\"'(),;:]+@[^\s@<>\"'(),;:]+\.\w{2,}")
+# Neither expression looks at a character more than a few times, whatever the text: a match begins where a
+# word does, and what has been read is not read again.
+_EMAIL = re.compile(r"(?<![^\s@<>\"'(),;:])[^\s@<>\"'(),;:]++@[^\s@<>\"'(),;:]+\.\w{2,}")
 # Digits with at most three separators between them; the number of digits tells cards from phones.
-_DIGITS = re.compile(r"(?<![\w.])[+(]{0,2}\d(?:[\s().\-/]{0,3}\d){6,}(?!\w)")
+_DIGITS = re.compile(r"(?<![\w.])[+(]{0,2}\d(?:[\s().\-/]{0,3}\d)*+")
+# Characters of a string that are written; the log is no place for more.
+_LONGEST = 10_000
 _CARD, _PHONE = range(13, 20), range(7, 16)
 
 
@@ -23,7 +27,19 @@ def redact(text: str) -> str:
 
 
 def _redact_number(found: re.Match[str]) -> str:
-    digits = [character for character in found[0] if character.isdecimal()]
+    number, rest = found[0], ""
+    following = found.string[found.end() : found.end() + 1]
+    if following.isalnum() or following == "_":
+        # The last digits belong to the word that follows.
+        number = number.rstrip("0123456789")
+        while number and not number[-1].isdecimal():
+            number = number[:-1]
+        rest = found[0][len(number) :]
+    digits = [character for character in number if character.isdecimal()]
+    return (_kind(digits) if len(digits) > 6 else number) + rest
+
+
+def _kind(digits: list[str]) -> str:
     if len(digits) in _CARD and _luhn(digits):
         return "[card]"
     return "[phone]" if len(digits) in _PHONE else "[number]"
@@ -51,6 +67,12 @@ def describe_inputs(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _describe_string(value: bytes) -> Any:
     try:
-        return redact(value.decode())
+        text = value.decode()
+        if len(text) > _LONGEST:
+            # Not in the middle of a number or an address.
+            begin = text[:_LONGEST].rstrip("0123456789 ().-/+\t\r\n")
+            begin = begin[: max(begin.rfind(" "), begin.rfind("\n")) + 1]
+            return f"{redact(begin)}... ({len(text)} characters)"
+        return redact(text)
     except UnicodeDecodeError:
         return {"bytes": len(value)}

@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ from karpa_tf.errors import UserError
 from karpa_tf.serving.refusal import Refusal, invalid
 
 if TYPE_CHECKING:
-    from karpa_tf.serving.model import Model
+    from karpa_tf.serving.model import Model, Signature
 
 log = logging.getLogger(__name__)
 
 State = get_model_status_pb2.ModelVersionStatus.State
 Policy: Any = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_LARGEST_VERSION = 2**63 - 1
 _PENDING = (State.START, State.LOADING)
 
 
@@ -94,6 +95,8 @@ class Registry:
         self._root: Path | None = None
         # One at a time: loading takes the memory and cores that answering needs.
         self._thread = ThreadPoolExecutor(1, "load")
+        # Beside it, since a share may be slow; nothing that looks at the disk does so in the event loop.
+        self._disk = ThreadPoolExecutor(1, "disk")
         self._turn = asyncio.Lock()
         self._poller: asyncio.Task[None] | None = None
 
@@ -105,16 +108,21 @@ class Registry:
         Raises:
             UserError: there is no such folder, or no model in it.
         """
-        if not root.is_dir():
+        if not await self._look(root.is_dir):
             raise UserError(f"There is no folder {root}; karpa-tf export RUN --to {root} makes it.")
-        if not models_in(root):
+        if not await self._look(models_in, root):
+            await self._look(check_base_path, root)
             raise UserError(
                 f"{root} holds no model, which would be {root}/NAME/VERSION/saved_model.pb with a whole "
                 "number as VERSION; karpa-tf export RUN writes one."
             )
         self._root = root.absolute()
-        self._roots.add(self._root.resolve())
+        self._roots.add(await self._look(self._root.resolve))
         await self.poll()
+
+    async def _look(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """Asks the disk, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, question, *arguments)
 
     async def serve_config(self, config: model_server_config_pb2.ModelServerConfig) -> None:
         """Serves the models of a models.config, whose folders reloads may then name as well.
@@ -122,11 +130,11 @@ class Registry:
         Raises:
             Refusal: it cannot be served; nothing has changed then.
         """
-        models = self._checked(config)
+        models = await self._checked(config)
         for model in models.values():
-            parent = model.base_path.resolve().parent
+            path = await self._look(model.base_path.resolve)
             # A parent of "/" would open the whole disk to whoever may reload.
-            self._roots.add(parent if parent != Path("/") else model.base_path.resolve())
+            self._roots.add(path.parent if path.parent != Path("/") else path)
         await self._apply(models)
 
     async def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
@@ -135,21 +143,21 @@ class Registry:
         Raises:
             Refusal: it cannot be served; nothing has changed then.
         """
-        models = self._checked(config)
+        models = await self._checked(config)
         for model in models.values():
-            path = model.base_path.resolve()
+            path = await self._look(model.base_path.resolve)
             if not any(path.is_relative_to(root) for root in self._roots):
                 raise Refusal(
                     "PERMISSION_DENIED",
                     f"The base_path of model {model.name} lies outside the folders this server was given.",
                 )
-            if not path.is_dir():
+            if not await self._look(path.is_dir):
                 raise Refusal("NOT_FOUND", f"The base_path of model {model.name} is not there.")
         self._root = None
         # A client that gives up must not leave a version half loaded.
         await asyncio.shield(asyncio.ensure_future(self._apply(models)))
 
-    def _checked(self, config: model_server_config_pb2.ModelServerConfig) -> dict[str, Served]:
+    async def _checked(self, config: model_server_config_pb2.ModelServerConfig) -> dict[str, Served]:
         if config.WhichOneof("config") != "model_config_list":
             raise invalid("The configuration must be a model_config_list.")
         models: dict[str, Served] = {}
@@ -171,13 +179,14 @@ class Registry:
             models[entry.name] = Served(
                 entry.name, Path(entry.base_path), entry.model_version_policy, dict(entry.version_labels)
             )
+            await self._look(check_base_path, Path(entry.base_path))
             if not self._allow_unavailable_labels:
-                self._check_labels(models[entry.name])
+                await self._check_labels(models[entry.name])
         return models
 
-    def _check_labels(self, wanted: Served) -> None:
+    async def _check_labels(self, wanted: Served) -> None:
         try:
-            numbers = set(_choose(wanted.policy, versions_in(wanted.base_path)))
+            numbers = set(_choose(wanted.policy, await self._look(versions_in, wanted.base_path)))
         except OSError:
             numbers = set()
         for label, number in wanted.labels.items():
@@ -204,20 +213,13 @@ class Registry:
 
     # --- The disk ---------------------------------------------------------------------------------
 
-    def start_polling(self, refresh: Callable[[], object] = lambda: None) -> None:
-        """Looks at the disk from time to time, until closed.
-
-        Args:
-            refresh: awaited before each look, if it returns something to await.
-        """
+    def start_polling(self) -> None:
+        """Looks at the disk from time to time, until closed."""
 
         async def loop() -> None:
             while True:
                 await asyncio.sleep(self._poll_seconds)
                 try:
-                    waiting = refresh()
-                    if asyncio.iscoroutine(waiting):
-                        await waiting
                     await self.poll()
                 except Exception:  # the next look may succeed, and must take place
                     log.exception("looking for versions failed")
@@ -229,13 +231,13 @@ class Registry:
         """Looks at the disk once, and loads and unloads what that asks for."""
         async with self._turn:
             if self._root is not None:
-                self._find_models(self._root)
+                await self._find_models(self._root)
             for model in list(self._models.values()):
                 await self._poll_model(model)
 
-    def _find_models(self, root: Path) -> None:
+    async def _find_models(self, root: Path) -> None:
         try:
-            found = models_in(root)
+            found = await self._look(models_in, root)
         except OSError as error:
             log.warning("%s cannot be read: %s", root, error.strerror)
             return
@@ -247,14 +249,14 @@ class Registry:
 
     async def _poll_model(self, model: Served) -> None:
         try:
-            on_disk = {} if model.removed else versions_in(model.base_path)
+            on_disk = {} if model.removed else await self._look(versions_in, model.base_path)
         except OSError as error:
             # A share that is away for a moment takes nothing down.
             log.warning("%s: %s cannot be read: %s", model.name, model.base_path, error.strerror)
             return
         wanted = _choose(model.policy, on_disk)
         for number in wanted:
-            self._announce(model, number, on_disk[number])
+            await self._announce(model, number, on_disk[number])
         for number in sorted(wanted, reverse=True):
             if model.versions[number].state == State.START:
                 await self._load_version(model, model.versions[number])
@@ -263,13 +265,13 @@ class Registry:
         if not wanted or any(model.versions[number].model for number in wanted):
             await self._unload([v for v in model.versions.values() if v.model and v.number not in wanted])
 
-    def _announce(self, model: Served, number: int, path: Path) -> None:
+    async def _announce(self, model: Served, number: int, path: Path) -> None:
         """Sets a version to be loaded, if it is new, has been away, or is worth another try."""
         version = model.versions.get(number)
         if version is None or (version.state == State.END and version.error is None):
             model.versions[number] = Version(number, path)
         elif version.error is not None:
-            changed = _fingerprint(path) != version.files
+            changed = await self._look(_fingerprint, path) != version.files
             due = version.tries <= self._retries and time.monotonic() >= version.retry_at
             if changed:
                 version.tries = 0
@@ -284,7 +286,7 @@ class Registry:
         if model.policy.WhichOneof("policy_choice") not in (None, "latest") or model.available():
             return wanted
         for number in sorted(set(on_disk) - set(wanted), reverse=True):
-            self._announce(model, number, on_disk[number])
+            await self._announce(model, number, on_disk[number])
             if model.versions[number].state == State.START:
                 await self._load_version(model, model.versions[number])
             if model.versions[number].model:
@@ -294,7 +296,7 @@ class Registry:
     async def _load_version(self, model: Served, version: Version) -> None:
         version.state, version.error = State.LOADING, None
         version.tries += 1
-        version.files = _fingerprint(version.path)
+        version.files = await self._look(_fingerprint, version.path)
         loop = asyncio.get_running_loop()
         try:
             loaded = await loop.run_in_executor(
@@ -327,6 +329,7 @@ class Registry:
         if self._poller:
             self._poller.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     # --- Questions --------------------------------------------------------------------------------
 
@@ -369,9 +372,34 @@ class Registry:
         """Returns all models, by name."""
         return [self._models[name] for name in sorted(self._models)]
 
+    def signatures(self) -> Iterator[tuple[str, Signature]]:
+        """Every signature that answers, with its model's name."""
+        for served in self.models():
+            for number in served.available():
+                model = served.versions[number].model
+                if model is not None:
+                    yield from ((served.name, signature) for signature in model.signatures.values())
+
     def ready(self) -> bool:
         """Whether every model that is asked for has a version that answers."""
         return all(model.available() for model in self._models.values() if not model.removed)
+
+
+def check_base_path(path: Path) -> None:
+    """Refuses a folder that is itself a version, in which nobody would find any.
+
+    Raises:
+        Refusal: it is one.
+    """
+    try:
+        itself = (path / "saved_model.pb").is_file() and not versions_in(path)
+    except OSError:
+        return  # what cannot be read is looked at again, and its status says so
+    if itself:
+        raise invalid(
+            f"{path} is itself a version: it holds saved_model.pb; name the folder that holds the versions, "
+            f"{path.parent}."
+        )
 
 
 def models_in(root: Path) -> dict[str, Path]:
@@ -403,6 +431,8 @@ def _other_format(version: Path) -> bool:
 def versions_in(base_path: Path) -> dict[int, Path]:
     """Returns the version folders of a model by number."""
     found = [path for path in base_path.iterdir() if path.name.isascii() and path.name.isdecimal()]
+    # A date with its seconds is no version: versions are numbers of 64 bits.
+    found = [path for path in found if len(path.name) < 40 and int(path.name) <= _LARGEST_VERSION]
     # Of 3 and 0003 the first is meant.
     return {int(path.name): path for path in sorted(found, key=lambda path: -len(path.name)) if path.is_dir()}
 

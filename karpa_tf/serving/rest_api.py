@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -15,11 +16,13 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from karpa_tf.serving import examples, json_tensors, page
+from karpa_tf.serving import examples, json_tensors, page, requests
 from karpa_tf.serving.access import Tokens
-from karpa_tf.serving.json_tensors import rows_of
+from karpa_tf.serving.examples import Limits
+from karpa_tf.serving.json_tensors import is_little, rows_of
 from karpa_tf.serving.model import Model
 from karpa_tf.serving.observing import Call, Observer
+from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal, invalid
 from karpa_tf.serving.registry import Registry, State
 
@@ -29,12 +32,21 @@ _METADATA = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}/metadata")
 _ACTION = re.compile(rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<api>predict|classify|regress)")
 _INT64_MAX = 2**63 - 1
 
+# Bytes up to which an answer is sent as one piece.
+_WHOLE = 1 << 18
+
 # Of all bodies that are held at one time, as many as this of the largest size.
 _LARGEST_BODIES = 16
 
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 )
+# As TensorFlow Serving's, and the header of tokens.
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET,POST",
+    "Access-Control-Allow-Headers": "Content-Type,Authorization",
+}
 _NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -88,14 +100,20 @@ class RestApi:
         *,
         metrics_path: str,
         timeout: float,
-        max_bytes: int,
+        limits: Limits,
+        readers: Readers,
+        workers: Executor,
+        cors: bool = False,
     ) -> None:
         self._registry = registry
         self._observer = observer
         self._tokens = tokens
         self._metrics_path = metrics_path
         self._timeout = timeout
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._readers = readers
+        self._workers = workers
+        self._cors = cors
         self._in_flight = 0
         self._held_bytes = 0
         self._drained: asyncio.Future[None] | None = None
@@ -122,6 +140,7 @@ class RestApi:
             await asyncio.wait({self._drained}, timeout=seconds)
 
     async def _observed(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        response: web.StreamResponse
         try:
             response = await self._answer(request, call)
         except Refusal as refusal:
@@ -139,21 +158,42 @@ class RestApi:
         if self._drained or not request.content.is_eof() or request.content.exception():
             # What is left of the body would be taken for the next request.
             response.force_close()
+        if self._cors:
+            response.headers.update(_CORS)
         call.http_status = response.status
-        call.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
+        if isinstance(response, web.Response):
+            call.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
         self._observer.finished(call)
         return response
 
-    async def _answer(self, request: web.BaseRequest, call: Call) -> web.Response:
-        path = unquote_to_bytes(request.raw_path).decode("utf-8", "replace")
+    async def _answer(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        # A proxy may send the whole address.
+        path = unquote_to_bytes(re.sub(r"(?i)\Ahttps?://[^/?#]*", "", request.raw_path) or "/").decode(
+            "utf-8", "replace"
+        )
+        if path in ("/healthz", "/readyz"):
+            return self._health(path)
+        if self._cors and request.method == "OPTIONS":
+            return web.Response()
         if not self._tokens.accept(request.headers.get("Authorization")):
-            raise Refusal(
-                "UNAUTHENTICATED", "Send a header Authorization: Bearer TOKEN with a token this server knows."
+            response = _error(
+                Refusal(
+                    "UNAUTHENTICATED",
+                    "Send a header Authorization: Bearer TOKEN with a token this server knows.",
+                )
             )
+            call.status = "UNAUTHENTICATED"
+            if path == "/":
+                # A browser asks for it: any name, and the token as the password.
+                response.headers.add(
+                    "WWW-Authenticate", 'Basic realm="karpa-tf serve: the token as password"'
+                )
+            return response
         if path == self._metrics_path:
-            return web.Response(body=self._observer.metrics(), content_type="text/plain")
+            text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
+            return web.Response(body=text, content_type="text/plain")
         if path == "/" and request.method in ("GET", "HEAD"):
-            return page.respond(self._registry, f"{request.scheme}://{request.host}")
+            return page.respond(self._registry, self._observer, f"{request.scheme}://{request.host}")
         if not re.match(r"/v1/models(/|$|\?)", path):
             return web.Response(status=404, body=_NOT_FOUND, content_type="text/html")
         if request.method == "GET":
@@ -172,6 +212,17 @@ class RestApi:
             f"There is no {request.method} {path[:200]}. Known: GET /v1/models/NAME, .../metadata, and POST "
             "/v1/models/NAME:predict, each also with /versions/N or /labels/LABEL after the name."
         )
+
+    def _health(self, path: str) -> web.Response:
+        """What an orchestrator asks, without a token: nothing is said but yes and no."""
+        stuck = [name for name, signature in self._registry.signatures() if signature.batcher.stuck]
+        if stuck:
+            text = "a run takes longer than --max_run_seconds; only a new start ends it"
+        elif path == "/readyz" and not self._registry.ready():
+            text = "not every model has a version that answers"
+        else:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=text + "\n")
 
     # --- Questions --------------------------------------------------------------------------------
 
@@ -215,43 +266,54 @@ class RestApi:
 
     # --- Predict, classify, regress ---------------------------------------------------------------
 
-    async def _act(self, request: web.BaseRequest, found: re.Match[str], call: Call) -> web.Response:
+    async def _act(self, request: web.BaseRequest, found: re.Match[str], call: Call) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        body = json_tensors.parse(await self._read(request, call, deadline))
-        name = body.get("signature_name", "")
-        if type(name) is not str:
-            raise invalid('"signature_name" must be a string.')
-        model = self._find(found, call)
-        signature = model.signature(name)
-        call.signature = name or "serving_default"
-        given = None
-        by_rows = True
-        if call.api == "predict":
-            arrays, by_rows = json_tensors.to_arrays(body, signature.inputs)
+        body = await self._read(request, call, deadline)
+        encoding = request.headers.get("Content-Encoding", "")
+        small = call.bytes_in <= requests.SMALL and not requests.is_encoded(encoding)
+        try:
+            model = self._find(found, call)
+        except Refusal:
+            if small:  # what is wrong with the body comes first, as in TensorFlow Serving
+                requests.signature_name(json_tensors.parse(b"".join(body)))
+            raise
+        signatures = {key: (each.inputs, each.defaults.keys()) for key, each in model.signatures.items()}
+        if small:
+            question = requests.read_rest(
+                b"".join(body), encoding, call.api, model.name, signatures, self._limits
+            )
         else:
-            given = examples.from_json(body)
-            arrays = examples.to_arrays(given, signature.inputs)
+            question = await self._readers.read_rest(
+                body, encoding, call.api, model.name, signatures, deadline
+            )
+        del body
+        signature = model.signature(question.signature)
+        call.signature = question.signature or "serving_default"
+        arrays = signature.completed(question.arrays)
         call.rows = rows_of(list(arrays.values()))
         self._observer.received(call, arrays)
         outputs = await signature.batcher.submit(arrays, deadline)
-        if call.api == "predict":
-            encode = json_tensors.encode_rows if by_rows else json_tensors.encode_columns
-            return web.Response(body=encode(outputs), content_type="application/json")
-        rows = len(arrays["inputs"])
-        if call.api == "classify":
-            classified = examples.to_classifications(outputs, rows)
-            results: list[Any] = [
-                [[entry.label, entry.score] for entry in row.classes] for row in classified.classifications
-            ]
-        else:
-            results = [entry.value for entry in examples.to_regressions(outputs, rows).regressions]
-        return _json({"results": results})
+        self._observer.answered(call, outputs)
 
-    async def _read(self, request: web.BaseRequest, call: Call, deadline: float) -> bytes:
+        def encode() -> list[bytes]:
+            if call.api == "predict":
+                write = json_tensors.encode_rows if question.by_rows else json_tensors.encode_columns
+                return write(outputs)
+            return _results(call.api, outputs, len(arrays["inputs"]))
+
+        if is_little(outputs):
+            parts = encode()
+        else:
+            parts = await loop.run_in_executor(self._workers, encode)
+        if sum(map(len, parts)) <= _WHOLE:
+            return web.Response(body=b"".join(parts), content_type="application/json")
+        return await _in_parts(request, parts, call, _CORS if self._cors else {})
+
+    async def _read(self, request: web.BaseRequest, call: Call, deadline: float) -> list[bytes]:
         length = request.content_length or 0
-        if length > self._max_bytes:
-            raise self._too_large(length)
+        if length > self._limits.bytes:
+            raise requests.too_large(self._limits.bytes, length)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
@@ -259,14 +321,13 @@ class RestApi:
         try:
             # Most bodies have come with their headers; waiting for the others ends at the deadline.
             async with asyncio.timeout_at(None if request.content.is_eof() else deadline):
-                # Counted after decompression.
                 async for chunk in request.content.iter_any():
                     chunks.append(chunk)
                     call.bytes_in += len(chunk)
                     self._held_bytes += len(chunk)
-                    if call.bytes_in > self._max_bytes:
-                        raise self._too_large(call.bytes_in)
-                    if self._held_bytes > _LARGEST_BODIES * self._max_bytes:
+                    if call.bytes_in > self._limits.bytes:
+                        raise requests.too_large(self._limits.bytes, call.bytes_in)
+                    if self._held_bytes > _LARGEST_BODIES * self._limits.bytes:
                         raise Refusal(
                             "RESOURCE_EXHAUSTED", "Too much is being sent at once; try again later."
                         )
@@ -276,13 +337,37 @@ class RestApi:
             raise invalid(
                 "The body is broken: it ended early, or is not encoded as its headers say."
             ) from None
-        return b"".join(chunks)
+        return chunks
 
-    def _too_large(self, size: int) -> Refusal:
-        return Refusal(
-            "RESOURCE_EXHAUSTED",
-            f"A body may have {self._max_bytes} bytes; send fewer rows at once. Received: {size} or more.",
-        )
+
+def _results(api: str, outputs: json_tensors.Arrays, rows: int) -> list[bytes]:
+    results: list[Any]
+    if api == "classify":
+        classified = examples.to_classifications(outputs, rows)
+        results = [
+            [[entry.label, entry.score] for entry in row.classes] for row in classified.classifications
+        ]
+    else:
+        results = [entry.value for entry in examples.to_regressions(outputs, rows).regressions]
+    return [orjson.dumps({"results": results})]
+
+
+async def _in_parts(
+    request: web.BaseRequest, parts: list[bytes], call: Call, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Sends a large answer piece by piece, no faster than the client takes it."""
+    call.bytes_out = sum(map(len, parts))
+    response = web.StreamResponse(headers=headers)
+    response.content_type = "application/json"
+    response.content_length = call.bytes_out
+    if not request.content.is_eof() or request.content.exception():
+        response.force_close()
+    await response.prepare(request)
+    for part in parts:
+        for begin in range(0, len(part), _WHOLE):
+            await response.write(memoryview(part)[begin : begin + _WHOLE])
+    await response.write_eof()
+    return response
 
 
 def _number(found: re.Match[str]) -> int | None:
@@ -299,7 +384,7 @@ def _json(value: Mapping[str, Any]) -> web.Response:
 
 def _error(refusal: Refusal) -> web.Response:
     # A path that is not UTF-8 may be quoted in it.
-    message = refusal.message.encode("utf-8", "replace").decode()
+    message = refusal.message[:2000].encode("utf-8", "replace").decode()
     response = web.Response(
         status=refusal.http_status, body=orjson.dumps({"error": message}), content_type="application/json"
     )

@@ -1,14 +1,19 @@
-"""What a SavedModel may not hold: ops that call Python or reach the server's files.
+"""What a SavedModel may hold: ops that compute, and nothing that reaches out.
 
-A graph is a program, and these ops would run with the server's rights on whatever a request brings. Two
-uses are part of every SavedModel and allowed: the functions with which it saves and restores its own
-variables, and the initialisers of tables that read a file of its own `assets/`.
+A graph is a program, and runs with the server's rights on whatever a request brings. So an op is loaded
+only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each with a
+judgement (`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that
+requests or models share, memory that others have used, and code that is compiled. Of some ops an
+attribute decides. Two uses of files are part of every SavedModel and allowed: the functions with which it
+saves and restores its own variables, and the initialisers of tables that read a file of its own
+`assets/`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +21,42 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from karpa_tf.serving.refusal import Refusal
 
+_OPS = Path(__file__).with_name("ops.txt")
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_PYTHON_OPS = _names("EagerPyFunc PyFunc PyFuncStateless")
 _SAVER_OPS = _names(
     "MergeV2Checkpoints Restore RestoreSlice RestoreV2 Save SaveSlices SaveV2 ShardedFilename ShardedFilespec"
 )
 _TABLE_OPS = _names("InitializeTableFromTextFile InitializeTableFromTextFileV2")
-# What else in TensorFlow 2.21 takes a path or an address, or runs a graph that comes as data.
-_FILE_OPS = _names("""
-    ReadFile WriteFile MatchingFiles ImmutableConst FileSystemSetConfiguration
-    WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 TFRecordReader TFRecordReaderV2
-    FixedLengthRecordReader FixedLengthRecordReaderV2 LMDBReader RecordInput
-    TextLineDataset TFRecordDataset TFRecordDatasetV2 FixedLengthRecordDataset FixedLengthRecordDatasetV2
-    SqlDataset LMDBDataset CSVDataset CSVDatasetV2 MatchingFilesDataset CacheDataset CacheDatasetV2
-    SnapshotDataset SnapshotDatasetV2 SnapshotDatasetReader SnapshotNestedDatasetReader SnapshotChunkDataset
-    ListSnapshotChunksDataset SaveDataset SaveDatasetV2 LoadDataset DatasetToTFRecord DatasetFromGraph
-    DataServiceDataset DataServiceDatasetV2 DataServiceDatasetV3 DataServiceDatasetV4 RegisterDataset
-    RegisterDatasetV2 DistributedSave ExperimentalCSVDataset ExperimentalLMDBDataset
-    ExperimentalMatchingFilesDataset ExperimentalSqlDataset ExperimentalDatasetToTFRecord
-    CreateSummaryFileWriter CreateSummaryDbWriter DebugIdentity DebugIdentityV2 DebugIdentityV3
-    DebugNanCount DebugNumericSummary LoadAndRemapMatrix GenerateVocabRemapping
-""")
-FORBIDDEN_OPS = _PYTHON_OPS | _SAVER_OPS | _TABLE_OPS | _FILE_OPS
+
+
+def _inside(value: bytes) -> bool:
+    """Messages that are linked in, or come in the attribute itself; anything else is the path of a file."""
+    return value in (b"", b"local://") or value.startswith(b"bytes://")
+
+
+# Attributes of allowed ops that can name a file, and what they may say.
+JUDGED_ATTRIBUTES: dict[tuple[str, str], Callable[[bytes], bool]] = {
+    ("FixedUnigramCandidateSampler", "vocab_file"): lambda value: not value,
+    ("DecodeProtoV2", "descriptor_source"): _inside,
+    ("EncodeProto", "descriptor_source"): _inside,
+    ("PrintV2", "output_stream"): lambda value: not value.startswith(b"file:"),
+}
+
+
+@functools.cache
+def judgements() -> Mapping[str, str]:
+    """Returns the judgement of every op: `yes`, or `no` and why."""
+    lines = _OPS.read_text(encoding="utf-8").splitlines()
+    return dict(line.split(None, 1) for line in lines if line and not line.startswith("#"))
 
 
 def check(graph: meta_graph_pb2.MetaGraphDef, folder: Path) -> None:
-    """Refuses a graph that calls Python or reaches files other than its own.
+    """Refuses a graph with an op that could reach out of it, or that nobody has judged.
 
     Args:
         graph: the SavedModel's graph.
@@ -57,20 +68,23 @@ def check(graph: meta_graph_pb2.MetaGraphDef, folder: Path) -> None:
     program = _Program(graph)
     saver_only = program.reached_only_by_saver()
     assets = _asset_names(graph, folder)
-    found = sorted(
-        {
-            node.op
-            for place, node in program.nodes()
-            if (node.op in FORBIDDEN_OPS or _prints_to_file(node))
+    found: dict[str, set[str]] = defaultdict(set)
+    for place, node in program.nodes():
+        reason = program.refuses(node)
+        if (
+            reason
             and not (node.op in _SAVER_OPS and (place or node.name) in saver_only)
             and not (node.op in _TABLE_OPS and program.comes_from_asset(place, node.input[1], assets))
-        }
-    )
+        ):
+            found[reason].add(node.op)
     if found:
+        named = "; ".join(
+            f"{', '.join(sorted(ops)[:10])} ({reason})" for reason, ops in sorted(found.items())
+        )
         raise Refusal(
             "FAILED_PRECONDITION",
-            f"the graph holds {', '.join(found)}, which could call Python or reach this machine's files; "
-            "serve it with --allow_unsafe_ops if you trust who made it",
+            f"the graph holds what could reach out of it: {named}; serve it with --allow_unsafe_ops if you "
+            "trust who made it",
         )
 
 
@@ -105,6 +119,20 @@ class _Program:
         for name, body in self._bodies.items():
             for node in body.values():
                 yield name, node
+
+    def refuses(self, node: Any) -> str:
+        """Returns why a node may not be there, "" if it may."""
+        if node.op in self._functions:
+            return ""  # a call, of which every node is looked at
+        answer, _, reason = (
+            judgements().get(node.op, "no an op that this server does not know").partition(" ")
+        )
+        if answer != "yes":
+            return reason.strip()
+        for (op, attribute), allowed in JUDGED_ATTRIBUTES.items():
+            if op == node.op and not allowed(node.attr[attribute].s):
+                return f"{attribute} names a file"
+        return ""
 
     def reached_only_by_saver(self) -> set[str]:
         """Functions and main-graph nodes that nothing but saving and restoring leads to."""
@@ -173,12 +201,9 @@ class _Program:
         return 0 <= index < len(nodes) and nodes[index].WhichOneof("kind") == "asset"
 
 
-def _prints_to_file(node: Any) -> bool:
-    return node.op == "PrintV2" and node.attr["output_stream"].s.startswith(b"file:")
-
-
 def _called(node: Any) -> list[str]:
-    return [
+    # A node can name a function as its op as well.
+    return [node.op] + [
         function.name
         for attribute in node.attr.values()
         for function in ([attribute.func] if attribute.func.name else attribute.list.func)

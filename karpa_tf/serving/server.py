@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -10,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +27,24 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving import access, config_files
+from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.grpc_api import Doorkeeper, add_services
+from karpa_tf.serving.log_writer import LogHandler, LogWriter
 from karpa_tf.serving.model import Model, load_model
 from karpa_tf.serving.observing import Observer
 from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
-from karpa_tf.serving.registry import Registry
+from karpa_tf.serving.registry import Registry, check_base_path
 from karpa_tf.serving.rest_api import PatientServer, RestApi
 
 log = logging.getLogger(__name__)
+
+_SWITCH_SECONDS = 0.0005
+# Between looks at the files of tokens and certificates: what is withdrawn is refused within a second.
+_ACCESS_SECONDS = 0.3
+_THREADS = ("run", "load", "disk", "write", "read", "asyncio")
+_SERVICES = ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 
 
 def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> None:
@@ -46,10 +59,15 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
         UserError: it cannot start.
         KeyboardInterrupt: it was stopped by Ctrl-C.
     """
-    _log_to_stderr()
-    if options.tensorflow_session_parallelism:
-        tf.config.threading.set_intra_op_parallelism_threads(options.tensorflow_session_parallelism)
-        tf.config.threading.set_inter_op_parallelism_threads(options.tensorflow_session_parallelism)
+    # What it warns of (deprecated names, variables of old models) is nothing that who serves can change.
+    tf.get_logger().setLevel(logging.ERROR)
+    # Threads that write answers must not keep the event loop waiting for Python's lock.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    threads = options.tensorflow_session_parallelism or usable_cores()
+    if threads != len(os.sched_getaffinity(0)):
+        # By itself TensorFlow takes every core, also those of which a container may not use all the time.
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     if asyncio.run(_serve(options, folder, ready)) == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -57,6 +75,8 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
 async def _serve(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> int:
     stopped = _stop_signal()
     server = Server(options, folder)
+    _log_to_stderr(server.writer)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.hangup.set)
     # A signal that comes while models load ends the server as well.
     starting: asyncio.Future[Any] = asyncio.ensure_future(server.start())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,6 +88,10 @@ async def _serve(options: ServeOptions, folder: str, ready: Callable[[dict[str, 
     else:
         starting.cancel()
     await server.stop()
+    if server.busy():
+        # Nothing ends a thread that loads or computes; the process would wait for it.
+        sys.stdout.flush()
+        os._exit(128 + stopped.result() if stopped.result() == signal.SIGINT else 0)
     return stopped.result()
 
 
@@ -91,6 +115,8 @@ class Server:
 
     Attributes:
         registry: the models.
+        writer: of all logs.
+        hangup: set when SIGHUP asks to read certificates and tokens again.
     """
 
     def __init__(self, options: ServeOptions, folder: str) -> None:
@@ -99,18 +125,26 @@ class Server:
         Raises:
             UserError: one of them is wrong.
         """
-        cores = options.tensorflow_session_parallelism or len(os.sched_getaffinity(0))
+        cores = options.tensorflow_session_parallelism or usable_cores()
         self._options = options
         self._folder = folder
         self._tokens = access.read_tokens(options.token_file)
         self._rest_tls = access.rest_tls(options.tls_certificate_file, options.tls_key_file)
         self._grpc_tls = access.grpc_tls(options.tls_certificate_file, options.tls_key_file)
-        self._limits = config_files.read_batching(
-            options.batching_parameters_file, options.enable_batching, cores
+        self._limits = dataclasses.replace(
+            config_files.read_batching(options.batching_parameters_file, options.enable_batching, cores),
+            run_seconds=options.max_run_seconds,
         )
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
-        self._executor = ThreadPoolExecutor(max(cores, self._limits.threads), "run")
+        self._executor = ThreadPoolExecutor(
+            max(cores, self._limits.threads, self._limits.lone_threads), "run"
+        )
+        # Write what is large: answers, metrics.
+        self._workers = ThreadPoolExecutor(max(cores, 2), "write")
+        self._asked = Limits(options.max_request_bytes, self._limits.request_rows)
+        self._readers = Readers(max(cores // 2, 1), self._asked)
+        self.writer = LogWriter()
         self.registry = Registry(
             functools.partial(
                 load_model,
@@ -123,12 +157,14 @@ class Server:
             retry_seconds=options.load_retry_interval_micros / 1e6,
             allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
         )
-        self._observer = Observer(self.registry, options.access_log, options.request_log)
+        self._observer = Observer(self.registry, self.writer, options.access_log, options.request_log)
         self._grpc: grpc.aio.Server | None = None
         self._rest: web.ServerRunner | None = None
         self._api: RestApi | None = None
         self._health: Any = None
         self._health_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.hangup = asyncio.Event()
 
     def _open(self, model: Model) -> None:
         model.open(self._limits, self._executor, self._observer.ran)
@@ -154,14 +190,18 @@ class Server:
                 await self.registry.serve_folder(Path(self._folder))
         except Refusal as refusal:
             raise UserError(refusal.message) from None
-        self.registry.start_polling(self._reread)
+        self.registry.start_polling()
+        self._tasks = [
+            asyncio.create_task(self._follow_config()),
+            asyncio.create_task(self._follow_access()),
+        ]
         await self._start_grpc()
         await self._start_rest()
         self._health_task = asyncio.create_task(self._report_health())
 
     async def _start_grpc(self) -> None:
         options = self._options
-        if not options.port:
+        if not options.port and not options.grpc_socket_path:
             return
         self._grpc = grpc.aio.server(
             interceptors=[Doorkeeper(self._tokens)],
@@ -170,22 +210,32 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 # Without it a second server would take half of the first one's connections.
                 ("grpc.so_reuseport", 0),
+                # Clients that ping during a long call, or between calls, are answered and not sent away.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_ping_strikes", 0),
             ],
         )
-        self._health = add_services(self._grpc, self.registry, self._observer)
-        address = f"{_in_url(options.host)}:{options.port}"
-        try:
-            if self._grpc_tls:
-                self._grpc.add_secure_port(address, self._grpc_tls)
-            else:
-                self._grpc.add_insecure_port(address)
-        except RuntimeError:
-            raise _taken(options.host, options.port, "port", "it cannot be bound") from None
+        self._health = add_services(
+            self._grpc, self.registry, self._observer, self._readers, self._workers, self._asked
+        )
+        addresses = [f"{_in_url(options.host)}:{options.port}"] if options.port else []
+        if options.grpc_socket_path:
+            addresses.append(f"unix:{options.grpc_socket_path}")
+        for address in addresses:
+            try:
+                if self._grpc_tls:
+                    self._grpc.add_secure_port(address, self._grpc_tls)
+                else:
+                    self._grpc.add_insecure_port(address)
+            except RuntimeError:
+                if address.startswith("unix:"):
+                    raise UserError(f"--grpc_socket_path: {address[5:]} cannot be listened on.") from None
+                raise _taken(options.host, options.port, "port", "it cannot be bound") from None
         await self._grpc.start()
 
     async def _start_rest(self) -> None:
         options = self._options
-        if not options.rest_api_port:
+        if not options.rest_api_port and not options.rest_api_socket_path:
             return
         api = RestApi(
             self.registry,
@@ -193,7 +243,10 @@ class Server:
             self._tokens,
             metrics_path=self._metrics_path,
             timeout=options.rest_api_timeout_in_ms / 1e3,
-            max_bytes=options.max_request_bytes,
+            limits=self._asked,
+            readers=self._readers,
+            workers=self._workers,
+            cors=options.rest_api_enable_cors_support,
         )
         # aiohttp's own log would quote broken requests.
         silent = logging.getLogger("karpa_tf.serving.http")
@@ -205,15 +258,25 @@ class Server:
             access_log=None,
             logger=silent,
             lingering_time=1.0,
+            # Bodies are unpacked where they are read: a few packed bytes can be a great deal of work.
+            auto_decompress=False,
         )
         self._api = api
         self._rest = web.ServerRunner(handler, shutdown_timeout=1.0)
         await self._rest.setup()
-        site = web.TCPSite(self._rest, options.host, options.rest_api_port, ssl_context=self._rest_tls)
         try:
-            await site.start()
+            if options.rest_api_port:
+                port = options.rest_api_port
+                await web.TCPSite(self._rest, options.host, port, ssl_context=self._rest_tls).start()
         except OSError as error:
             raise _taken(options.host, options.rest_api_port, "rest_api_port", _reason(error)) from None
+        try:
+            if path := options.rest_api_socket_path:
+                await web.UnixSite(self._rest, path, ssl_context=self._rest_tls).start()
+        except OSError as error:
+            raise UserError(
+                f"--rest_api_socket_path: {path} cannot be listened on: {_reason(error)}."
+            ) from None
 
     async def _stop_rest(self) -> None:
         if self._rest and self._api:
@@ -223,26 +286,57 @@ class Server:
             await self._api.drain(self._options.drain_seconds)
             await self._rest.cleanup()
 
-    async def _reread(self) -> None:
-        config = self._config_file.read_if_changed()
-        if config is None:
-            return
-        try:
-            await self.registry.serve_config(config)
-        except Refusal as refusal:
-            log.warning("%s is not followed: %s", self._config_file.path, refusal.message)
+    async def _follow_config(self) -> None:
+        """Reads the configuration of the models again, on a clock of its own."""
+        wait = self._options.model_config_file_poll_wait_seconds
+        while self._config_file.path and wait:
+            await asyncio.sleep(wait)
+            try:
+                config = await asyncio.to_thread(self._config_file.read_if_changed)
+                if config is not None:
+                    await self.registry.serve_config(config)
+            except Refusal as refusal:
+                log.warning("%s is not followed: %s", self._config_file.path, refusal.message)
+            except Exception:  # the next look may succeed, and must take place
+                log.exception("following %s failed", self._config_file.path)
+
+    async def _follow_access(self) -> None:
+        """Reads certificates and tokens again when their files change, or on SIGHUP."""
+        options = self._options
+        files = [options.token_file, options.tls_certificate_file, options.tls_key_file]
+        files = [path for path in files if path]
+        seen = await asyncio.to_thread(_states, files)
+        while files:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.hangup.wait(), _ACCESS_SECONDS)
+            now = await asyncio.to_thread(_states, files)
+            if now == seen and not self.hangup.is_set():
+                continue
+            self.hangup.clear()
+            seen = now
+            try:
+                await asyncio.to_thread(self._read_access_again)
+            except UserError as error:
+                log.warning("what was read before stays: %s", error)
+
+    def _read_access_again(self) -> None:
+        options = self._options
+        tokens = access.read_tokens(options.token_file)
+        if self._rest_tls:
+            access.renew_rest_tls(self._rest_tls, options.tls_certificate_file, options.tls_key_file)
+        self._tokens.become(tokens)
+        log.info("tokens and certificates were read again")
 
     async def _report_health(self) -> None:
-        """Keeps gRPC's health service up to date, for the server ("") and its services."""
+        """Keeps gRPC's health service up to date, for the server (""), its services, and models by name."""
         status = health_pb2.HealthCheckResponse
         while self._health is not None:
             now = status.SERVING if self.registry.ready() else status.NOT_SERVING
-            for service in (
-                "",
-                "tensorflow.serving.PredictionService",
-                "tensorflow.serving.ModelService",
-            ):
-                await self._health.set(service, now)
+            states = dict.fromkeys(_SERVICES, now)
+            for model in self.registry.models():
+                states[model.name] = status.SERVING if model.available() else status.NOT_SERVING
+            for service, state in states.items():
+                await self._health.set(service, state)
             await asyncio.sleep(0.2)
 
     def description(self) -> dict[str, Any]:
@@ -256,12 +350,28 @@ class Server:
             "models": {model.name: model.available() for model in self.registry.models()},
         }
 
+    def busy(self) -> bool:
+        """Whether a thread still loads, computes or looks at the disk, though nobody waits any more."""
+        return (
+            any(thread.name.startswith(_THREADS) and thread.is_alive() for thread in threading.enumerate())
+            and not self._threads_end()
+        )
+
+    def _threads_end(self) -> bool:
+        end = time.monotonic() + 1.0
+        for thread in threading.enumerate():
+            if thread.name.startswith(_THREADS):
+                thread.join(max(end - time.monotonic(), 0))
+                if thread.is_alive():
+                    return False
+        return True
+
     async def stop(self) -> None:
         """Takes no more requests, waits for those in flight, and lets go of everything."""
         await self.registry.close()
         waiting = []
-        if self._health_task:
-            self._health_task.cancel()
+        for task in (*self._tasks, *([self._health_task] if self._health_task else [])):
+            task.cancel()
         if self._health:
             await self._health.enter_graceful_shutdown()
         if self._grpc:
@@ -270,6 +380,38 @@ class Server:
             waiting.append(self._stop_rest())
         await asyncio.gather(*waiting)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
+        await asyncio.to_thread(self.writer.close)
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: those it may run on, and its cgroup's share of time."""
+    cores = len(os.sched_getaffinity(0))
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            words = Path(quota_file).read_text(encoding="ascii").split()
+            if period_file:
+                words.append(Path(period_file).read_text(encoding="ascii").strip())
+            quota, period = int(words[0]), int(words[1])  # "max" is no number, and -1 no limit
+            if quota > 0 and period > 0:
+                cores = min(cores, -(-quota // period))
+    return max(cores, 1)
+
+
+def _states(files: list[str]) -> list[Any]:
+    """Changes when one of the files does."""
+    states: list[Any] = []
+    for path in files:
+        try:
+            status = os.stat(path)
+            states.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        except OSError as error:
+            states.append(error.errno)
+    return states
 
 
 class _ConfigFile:
@@ -277,8 +419,6 @@ class _ConfigFile:
 
     def __init__(self, options: ServeOptions) -> None:
         self.path = options.model_config_file
-        self._wait = options.model_config_file_poll_wait_seconds
-        self._next = 0.0
         self._text = b""
 
     def read(self) -> Any:
@@ -287,10 +427,6 @@ class _ConfigFile:
         return config
 
     def read_if_changed(self) -> Any:
-        now = asyncio.get_running_loop().time()
-        if not self.path or not self._wait or now < self._next:
-            return None
-        self._next = now + self._wait
         try:
             if Path(self.path).read_bytes() == self._text:
                 return None
@@ -304,6 +440,10 @@ def _one_model(options: ServeOptions) -> Any:
     path = Path(options.model_base_path).absolute()
     if not path.is_dir():
         raise UserError(f"--model_base_path: there is no folder {path}.")
+    try:
+        check_base_path(path)
+    except Refusal as refusal:
+        raise UserError(f"--model_base_path: {refusal.message}") from None
     config = model_server_config_pb2.ModelServerConfig()
     config.model_config_list.config.add(
         name=options.model_name, base_path=str(path), model_platform="tensorflow"
@@ -336,10 +476,10 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(writer: LogWriter) -> None:
     logger = logging.getLogger("karpa_tf.serving")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = LogHandler(writer, sys.stderr.buffer)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -31,7 +31,8 @@ def test_the_models_config_is_one() -> None:
     (model,) = config.model_config_list.config
     assert (model.name, model.model_platform) == ("mlm-gru", "tensorflow")
     assert model.base_path == f"/models/{model.name}"
-    assert model.model_version_policy.latest.num_versions == 2
+    # What a label names stays, whatever is exported later.
+    assert set(model.version_labels.values()) <= set(model.model_version_policy.specific.versions)
 
 
 def test_the_monitoring_and_batching_files_are_ones() -> None:
@@ -39,7 +40,7 @@ def test_the_monitoring_and_batching_files_are_ones() -> None:
         config_files.read_monitoring(str(FOLDER / "monitoring.config")) == config_files.DEFAULT_METRICS_PATH
     )
     limits = config_files.read_batching(str(FOLDER / "batching.config"), join=True, cores=2)
-    assert (limits.rows, limits.request_rows, limits.waiting_rows, limits.threads) == (64, 64, 1024, 2)
+    assert (limits.rows, limits.request_rows, limits.waiting_rows, limits.threads) == (128, 128, 1024, 2)
 
 
 def test_the_server_serves_with_them(templates_for_deploy, tmp_path) -> None:
@@ -97,6 +98,17 @@ def run(program: str, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_there_is_a_thread_for_every_request_that_is_joined(compose, objects) -> None:
+    given = text_format.Parse(
+        (FOLDER / "batching.config").read_text(), config_files.MESSAGES["BatchingParameters"]()
+    )
+    rows, running = given.max_batch_size.value, given.num_batch_threads.value
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    for flags in (compose["services"]["tensorflow-serving"]["command"], container["args"]):
+        assert f"--rest_api_num_threads={rows * running}" in flags
+        assert f"--grpc_max_threads={rows * (running + given.max_enqueued_batches.value)}" in flags
+
+
 def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     run("promtool", "check", "rules", str(FOLDER / "alerts.yml"))
     run("promtool", "check", "config", str(FOLDER / "prometheus.yml"))
@@ -131,16 +143,88 @@ def test_promtool_accepts_the_dashboards_questions(tmp_path) -> None:
     run("promtool", "check", "rules", str(path))
 
 
-def test_they_ask_for_metrics_that_are_exported(templates_for_deploy) -> None:
+METRICS = Path(__file__).with_name("metrics")
+Series = tuple[str, dict[str, str]]
+
+
+def series(text: str) -> list[Series]:
+    """The names and labels of a page of metrics."""
+    found = re.findall(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})? ", text, re.MULTILINE)
+    return [(name, dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels))) for name, labels in found]
+
+
+def page(name: str) -> list[Series]:
+    return series((METRICS / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def resolves(expression: str, metrics: list[Series]) -> bool:
+    """Whether every metric of an expression is on a page, with the labels that are asked for or summed by."""
+    asked = re.findall(r"(:tensorflow:serving:[a-z_:]+)(\{[^}]*\})?", expression)
+    grouped = {
+        label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")
+    }
+    grouped -= {"instance"}  # which Prometheus adds
+    for name, selector in asked:
+        matchers = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', selector.replace("$model", ".*"))
+
+        def has(labels: dict[str, str], matchers: list[Any] = matchers) -> bool:
+            for label, operator, value in matchers:
+                given = labels.get(label, "")
+                if (operator == "!=" and given == value) or (operator == "=" and given != value):
+                    return False
+                # Which statuses there are depends on what has happened.
+                fits = label in labels and (label == "status" or re.fullmatch(value, given))
+                if operator == "=~" and not fits:
+                    return False
+            return grouped <= set(labels)
+
+        if not any(found == name and has(labels) for found, labels in metrics):
+            return False
+    return bool(asked)
+
+
+def test_every_question_is_answered_by_the_server_it_is_for() -> None:
+    pages = {name: page(name) for name in ("tensorflow-serving", "karpa-tf")}
+    questions = {
+        title: [e for expr in exprs for e in expr.split(" or ")] for title, exprs in panels().items()
+    }
+    questions |= {alert: re.split(r"\n\s+or ", expr) for alert, expr in alerts().items()}
+    # What one of the two has no metric for.
+    only_ours = {"Versions by state (karpa-tf serve)", "ServingNoVersion"}
+    for title, expressions in questions.items():
+        expressions = [e for e in expressions if not e.startswith("up{")]
+        for name, metrics in pages.items():
+            answered = [resolves(expression, metrics) for expression in expressions]
+            if name == "tensorflow-serving" and title in only_ours:
+                assert not any(answered), f"{title} is answered by {name} as well"
+            else:
+                assert any(answered), f"{title}: nothing of it is on the page of {name}"
+        for expression in expressions:
+            assert any(resolves(expression, metrics) for metrics in pages.values()), f"{title}: {expression}"
+
+
+def test_a_client_cannot_raise_an_alert_by_a_name() -> None:
+    assert "NOT_FOUND" not in alerts()["ServingNoVersion"]
+    failing = alerts()["ServingErrors"]
+    assert not re.search(r"NOT_FOUND|INVALID_ARGUMENT", failing)
+
+
+def test_the_recorded_page_is_what_the_server_exports(templates_for_deploy) -> None:
     from tests.serving.conftest import Running
 
-    asked = "\n".join([*alerts().values(), *(expr for exprs in panels().values() for expr in exprs)])
-    names = set(re.findall(r":tensorflow:serving:[a-z_:]+", asked))
     with Running(templates_for_deploy) as server:
         server.predict([1], model="mlm-gru")
+        server.post("/v1/models/mlm-gru:predict", b"nonsense")
         text = server.get(config_files.DEFAULT_METRICS_PATH).body.decode()
-    exported = set(re.findall(r"^(:tensorflow:serving:[a-z_:]+)", text, re.MULTILINE))
-    assert names <= exported
+
+    def forms(metrics: list[Series]) -> set[tuple[str, frozenset[str]]]:
+        return {
+            (name, frozenset(labels))
+            for name, labels in metrics
+            if name.startswith((":tensorflow", "karpa_tf"))
+        }
+
+    assert forms(page("karpa-tf")) == forms(series(text))
 
 
 def test_grafana_finds_its_data(compose) -> None:

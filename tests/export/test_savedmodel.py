@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import stat
 import subprocess
 import sys
@@ -127,3 +128,10 @@ def test_a_file_in_the_way(dense, tmp_path) -> None:
     (tmp_path / "models").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         export(dense, tmp_path / "models")
+
+
+def test_importing_the_check_hides_no_gpu(monkeypatch) -> None:
+    """Only its own process computes without one; whoever trains and exports in one process keeps theirs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    runpy.run_path(verify.__file__, run_name="imported")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

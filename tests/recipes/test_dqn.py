@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from karpa_tf.configs import DqnConfig, find_recipe, read_settings
 from karpa_tf.errors import UserError
@@ -143,9 +144,17 @@ def test_export_serves_the_policy_and_tf_agents_own_form(balanced, tmp_path) -> 
     np.testing.assert_array_equal(served["action"], np.argmax(model(x), axis=1))
     assert "mean_return" in (Path(report["savedmodel"]) / "assets.extra" / "model_card.md").read_text()
     # As TensorFlow Serving loads it; Python's loader would need TF-Agents.
+    warmup = tmp_path / "dqn-policy" / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    records = list(tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator())
+    asked = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+    assert [request.model_spec.signature_name for request in asked] == ["action", "action"]
+    assert [tf.make_ndarray(request.inputs["0/observation"]).shape for request in asked] == [(1, 4), (4, 4)]
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "dqn-policy" / "1"))
         action = meta.signature_def["action"]
+        for request in asked:  # they are what the signature takes
+            feed = {action.inputs[key].name: tf.make_ndarray(value) for key, value in request.inputs.items()}
+            session.run({key: info.name for key, info in action.outputs.items()}, feed)
         step = {"step_type": np.zeros(7), "reward": np.zeros(7), "discount": np.ones(7), "observation": x}
         feed = {info.name: step[name.removeprefix("0/")] for name, info in action.inputs.items()}
         np.testing.assert_array_equal(session.run(action.outputs["action"].name, feed), served["action"])

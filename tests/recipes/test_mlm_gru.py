@@ -107,7 +107,7 @@ def test_evaluate_notices_that_the_text_has_changed(trained, karpa, tmp_path) ->
 def test_predict_fills_every_mask(trained, karpa) -> None:
     text = "On day bab the cow ate [MASK] in the [MASK]."
     (row,) = karpa("predict", trained, text, "--json").json["predictions"]
-    assert set(row) == {"filled_text", "top_tokens", "top_scores"}
+    assert set(row) == {"filled_text", "top_tokens", "top_scores", "masks"} and row["masks"] == 2
     tokens, scores = np.array(row["top_tokens"]), np.array(row["top_scores"])
     assert tokens.shape == scores.shape == (2, 5)
     assert (np.diff(scores, axis=1) <= 0).all() and (scores > 0).all() and (scores.sum(1) <= 1).all()

@@ -80,12 +80,10 @@ def test_a_token_file_that_would_let_nobody_or_everybody_in(tmp_path) -> None:
         read_tokens(str(tmp_path / "missing"))
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Writes a certificate for this machine that nobody has signed, and its key."""
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    files = {"tls_certificate_file": str(folder / "cert.pem"), "tls_key_file": str(folder / "key.pem")}
     command = [
         "openssl",
         "req",
@@ -99,9 +97,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "/CN=localhost",
     ]
     command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    command += ["-out", files["tls_certificate_file"], "-keyout", files["tls_key_file"]]
+    command += ["-out", str(certificate), "-keyout", str(key)]
     subprocess.run(command, check=True, capture_output=True)
-    return files
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificate(folder / "cert.pem", folder / "key.pem")
+    return {"tls_certificate_file": str(folder / "cert.pem"), "tls_key_file": str(folder / "key.pem")}
 
 
 def test_tls_on_both_ports(templates, certificate) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from karpa_tf.serving import batching
-from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport, can_join
+from karpa_tf.serving.batching import Arrays, Batcher, BatchLimits, RunReport
+from karpa_tf.serving.joining import Joining, decide
 from karpa_tf.serving.refusal import Refusal
 
 NUMBERS = {"x": ("float32", (-1,))}
+JOINED = Joining(True, "shown")
 
 
 class Model:
@@ -55,7 +57,7 @@ async def started(model: Model) -> None:
 def test_what_waits_while_the_model_runs_runs_together(executor) -> None:
     async def scenario() -> None:
         model, reports = Model(), []
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(rows=4), executor, reports.append)
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(rows=4), executor, reports.append)
         first = ask(batcher, 1)
         await started(model)
         others = [ask(batcher, 2, 3), ask(batcher, 4), ask(batcher, 5, 6)]
@@ -77,7 +79,7 @@ def test_what_comes_at_the_same_moment_runs_together(executor) -> None:
     async def scenario() -> None:
         model = Model()
         model.go.release(10)
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(), executor)
         await asyncio.gather(*(ask(batcher, number) for number in (1, 2, 3)))
         assert model.batches == [[1, 2, 3]]
 
@@ -106,11 +108,39 @@ def test_a_lone_small_request_to_a_quick_model_needs_no_thread(
             threads.append(threading.get_ident())
             return {"y": np.zeros(len(arrays["x"]), np.float32)}
 
-        batcher = Batcher(run, texts, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(run, texts, JOINED, BatchLimits(), executor, steady=True)
         for _ in range(3):
             await batcher.submit({"x": np.array(given, object)})
         assert [thread == threading.get_ident() for thread in threads] == in_loop
         await batcher.drain()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("steady", "widths", "in_loop"),
+    [
+        (True, [3, 3, 4, 4, 3], [False, True, False, True, False]),  # another shape has not been seen
+        (False, [3, 3, 3], [False, False, False]),  # the next values may cost anything
+    ],
+)
+def test_only_what_cannot_take_longer_runs_without_a_thread(
+    executor, monkeypatch, steady, widths, in_loop
+) -> None:
+    monkeypatch.setattr(batching, "_QUICK", 60.0)
+    spec = {"x": ("float32", (-1, -1))}
+
+    async def scenario() -> None:
+        threads = []
+
+        def run(arrays: Arrays) -> Arrays:
+            threads.append(threading.get_ident())
+            return {"y": arrays["x"]}
+
+        batcher = Batcher(run, spec, JOINED, BatchLimits(), executor, steady=steady)
+        for width in widths:
+            await batcher.submit({"x": np.zeros((1, width), np.float32)})
+        assert [thread == threading.get_ident() for thread in threads] == in_loop
 
     asyncio.run(scenario())
 
@@ -126,7 +156,7 @@ def test_a_refusal_does_not_make_a_model_quick(executor, monkeypatch) -> None:
             threads.append(threading.get_ident())
             return model.run(arrays)
 
-        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(run, NUMBERS, JOINED, BatchLimits(), executor, steady=True)
         with pytest.raises(Refusal):
             await ask(batcher, -1)
         await ask(batcher, 1)
@@ -138,8 +168,8 @@ def test_a_refusal_does_not_make_a_model_quick(executor, monkeypatch) -> None:
 def test_without_batching_each_runs_alone(executor) -> None:
     async def scenario() -> None:
         model = Model()
-        limits = BatchLimits(join=False, threads=2)
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, limits, executor)
+        limits = BatchLimits(lone_threads=2)
+        batcher = Batcher(model.run, NUMBERS, Joining(False, "not shown"), limits, executor)
         tasks = [ask(batcher, number) for number in range(5)]
         model.go.release(5)
         await asyncio.gather(*tasks)
@@ -160,7 +190,7 @@ def test_only_requests_of_one_shape_are_joined(executor) -> None:
             return {"y": arrays["x"]}
 
         spec = {"x": ("float32", (-1, -1))}
-        batcher = Batcher(run, spec, {"y": ("float32", (-1, -1))}, BatchLimits(), executor)
+        batcher = Batcher(run, spec, JOINED, BatchLimits(), executor)
         sizes = [(1, 2), (1, 2), (1, 3), (2, 2), (1, 3), (3,), (0, 2)]
         tasks = []
         for number, size in enumerate(sizes):
@@ -180,7 +210,7 @@ def test_a_bad_request_fails_alone(executor) -> None:
     async def scenario() -> None:
         model = Model()
         model.go.release(10)
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(), executor)
         tasks = [ask(batcher, number) for number in (1, 2, -3, 4)]
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(answers[2], Refusal) and answers[2].code == "INVALID_ARGUMENT"
@@ -193,7 +223,7 @@ def test_too_much_is_refused_at_once(executor) -> None:
     async def scenario() -> None:
         model = Model()
         limits = BatchLimits(rows=2, request_rows=5, waiting_rows=3)
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, limits, executor)
+        batcher = Batcher(model.run, NUMBERS, JOINED, limits, executor)
         with pytest.raises(Refusal, match=r"may have 5 rows.*Received: 6") as caught:
             await ask(batcher, *range(6))
         assert caught.value.code == "RESOURCE_EXHAUSTED" and caught.value.http_status == 429
@@ -214,7 +244,7 @@ def test_too_much_is_refused_at_once(executor) -> None:
 def test_a_deadline_is_kept_and_what_has_passed_is_not_run(executor) -> None:
     async def scenario() -> None:
         model = Model()
-        batcher = Batcher(model.run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(), executor)
         running = ask(batcher, 1)
         await started(model)
         late, gone, patient = ask(batcher, 2, within=0), ask(batcher, 3), ask(batcher, 4)
@@ -230,17 +260,18 @@ def test_a_deadline_is_kept_and_what_has_passed_is_not_run(executor) -> None:
     asyncio.run(scenario())
 
 
-def test_an_answer_does_not_depend_on_the_neighbours_length(executor) -> None:
-    """Texts side by side are padded to the longest in the graph; each gets back its own width."""
+def test_an_answer_is_cut_to_the_width_that_its_rows_say(executor) -> None:
+    """Texts side by side are padded to the longest in the graph; each gets back its own width.
+
+    What is empty or zero in the rows themselves stays.
+    """
 
     def run(arrays: Arrays) -> Arrays:
-        words = [text.split() for text in arrays["text"]]
-        width = max(map(len, words))
-        rows = np.array([row + [b""] * (width - len(row)) for row in words], object).reshape(-1, width)
-        return {"words": rows, "known": np.ones(rows.shape, np.float32) * (rows != b"")}
-
-    inputs = {"text": ("string", (-1,))}
-    outputs = {"words": ("string", (-1, -1)), "known": ("float32", (-1, -1))}
+        cells = [text.split(b",") for text in arrays["text"]]
+        width = max(map(len, cells))
+        rows = np.array([row + [b""] * (width - len(row)) for row in cells], object).reshape(-1, width)
+        sizes = np.vectorize(len, otypes=[np.int64])(rows)
+        return {"cells": rows, "sizes": sizes, "count": np.array([len(row) for row in cells], np.int32)}
 
     async def scenario() -> None:
         gate = Model()
@@ -250,8 +281,9 @@ def test_an_answer_does_not_depend_on_the_neighbours_length(executor) -> None:
             assert gate.go.acquire(timeout=60)
             return run(arrays)
 
-        batcher = Batcher(held, inputs, outputs, BatchLimits(), executor)
-        texts = [[b"first"], [b"a b c d"], [b"a", b"b c"], [b""]]
+        joining = Joining(True, "shown", {"cells": "count", "sizes": "count"})
+        batcher = Batcher(held, {"text": ("string", (-1,))}, joining, BatchLimits(), executor)
+        texts = [[b"first"], [b"a,b,c,d,,"], [b"a", b"b,c"], [b"x,,"]]
         tasks = []
         for number, rows in enumerate(texts):
             array = np.empty(len(rows), object)
@@ -261,30 +293,47 @@ def test_an_answer_does_not_depend_on_the_neighbours_length(executor) -> None:
                 await started(gate)
         gate.go.release(10)
         answers = await asyncio.gather(*tasks)
-        assert [answer["words"].shape for answer in answers] == [(1, 1), (1, 4), (2, 2), (1, 0)]
-        assert [answer["known"].shape for answer in answers] == [(1, 1), (1, 4), (2, 2), (1, 0)]
-        assert answers[2]["words"].tolist() == [[b"a", b""], [b"b", b"c"]]
+        for rows, answer in zip(texts, answers, strict=True):
+            alone = run({"text": np.array(rows, object)})
+            assert {name: array.tolist() for name, array in answer.items()} == {
+                name: array.tolist() for name, array in alone.items()
+            }
+        assert answers[1]["cells"].tolist() == [[b"a", b"b", b"c", b"d", b"", b""]]
 
     asyncio.run(scenario())
 
 
+SHOWN = {"rowwise": True, "reason": "seen at export"}
+
+
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "joins"),
+    ("inputs", "outputs", "evidence", "wanted", "joined", "reason"),
     [
-        ({"x": ("float32", (-1, 2))}, {"y": ("float32", (-1,))}, True),
-        ({"x": ("float32", (2,))}, {"y": ("float32", (-1,))}, False),
-        ({"x": ("float32", (-1,)), "factor": ("float32", ())}, {"y": ("float32", (-1,))}, False),
-        ({"x": ("float32", (-1,))}, {"total": ("float32", ())}, False),
-        ({"x": ("float32", None)}, {"y": ("float32", (-1,))}, False),
-        # Numbers say nothing of the widths of others; with texts a string output must tell.
-        ({"x": ("float32", (-1, -1))}, {"y": ("float32", (-1, -1))}, True),
-        ({"t": ("string", (-1,))}, {"y": ("float32", (-1, -1))}, False),
-        ({"t": ("string", (-1,))}, {"y": ("float32", (-1, -1)), "w": ("string", (-1, -1, 5))}, True),
-        ({"t": ("string", (-1,))}, {"w": ("string", (-1, 2, -1))}, False),
+        # By default what was shown, and nothing else.
+        ((-1,), (-1,), {}, None, False, "no assets.extra/rowwise.json"),
+        ((-1,), (-1,), SHOWN, None, True, "seen at export"),
+        ((-1,), (-1,), {"rowwise": False, "reason": "it differs"}, None, False, "it differs"),
+        ((-1,), (-1,), SHOWN, False, False, "--enable_batching is false"),
+        # Asked for, whatever comes in rows and can be taken apart.
+        ((-1,), (-1,), {}, True, True, "--enable_batching is true"),
+        ((-1, -1), (-1, -1), {}, True, True, "--enable_batching is true"),
+        ((-1,), (-1, -1), {}, True, False, "no output says how wide"),
+        # Nobody can join or take apart these, whatever a file says.
+        ((2,), (-1,), SHOWN, None, False, "does not come in rows"),
+        ((-1,), (), SHOWN, True, False, "does not come in rows"),
+        (None, (-1,), SHOWN, None, False, "does not come in rows"),
     ],
 )
-def test_which_signatures_are_joined(inputs, outputs, joins) -> None:
-    assert can_join(inputs, outputs) is joins
+def test_which_signatures_are_joined(inputs, outputs, evidence, wanted, joined, reason) -> None:
+    decided = decide({"x": ("float32", inputs)}, {"y": ("float32", outputs)}, evidence, wanted)
+    assert decided.joined is joined and reason in decided.reason
+
+
+def test_a_length_must_be_an_output_of_whole_numbers() -> None:
+    outputs = {"y": ("string", (-1, -1)), "n": ("int32", (-1,)), "share": ("float32", (-1,))}
+    for given, kept in (({"y": "n"}, {"y": "n"}), ({"y": "share", "z": "n"}, {}), ({"y": "none"}, {})):
+        evidence = {**SHOWN, "lengths": given}
+        assert decide({"x": ("string", (-1,))}, outputs, evidence, None).lengths == kept
 
 
 def test_a_signature_that_breaks_its_promise_is_no_longer_joined(executor) -> None:
@@ -297,12 +346,37 @@ def test_a_signature_that_breaks_its_promise_is_no_longer_joined(executor) -> No
             assert gate.go.acquire(timeout=60)
             return {"y": arrays["x"][:1]}
 
-        batcher = Batcher(run, NUMBERS, NUMBERS, BatchLimits(), executor)
+        batcher = Batcher(run, NUMBERS, JOINED, BatchLimits(), executor)
         tasks = [ask(batcher, 1)]
         await started(gate)
         tasks += [ask(batcher, 2), ask(batcher, 3)]
         gate.go.release(10)
         assert [(await task)["y"].tolist() for task in tasks] == [[1], [2], [3]]
         assert sizes == [1, 2, 1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_takes_too_long_is_given_up_and_the_signature_waits_for_its_end(executor) -> None:
+    async def scenario() -> None:
+        model = Model()
+        batcher = Batcher(model.run, NUMBERS, JOINED, BatchLimits(run_seconds=0.01), executor)
+        running = ask(batcher, 1)
+        await started(model)
+        waiting = ask(batcher, 2)
+        with pytest.raises(Refusal, match=r"longer than --max_run_seconds 0\.01") as caught:
+            await running
+        assert caught.value.code == "DEADLINE_EXCEEDED"
+        with pytest.raises(Refusal) as caught:
+            await waiting
+        assert caught.value.code == "UNAVAILABLE" and batcher.stuck
+        with pytest.raises(Refusal, match="nothing but the end of the server ends it"):
+            await ask(batcher, 3)
+        await batcher.drain()  # a version with such a run can be replaced
+        # It ends after all, and the next may come.
+        model.go.release(10)
+        while batcher.stuck:
+            await asyncio.sleep(0)
+        assert (await ask(batcher, 4))["y"].tolist() == [8] and model.batches == [[1], [4]]
 
     asyncio.run(scenario())

@@ -119,7 +119,9 @@ def tensorflow_serving(folder: Path, config: Path, *flags: str) -> Iterator[Addr
         *flags,
     ]
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        # Its log is read: at the level that the tests set for TensorFlow it would say nothing.
+        environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
         address = Address(f"http://127.0.0.1:{rest_port}", f"127.0.0.1:{port}", log.read_text)
         deadline = time.monotonic() + SECONDS
@@ -214,6 +216,18 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_export_has_shown_that_it_may_be_joined(exports, name) -> None:
+    text = (exports / name / "1" / "assets.extra" / "rowwise.json").read_text(encoding="utf-8")
+    seen = json.loads(text)["signatures"]["serving_default"]
+    assert seen["rowwise"], seen["reason"]
+    widths = {
+        "mlm-gru": dict.fromkeys(["top_scores", "top_tokens"], "masks"),
+        "bert-tagger": dict.fromkeys(["scores", "tags", "tokens"], "words"),
+    }
+    assert seen["lengths"] == widths.get(name, {})
+
+
 def test_both_versions_answer(address, expected) -> None:
     for version in ("/versions/1", "/versions/2"):
         assert_alike(over_rest(address, "mlm-gru", TEXTS, version), expected["mlm-gru"])
@@ -231,7 +245,8 @@ def test_tensorflow_serving_reads_the_warm_up_and_follows_versions(exports, tmp_
         shutil.copytree(exports / name / "1", folder / name / "1")
     write_config(folder, tmp_path)
     with tensorflow_serving(folder, tmp_path) as address:
-        until(lambda: address.log().count("warmup") >= len(RECIPES), "the log speaks of the warm-up files")
+        read = "Finished reading warmup data"
+        until(lambda: address.log().count(read) >= len(RECIPES), "every model's warm-up file was read")
         shutil.copytree(exports / "mlm-gru" / "2", tmp_path / "new")
         (tmp_path / "new").rename(folder / "mlm-gru" / "2")
 

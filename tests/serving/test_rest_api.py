@@ -124,7 +124,7 @@ def test_compressed_bodies(server) -> None:
 def test_numbers_as_tensorflow_serving_reads_and_writes_them(server) -> None:
     body = b'\xef\xbb\xbf{"instances": [NaN, -Inf, Infinity, 1e300, 7], "instances": [0]} and more'
     answer = server.post("/v1/models/add:predict", body)
-    assert answer.body == b'{"predictions": [NaN, -Infinity, Infinity, Infinity, 10.0]}'
+    assert answer.body == b'{"predictions":[NaN, -Infinity, Infinity, Infinity, 10.0]}'
     assert server.predict([0.1]) == [3.1]
     body = {"signature_name": "pairs", "inputs": {"a": [[0, 0]], "b": [2**53 + 1]}}
     assert server.post("/v1/models/add:predict", body).json["outputs"]["twice"] == [2**54 + 2]
