@@ -12,8 +12,6 @@ from tests.conftest import SCREENSHOTS
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def page(browser: Browser, server) -> Iterator[Page]:
