@@ -116,11 +116,11 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
             metrics = module.train(config, folder, resume=bool(args.resume))
     except KeyboardInterrupt:
         said = "Stopped before the first step; nothing is kept."
-        if folder.begun:
-            said = (
-                f"Stopped; the best weights are kept. Go on with: karpa-tf train {recipe.name} --resume "
-                f"{folder.path}"
-            )
+        go_on = f"karpa-tf train {recipe.name} --resume {folder.path}"
+        if folder.has_checkpoint:
+            said = f"Stopped; the best weights are kept. Go on with: {go_on}"
+        elif folder.begun:
+            said = f"Stopped before the first checkpoint; this begins again: {go_on}"
         print(said, file=sys.stderr)
         raise
     finally:
@@ -292,8 +292,31 @@ _VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
 }
 
 
+def _options_first(argv: list[str], leaves: dict[tuple[str, ...], ArgumentParser]) -> list[str]:
+    """Puts options before the words: argparse takes no more words of a list behind an option."""
+    leaf = leaves.get(tuple(argv[:1]))
+    if leaf is None or argv[0] not in ("predict", "explain"):
+        return argv
+    options: list[str] = []
+    words: list[str] = []
+    rest = iter(argv[1:])
+    for word in rest:
+        if word == "--":
+            words += ["--", *rest]
+            break
+        action = leaf._option_string_actions.get(word.split("=")[0])
+        if action is None:
+            words.append(word)
+            continue
+        options.append(word)
+        if "=" not in word and action.nargs != 0:
+            options += [value for value in (next(rest, None),) if value is not None]
+    return [argv[0], *options, *words]
+
+
 def _run(argv: list[str]) -> int:
     parser, leaves = _parsers()
+    argv = _options_first(argv, leaves)
     if "--version" in argv[:1]:
         print(__version__)
         return 0

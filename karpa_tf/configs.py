@@ -28,6 +28,24 @@ FORMAT = 1
 _Class = TypeVar("_Class")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice; YAML itself takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f'"{twice[0]}" is given more than once', node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Reads YAML; raises a yaml.YAMLError, also where a key stands twice."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 def option(default: Any, help: str) -> Any:
     """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
     return dataclasses.field(default=default, metadata={"help": help})
@@ -87,7 +105,7 @@ class RunConfig:
 
     # Smallest value of a number, and the value it must stay below.
     _least: ClassVar[dict[str, float]] = {"seed": 0, "checkpoint_seconds": 0, "keep_checkpoints": 1}
-    _below: ClassVar[dict[str, float]] = {}
+    _below: ClassVar[dict[str, float]] = {"seed": 2**32}
 
     def __post_init__(self) -> None:
         """Raises a UserError for a number that makes no sense."""
@@ -204,7 +222,7 @@ class MlmGruConfig(TrainingConfig):
         "predict_rate": 0,
         "patience": 0,
     }
-    _below: ClassVar[dict[str, float]] = {
+    _below: ClassVar[dict[str, float]] = RunConfig._below | {
         "mask_rate": 1,
         "dropout": 1,
         "warmup": 1,
@@ -289,7 +307,7 @@ class BertConfig(TrainingConfig):
         "vocabulary_size": 1,
         "pretrain_epochs": 1,
     }
-    _below: ClassVar[dict[str, float]] = {
+    _below: ClassVar[dict[str, float]] = RunConfig._below | {
         "dropout": 1,
         "warmup": 1,
         "layer_decay": 1.01,
@@ -432,7 +450,7 @@ class ImageConfig(TrainingConfig):
         "adversarial": 0,
         "patience": 0,
     }
-    _below: ClassVar[dict[str, float]] = {
+    _below: ClassVar[dict[str, float]] = RunConfig._below | {
         "image_size": 1025,
         "validation_share": 0.5,
         "test_share": 0.5,
@@ -581,7 +599,7 @@ class DqnConfig(RunConfig):
         "judge_episodes": 1,
     }
     # Seeds of Gymnasium's environments from a billion on are those that judge a policy.
-    _below: ClassVar[dict[str, float]] = {
+    _below: ClassVar[dict[str, float]] = RunConfig._below | {
         "seed": 1_000_000,
         "gamma": 1.01,
         "target_update_tau": 1.01,
@@ -628,7 +646,7 @@ class TabularConfig(RunConfig):
         "epsilon_end": 0,
         "log_every": 1,
     }
-    _below: ClassVar[dict[str, float]] = {
+    _below: ClassVar[dict[str, float]] = RunConfig._below | {
         "seed": 1_000_000,
         "learning_rate_end": 1.01,
         "gamma": 1.01,
@@ -789,7 +807,7 @@ def read_settings(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
     if name_or_path not in names:
         path = Path(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(
             f'--config: "{name_or_path}" is neither a file nor shipped settings of {recipe.name}'

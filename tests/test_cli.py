@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from karpa_tf.cli import _options_first, _parse, _parsers
 from karpa_tf.configs import RECIPES, read_settings, shipped_settings
 from tests.conftest import TINY
 
@@ -150,3 +151,18 @@ def test_ctrl_c_keeps_the_best_weights_and_says_how_to_go_on(text_file, tmp_path
         cwd=tmp_path,
     )
     assert json.loads(done.stdout)["predictions"][0]["filled_text"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "R", "--logs", "L", "a text", "more"],
+        ["predict", "--logs", "L", "R", "a text", "more"],
+        ["predict", "R", "a text", "--logs=L", "--json", "more"],
+        ["predict", "R", "--json", "--logs", "L", "--", "a text", "more"],
+    ],
+)
+def test_options_and_words_come_in_any_order(words) -> None:
+    parser, leaves = _parsers()
+    args = _parse(parser, leaves, _options_first(words, leaves), defaults=True)["predict"]
+    assert (args.run, args.logs, args.inputs) == ("R", "L", ["a text", "more"])

@@ -9,7 +9,6 @@ What it reaches stands in the header of each file in `karpa_tf/settings/bert-cla
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -202,7 +201,7 @@ def train(config: BertClassifierConfig, folder: RunFolder, *, resume: bool = Fal
 def open_model(folder: RunFolder) -> tuple[BertClassifierConfig, list[str], bert.Start, keras.Model]:
     """Returns the settings, labels, start and model of a run, with its best weights, in float32."""
     config = folder.open_config(BertClassifierConfig)
-    names = json.loads((folder.assets / "labels.json").read_text(encoding="utf-8"))
+    names = common.read_labels(folder, "labels.json")
     start = bert.read_start(folder)
     model = bert.open_trained(config, folder, start, build_on(config, names))
     return config, names, start, model

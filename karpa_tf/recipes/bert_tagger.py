@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -323,7 +322,7 @@ def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Seque
 def open_model(folder: RunFolder) -> tuple[BertTaggerConfig, list[str], bert.Start, keras.Model]:
     """Returns the settings, tags, start and model of a run, with its best weights, in float32."""
     config = folder.open_config(BertTaggerConfig)
-    names = json.loads((folder.assets / "tags.json").read_text(encoding="utf-8"))
+    names = common.read_labels(folder, "tags.json")
     start = bert.read_start(folder)
     model = bert.open_trained(config, folder, start, build_on(config, names, start.wordpiece))
     return config, names, start, model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def begin_run(
     Raises:
         UserError: the data is not what it was, or `init` names no run.
     """
-    if resume and record and (folder.assets / _RECORD).exists():
+    if resume and record and ((folder.assets / _RECORD).exists() or folder.begun):
         check_data(folder, getattr(config, "data", ""), record)
     resolve_init(config, folder.path.parent.parent)
     if not chief:
@@ -138,6 +139,32 @@ def first_vocabulary(init: str, lowercase: bool) -> Path | str:
             f"--init: {init} was trained with lowercase {str(not lowercase).lower()}; give this run the same."
         )
     return other.assets / "vocab.txt"
+
+
+def read_labels(folder: RunFolder, name: str) -> list[str]:
+    """Returns the labels of a run, in the order of its model's outputs.
+
+    Args:
+        folder: of the run.
+        name: of the file in its assets.
+
+    Raises:
+        UserError: the file is damaged, or its labels are not those of the run's data.
+    """
+    path = folder.assets / name
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+        right = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
+        record = folder.assets / _RECORD
+        known = json.loads(record.read_text(encoding="utf-8")).get("labels") if record.exists() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} or {_RECORD} beside it cannot be read ({error}); train again.") from None
+    if not right or (known and known != labels):
+        raise UserError(
+            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `karpa-tf train "
+            f"{folder.recipe} --resume {folder.path}` writes it again."
+        )
+    return labels
 
 
 def check_data(folder: RunFolder, source: str, now: DataRecord) -> None:

@@ -350,8 +350,8 @@ def open_model(network: Network, folder: RunFolder) -> Trained:
         UserError: they cannot be read.
     """
     config = folder.open_config(network.config)
+    names = common.read_labels(folder, "labels.json")
     try:
-        names = folder.read_json("assets/labels.json")
         measured = folder.read_json("assets/images.json")
         shape = (config.image_size, config.image_size, network.channels)
         args = (config, shape, len(names), measured["mean"], measured["deviation"], "float32")

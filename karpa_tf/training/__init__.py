@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
     from karpa_tf.training.loop import evaluate as evaluate
     from karpa_tf.training.loop import fit as fit
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
     from karpa_tf.training.optimizers import AdamW as AdamW
 
 _PUBLIC = {
+    "Checkpoints": "karpa_tf.training.checkpoint",
     "evaluate": "karpa_tf.training.loop",
     "fit": "karpa_tf.training.loop",
     "SparseCrossEntropy": "karpa_tf.training.losses",

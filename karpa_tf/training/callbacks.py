@@ -30,6 +30,9 @@ class BestWeights(keras.callbacks.Callback):
         writes: whether this process writes the file: the chief alone.
     """
 
+    # `fit` takes it without validation as well.
+    monitors_if_there = True
+
     def __init__(
         self,
         path: str | Path,

@@ -57,6 +57,10 @@ class Checkpoints:
             self._lock.release()
             self._lock = None
 
+    def exist(self) -> bool:
+        """Whether there is a checkpoint."""
+        return bool(self._found())
+
     def due(self) -> bool:
         """Whether it is time for the next one."""
         return time.monotonic() - self._last >= self.seconds

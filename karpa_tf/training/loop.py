@@ -111,6 +111,7 @@ def fit(
             loss that is a sum); a callback monitors a figure that there is not; another worker is gone.
     """
     _check_model(model)
+    _check_words(epochs, accumulate, metrics, callbacks, resume)
     if isinstance(data, tf.data.Dataset) and checkpoints:
         warnings.warn(
             "A tf.data.Dataset does not say which batch is the n-th: a run that is resumed sees other "
@@ -128,6 +129,10 @@ def fit(
             f"batch_size must be a multiple of {parts}, the workers times accumulate. "
             f"Received: {data.batch_size}."
         )
+    with strategy.scope():
+        # A model without an input shape has no variables before it has seen one.
+        if not model.built:
+            model(next(iter(data.dataset(0, 1)))[0], training=False)
     names = ["loss", *(metrics or {})]
     if adversary and workers > 1:
         raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
@@ -153,11 +158,19 @@ def fit(
     watch = _Watch()
     stateful: list[Any] = [watch, *(c for c in callbacks if hasattr(c, "get_state"))]
     step = 0
+    # What a checkpoint must not be continued with otherwise; the layers are compared by their shapes.
+    setup = {"steps_per_epoch": data.steps_per_epoch, "optimizer": type(model.optimizer).__name__}
+    if checkpoints and chief and not resume and checkpoints.exist():
+        raise UserError(
+            f"{checkpoints.folder} holds the checkpoints of a training: resume=True goes on with it; for "
+            "a new one give another folder."
+        )
     if resume:
         if checkpoints and chief and checkpoints.folder.is_dir():
             checkpoints.begin()
         saved = checkpoints.restore(variables) if checkpoints else None
         if saved:
+            _check_setup(saved, setup, epochs)
             step, history = saved["step"], History(saved["history"])
             totals = np.array(saved["totals"])
             for part, state in zip(stateful, saved["callbacks"], strict=True):
@@ -172,12 +185,15 @@ def fit(
         )
     _spread_seeds(model, strategy)
     # What a function gives is known when it was called.
-    figures = judge() if judge and callable(validation) else names
-    _check_monitors(callbacks, [*names, *(f"val_{name}" for name in figures)])
+    figures: Any = judge() if judge and callable(validation) else names
+    if not isinstance(figures, (dict, list)):
+        raise UserError(f"A validation function returns figures by name. Received: {type(figures).__name__}.")
+    _check_monitors(callbacks, [*names, *(f"val_{name}" for name in figures if judge)])
 
     def save() -> None:
         if checkpoints and chief:
             state = {
+                **setup,
                 "history": history,
                 "totals": totals.tolist(),
                 "callbacks": [part.get_state() for part in stateful],
@@ -333,6 +349,8 @@ def _loss_and_sums(
 def _weights(batch: Any) -> tf.Tensor:
     """Returns the sample weights of a batch, float32; ones, a row each, where it brings none."""
     _, labels, *given = batch
+    if given and isinstance(given[0], (dict, list, tuple)):
+        raise UserError("fit takes one array of sample weights a batch, for all outputs. Received: several.")
     return tf.cast(given[0], tf.float32) if given else tf.ones(tf.shape(tf.nest.flatten(labels)[0])[:1])
 
 
@@ -377,6 +395,47 @@ def _averages_over_rows(model: keras.Model) -> bool:
     return by_rows
 
 
+def _check_words(
+    epochs: Any, accumulate: Any, metrics: Any, callbacks: Sequence[keras.callbacks.Callback], resume: bool
+) -> None:
+    """Raises a UserError for what `fit` was told that makes no sense."""
+    for name, value in (("epochs", epochs), ("accumulate", accumulate)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
+    metrics = {} if metrics is None else metrics
+    if not isinstance(metrics, Mapping) or not all(
+        callable(metric) and not isinstance(metric, keras.metrics.Metric) for metric in metrics.values()
+    ):
+        raise UserError(
+            "metrics are functions of labels and outputs by name, e.g. "
+            '{"accuracy": keras.metrics.sparse_categorical_accuracy}; objects of Keras add up by themselves. '
+            f"Received: {metrics!r}."
+        )
+    if "loss" in metrics:
+        raise UserError('The figure "loss" is the loss: give the metric another name.')
+    if resume:
+        for callback in callbacks:
+            kinds = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau)
+            if isinstance(callback, kinds) and not hasattr(callback, "get_state"):
+                warnings.warn(
+                    f"{type(callback).__name__} begins anew in a resumed run: Keras keeps no state of it; "
+                    "karpa_tf.training.callbacks.BestWeights(patience=...) stops early and resumes.",
+                    stacklevel=3,
+                )
+
+
+def _check_setup(saved: Mapping[str, Any], setup: Mapping[str, Any], epochs: int) -> None:
+    """Raises a UserError if a checkpoint belongs to a training of another shape."""
+    for name, value in setup.items():
+        if saved.get(name, value) != value:
+            raise UserError(
+                f"The checkpoint belongs to a training with {name} {saved[name]}: go on with the same, or "
+                f"begin a new one in another folder. Received: {value}."
+            )
+    if len(saved["history"]) > epochs:
+        raise UserError(f"epochs may only grow: {len(saved['history'])} are made. Received: {epochs}.")
+
+
 def _as_batches(data: Any, what: str, parts: int) -> Batches:
     if isinstance(data, Batches):
         return data
@@ -394,6 +453,8 @@ def _check_monitors(callbacks: Sequence[keras.callbacks.Callback], known: Sequen
     """Raises a UserError if a callback wants a figure that no epoch will have."""
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
+        if getattr(callback, "monitors_if_there", False) and monitor == "val_loss":
+            continue  # without validation it keeps the last weights
         if isinstance(monitor, str) and monitor not in known:
             raise UserError(
                 f'{type(callback).__name__} monitors "{monitor}"{did_you_mean(monitor, known)} '
@@ -446,7 +507,7 @@ def train_step(
             tape.watch(others)  # a frozen one too
             loss, sums = _loss_and_sums(model, metrics, batch, training=True)
             loss /= weight
-        grads = tape.gradient(loss, [*variables, *others], unconnected_gradients="zero")
+        grads = tape.gradient(loss, [*(v.value for v in variables), *others], unconnected_gradients="zero")
         if lazy:
             sparse.update(i for i, g in enumerate(grads) if isinstance(g, tf.IndexedSlices))
         if not (lazy and whole):

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
-from karpa_tf.configs import FORMAT, RECIPES, RunConfig, check_format
+from karpa_tf.configs import FORMAT, RECIPES, RunConfig, check_format, read_yaml
 from karpa_tf.errors import UserError, did_you_mean
 
 _Config = TypeVar("_Config", bound=RunConfig)
@@ -69,6 +69,11 @@ class RunFolder:
         """Whether a first step was made: with it the folder of the checkpoints comes."""
         return self.checkpoints.is_dir()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on with."""
+        return any(self.checkpoints.rglob("step-*.npz"))
+
     def write_config(self, config: RunConfig) -> None:
         values = {"format": FORMAT, **dataclasses.asdict(config)}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -82,7 +87,7 @@ class RunFolder:
         """
         path = self.path / "config.yaml"
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}.") from None
         if not isinstance(values, dict):
@@ -122,7 +127,10 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any] | None:
         """Returns the final figures, or None while the run has not ended."""
         try:
-            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            if not isinstance(metrics, dict):
+                raise ValueError
+            return metrics
         except FileNotFoundError:
             return None
         except ValueError:
@@ -231,17 +239,22 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
 
 
 def _runs_in(parent: Path) -> list[Path]:
+    return [path for path in _numbered(parent) if (path / "config.yaml").is_file()]
+
+
+def _numbered(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
-    runs = [p for p in parent.iterdir() if p.name.isdecimal() and (p / "config.yaml").is_file()]
-    return sorted(runs, key=lambda p: int(p.name))
+    return sorted((p for p in parent.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
 
 
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
     """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`."""
     rows = []
     for name in [recipe] if recipe else list(RECIPES):
-        for path in _runs_in(Path(logs) / name):
+        for path in _numbered(Path(logs) / name):
+            if not (path / "config.yaml").is_file() and not RunFolder(path).begun:
+                continue  # it has not begun yet
             row: dict[str, Any] = {"run": str(path), "recipe": name, "config": {}, "metrics": {}}
             try:
                 folder = RunFolder(path)

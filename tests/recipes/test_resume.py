@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,7 @@ Damage = Callable[[dict], object]
         (lambda values: values | {"epochs": "ten"}, "epochs must be a whole number. Received: 'ten'"),
         (lambda values: values | {"dropout": float("nan")}, "dropout must be a finite number. Received: nan"),
         (lambda values: ["a", "list"], "it holds no fields"),
+        (lambda values: values | {"seed": 2**32}, "seed must be at least 0 and below 4294967296"),
     ],
 )
 def test_settings_of_another_version_are_one_sentence(damage: Damage, said, trained, karpa, tmp_path) -> None:
@@ -212,3 +214,44 @@ def test_one_damaged_run_is_a_line_of_the_table(trained, karpa, tmp_path) -> Non
     assert sum("damaged: " in line for line in lines) == 2 and sum("finished" in line for line in lines) == 1
     rows = karpa("runs", "--logs", tmp_path, "--json").json["runs"]
     assert [row["status"] for row in rows] == ["damaged", "damaged", "finished"]
+
+
+def test_a_run_whose_settings_are_gone_is_a_line_too(trained, karpa, tmp_path) -> None:
+    for number, text in (("1", None), ("2", "[1]")):
+        run = shutil.copytree(trained, tmp_path / "mlm-gru" / number)
+        if text is None:
+            (run / "config.yaml").unlink()
+        else:
+            (run / "metrics.json").write_text(text)
+    result = karpa("runs", "--logs", tmp_path)
+    assert result.status == 0 and result.out.count("damaged: ") == 2
+
+
+def test_a_key_given_twice_is_refused(karpa, tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 1\nepochs: 2\n")
+    result = karpa("train", "mlm-gru", "--config", tmp_path / "mine.yaml", "--logs", tmp_path)
+    assert result.status == 2 and '"epochs" is given more than once' in result.err
+
+
+@pytest.mark.parametrize(("fixture", "name"), [("classified", "labels.json"), ("digits", "labels.json")])
+def test_labels_that_were_changed_are_noticed(fixture, name, karpa, request, tmp_path) -> None:
+    copy = copy_of(request.getfixturevalue(fixture), tmp_path)
+    path = copy / "assets" / name
+    labels = json.loads(path.read_text())
+    for damaged in (labels[::-1], labels[:-1], {}, "x"):
+        path.write_text(json.dumps(damaged))
+        result = karpa("evaluate", copy)
+        assert result.status == 2 and "its labels are not those" in result.err, result.err
+
+
+def test_without_its_note_of_the_data_a_run_does_not_go_on(trained, karpa, tmp_path) -> None:
+    copy = copy_of(trained, tmp_path)
+    (copy / "assets" / "data.json").unlink()
+    result = karpa("train", "mlm-gru", "--resume", copy)
+    assert result.status == 2 and "data.json cannot be read" in result.err
+
+
+def test_a_run_in_a_folder_of_another_name(trained, karpa, tmp_path) -> None:
+    shutil.copytree(trained, tmp_path / "mine" / "1")
+    result = karpa("evaluate", tmp_path / "mine" / "1")
+    assert result.status == 2 and "a run lies in LOGS/RECIPE/NUMBER" in result.err

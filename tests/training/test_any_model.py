@@ -148,6 +148,76 @@ def make_dataset(weights: bool) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(parts).batch(8)
 
 
+def test_a_model_without_an_input_shape_is_trained_as_well() -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(layers())
+    model.compile(keras.optimizers.SGD(0.5), cross_entropy)
+    before = fit(model, make_dataset(False))[0]["loss"]
+    assert model.trainable_variables and fit(model, make_dataset(False), epochs=3)[-1]["loss"] < before
+
+
+def test_an_output_without_a_loss_is_left_as_it_is() -> None:
+    keras.utils.set_random_seed(3)
+    ids = keras.Input([6], dtype="int32")
+    x = keras.layers.Embedding(10, 8)(ids)
+    model = keras.Model(ids, {"a": keras.layers.Dense(10)(x), "b": keras.layers.Dense(1, name="b")(x)})
+    model.compile(keras.optimizers.SGD(0.1), {"a": cross_entropy})
+    kernel = model.get_layer("b").kernel.numpy()
+    data = make_dataset(False).map(lambda rows, labels: (rows, {"a": labels, "b": labels[..., None]}))
+    history = fit(model, data, epochs=2)
+    assert history[1]["loss"] < history[0]["loss"]
+    np.testing.assert_array_equal(model.get_layer("b").kernel, kernel)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"metrics": {"a": keras.metrics.SparseCategoricalAccuracy()}}, "add up by themselves"),
+        ({"metrics": {"a": "accuracy"}}, "Received: {'a': 'accuracy'}"),
+        ({"metrics": ["accuracy"]}, "Received: .'accuracy'."),
+        ({"metrics": {"loss": cross_entropy}}, "give the metric another name"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1. Received: 0"),
+        ({"epochs": 1.5}, "Received: 1.5"),
+        ({"accumulate": 0}, "accumulate must be"),
+        ({"validation": lambda: 3}, "returns figures by name. Received: int"),
+        ({"callbacks": [keras.callbacks.EarlyStopping()]}, 'monitors "val_loss"'),
+    ],
+)
+def test_words_that_make_no_sense_are_one_sentence(words, said) -> None:
+    with pytest.raises(UserError, match=said):
+        fit(make_model(), make_batches(), **words)
+
+
+def test_a_folder_is_not_trained_into_twice_and_epochs_do_not_shrink(tmp_path) -> None:
+    def again(model: keras.Model, epochs: int, batch_size: int = 8, resume: bool = True) -> list:
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        data = make_batches(batch_size=batch_size)
+        return fit(model, data, epochs=epochs, checkpoints=checkpoints, resume=resume)
+
+    again(make_model(), 2, resume=False)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    for model, epochs, batch_size, resume, said in (
+        (make_model(), 1, 8, False, "resume=True goes on with it"),
+        (make_model(), 1, 8, True, "epochs may only grow: 2 are made. Received: 1"),
+        (make_model(), 3, 4, True, "with steps_per_epoch 6"),
+    ):
+        with pytest.raises(UserError, match=said):
+            again(model, epochs, batch_size, resume)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == before
+    sgd = make_model()
+    sgd.compile(keras.optimizers.Lion(0.01), sgd.loss)
+    with pytest.raises(UserError, match=r"optimizer AdamW|belongs to another model"):
+        again(sgd, 3)
+    assert len(again(make_model(), 3)) == 3
+
+
+def test_a_callback_of_keras_that_keeps_no_state_is_said(tmp_path) -> None:
+    words = {"checkpoints": Checkpoints(tmp_path), "callbacks": [keras.callbacks.EarlyStopping("loss")]}
+    fit(make_model(), make_batches(), **words)
+    with pytest.warns(UserWarning, match="EarlyStopping begins anew"):
+        fit(make_model(), make_batches(), epochs=2, resume=True, **words)
+
+
 @pytest.mark.parametrize("weights", [False, True])
 def test_a_dataset_trains_as_keras_does(weights: bool) -> None:
     ours, theirs = make_model(cross_entropy), make_model(cross_entropy)
