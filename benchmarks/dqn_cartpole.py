@@ -37,7 +37,7 @@ def quiet_tensorflow() -> Any:
     from karpa_tf.cli import _load
     from karpa_tf.configs import RECIPES
 
-    return _load(RECIPES["dqn"])
+    return _load(RECIPES["dqn"], legacy_keras=True)
 
 
 def side_ours(seed: int, logs: str, smoke: bool) -> dict[str, Any]:

@@ -565,6 +565,11 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
             f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
             "its metrics.json lists them."
         )
+    if folder.recipe not in RECIPES:
+        raise UserError(
+            f'{folder.path} lies in a folder "{folder.recipe}", which is no recipe: a run lies in '
+            f"LOGS/RECIPE/NUMBER, and RECIPE is one of {', '.join(RECIPES)}."
+        )
     return folder, find_recipe(folder.recipe)
 
 

@@ -224,7 +224,7 @@ def test_a_run_whose_settings_are_gone_is_a_line_too(trained, karpa, tmp_path) -
         else:
             (run / "metrics.json").write_text(text)
     result = karpa("runs", "--logs", tmp_path)
-    assert result.status == 0 and result.out.count("damaged: ") == 2
+    assert result.status == 0 and result.out.count("  damaged: ") == 2
 
 
 def test_a_key_given_twice_is_refused(karpa, tmp_path) -> None:
