@@ -27,6 +27,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving import access, config_files
+from karpa_tf.serving.batching import BatchLimits
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.grpc_api import Doorkeeper, add_services
 from karpa_tf.serving.log_writer import LogHandler, LogWriter
@@ -41,6 +42,8 @@ from karpa_tf.serving.rest_api import PatientServer, RestApi
 log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 0.0005
+# With fewer signatures than these stuck in runs that do not end, the others are answered.
+_SIGNATURES = 4
 # Between looks at the files of tokens and certificates: what is withdrawn is refused within a second.
 _ACCESS_SECONDS = 0.3
 _THREADS = ("run", "load", "disk", "write", "read", "asyncio")
@@ -63,13 +66,30 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
     tf.get_logger().setLevel(logging.ERROR)
     # Threads that write answers must not keep the event loop waiting for Python's lock.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    threads = options.tensorflow_session_parallelism or usable_cores()
-    if threads != len(os.sched_getaffinity(0)):
-        # By itself TensorFlow takes every core, also those of which a container may not use all the time.
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    # By itself TensorFlow takes every core, also those of which a container may not use all the time.
+    tf.config.threading.set_intra_op_parallelism_threads(_cores(options))
+    # A run that does not end keeps a thread of this pool, which all models share.
+    tf.config.threading.set_inter_op_parallelism_threads(
+        options.tensorflow_session_parallelism or _side_by_side(_limits(options)) + usable_cores()
+    )
     if asyncio.run(_serve(options, folder, ready)) == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _cores(options: ServeOptions) -> int:
+    return options.tensorflow_session_parallelism or usable_cores()
+
+
+def _limits(options: ServeOptions) -> BatchLimits:
+    limits = config_files.read_batching(
+        options.batching_parameters_file, options.enable_batching, _cores(options)
+    )
+    return dataclasses.replace(limits, run_seconds=options.max_run_seconds)
+
+
+def _side_by_side(limits: BatchLimits) -> int:
+    """Returns how many runs of all models may go on at one time, several times those of one signature."""
+    return _SIGNATURES * max(limits.threads, limits.lone_threads)
 
 
 async def _serve(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], None]) -> int:
@@ -125,21 +145,16 @@ class Server:
         Raises:
             UserError: one of them is wrong.
         """
-        cores = options.tensorflow_session_parallelism or usable_cores()
+        cores = _cores(options)
         self._options = options
         self._folder = folder
         self._tokens = access.read_tokens(options.token_file)
         self._rest_tls = access.rest_tls(options.tls_certificate_file, options.tls_key_file)
         self._grpc_tls = access.grpc_tls(options.tls_certificate_file, options.tls_key_file)
-        self._limits = dataclasses.replace(
-            config_files.read_batching(options.batching_parameters_file, options.enable_batching, cores),
-            run_seconds=options.max_run_seconds,
-        )
+        self._limits = _limits(options)
         self._metrics_path = config_files.read_monitoring(options.monitoring_config_file)
         self._config_file = _ConfigFile(options)
-        self._executor = ThreadPoolExecutor(
-            max(cores, self._limits.threads, self._limits.lone_threads), "run"
-        )
+        self._executor = ThreadPoolExecutor(_side_by_side(self._limits), "run")
         # Write what is large: answers, metrics.
         self._workers = ThreadPoolExecutor(max(cores, 2), "write")
         self._asked = Limits(options.max_request_bytes, self._limits.request_rows)

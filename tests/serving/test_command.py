@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+import tensorflow as tf
 
-from tests.serving.conftest import SECONDS, free_port
+from tests.serving.conftest import FLOATS, SECONDS, free_port, until
 
 
 class Command:
@@ -33,8 +36,8 @@ class Command:
         assert self.process.stdout
         return json.loads(self.process.stdout.readline())
 
-    def predict(self, x: float) -> list[float]:
-        url = f"http://127.0.0.1:{self.rest_port}/v1/models/add:predict"
+    def predict(self, x: float, model: str = "add") -> list[float]:
+        url = f"http://127.0.0.1:{self.rest_port}/v1/models/{model}:predict"
         with urlopen(Request(url, json.dumps({"instances": [x]}).encode()), timeout=SECONDS) as response:
             return json.load(response)["predictions"]
 
@@ -150,3 +153,39 @@ def test_serving_imports_no_keras_and_no_other_room() -> None:
                 package, _, rest = name.partition(".")
                 assert package not in ("keras", "keras_hub", "tf_keras"), file.name
                 assert package != "karpa_tf" or rest.split(".")[0] not in rooms, file.name
+
+
+def test_runs_that_do_not_end_stop_no_other_model(models) -> None:
+    module = tf.Module()
+
+    @tf.function(input_signature=[FLOATS])
+    def count(x):
+        end = 2_000_000_000_000
+        step = lambda i, a: (i + 1, a + tf.cast(i, tf.float32))  # noqa: E731
+        return {"y": tf.while_loop(lambda i, a: i < end, step, (tf.constant(0, tf.int64), x))[1]}
+
+    module.count = count
+    tf.saved_model.save(module, str(models / "endless" / "1"), signatures={"serving_default": count})
+    # On one core TensorFlow by itself has one thread for the ops of all models.
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        command = Command(models, "--json", "--access_log", "", "--max_run_seconds", 0.5)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+    def answers(model: str) -> int:
+        try:
+            assert command.predict(1, model) == [3]
+        except HTTPError as error:
+            return error.code
+        return 200
+
+    try:
+        command.ready()
+        assert answers("endless") == 504
+        # A slow machine may take longer than half a second for the first one.
+        until(lambda: answers("add") == 200, "another model answers beside it")
+    finally:
+        command.process.kill()
+        command.process.communicate(timeout=SECONDS)
