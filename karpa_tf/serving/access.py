@@ -16,10 +16,18 @@ from karpa_tf.errors import UserError
 
 
 class Tokens:
-    """The accepted bearer tokens, of which only hashes are known."""
+    """The accepted bearer tokens, of which only hashes are known.
 
-    def __init__(self, hashes: list[bytes]) -> None:
+    Args:
+        hashes: the SHA-256 of each, in hex; without any nobody is accepted. None: no token is asked for.
+    """
+
+    def __init__(self, hashes: list[bytes] | None) -> None:
         self._hashes = hashes
+
+    def __bool__(self) -> bool:
+        """Whether anybody is accepted."""
+        return self._hashes is None or bool(self._hashes)
 
     def become(self, other: Tokens) -> None:
         """Takes over another file's tokens; from now on those that are not among them are refused."""
@@ -35,7 +43,7 @@ class Tokens:
             True if it names an accepted token, or none is asked for. All hashes are compared, each in
             constant time.
         """
-        if not self._hashes:
+        if self._hashes is None:
             return True
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() == "basic":  # how browsers send a password
@@ -58,11 +66,13 @@ def _password(credentials: str) -> str:
 def read_tokens(path: str) -> Tokens:
     """Reads a token file: a line each, the token's SHA-256 in hex, and after a space whose it is.
 
+    A file without a line accepts nobody. Without a path no token is asked for.
+
     Raises:
-        UserError: it cannot be read, or holds something else, or nothing.
+        UserError: it cannot be read, or holds something else.
     """
     if not path:
-        return Tokens([])
+        return Tokens(None)
     text = _read(path, "token_file").decode("utf-8", "replace")
     hashes = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -76,8 +86,6 @@ def read_tokens(path: str) -> Tokens:
                 "printf %s TOKEN | sha256sum prints one."
             )
         hashes.append(words[0].lower().encode())
-    if not hashes:
-        raise UserError(f"--token_file: {path} holds no token, so that nobody could ask anything.")
     return Tokens(hashes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -25,6 +26,7 @@ from karpa_tf.serving.steadiness import is_steady
 
 # As many as TensorFlow Serving replays.
 _WARMUP_RECORDS = 1000
+_INTERNAL = re.compile(r"\{\{(function_node|node) .*?\}\} ?|\[Op:\w+\]( name:.*)?$")
 
 
 class Signature:
@@ -126,7 +128,7 @@ class _Graph:
         results = tf.raw_ops.StatefulPartitionedCall(
             args=[*tensors, *self._variables], Tout=self._types, f=self._function.name
         )
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, results, strict=True)}
+        return {name: _array(tensor.numpy()) for name, tensor in zip(self._outputs, results, strict=True)}
 
 
 class _SessionGraph:
@@ -151,10 +153,7 @@ class _SessionGraph:
         """Takes and returns an array by name."""
         feed = {tensor: arrays[name] for name, tensor in self._inputs.items()}
         results = self._session.run(self._outputs, feed)
-        return {
-            name: np.asarray(value, object) if isinstance(value, bytes) else np.asarray(value)
-            for name, value in results.items()
-        }
+        return {name: _array(value) for name, value in results.items()}
 
 
 def _open_session(path: Path) -> tf.compat.v1.Session:
@@ -353,9 +352,17 @@ def _not_dense(definition: meta_graph_pb2.SignatureDef) -> str:
 
 def _plain(tensor: tf.Tensor) -> tf.Tensor:
     """What comes straight from `tf.shape` carries a type that TensorFlow refuses to return from an op."""
-    return tensor + tf.zeros_like(tensor) if tensor.dtype == tf.int32 else tensor
+    # There and back, which TensorFlow does not take out again, as it does a zero that is added.
+    return tf.cast(tf.cast(tensor, tf.int64), tf.int32) if tensor.dtype == tf.int32 else tensor
+
+
+def _array(value: Any) -> np.ndarray:
+    """TensorFlow returns one string as bytes, which NumPy would cut at its trailing zeros."""
+    return np.asarray(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 def _refusal(error: tf.errors.OpError) -> Refusal:
     code = error_codes_pb2.Code.Name(error.error_code)
-    return Refusal(code, str(error.message).split("\n")[0][:1000])
+    # Where in TensorFlow it was seen says nothing to a client.
+    message = _INTERNAL.sub("", str(error.message).split("\n")[0]).strip()
+    return Refusal(code, message[:1000])

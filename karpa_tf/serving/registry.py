@@ -245,7 +245,8 @@ class Registry:
             if name not in self._models:
                 self._models[name] = Served(name, path, Policy(all=Policy.All()))
         for name, model in self._models.items():
-            model.removed = name not in found
+            # An empty folder is a model that has lost its versions; one that is gone has been taken away.
+            model.removed = name not in found and not await self._look(model.base_path.is_dir)
 
     async def _poll_model(self, model: Served) -> None:
         try:

@@ -149,6 +149,10 @@ class Server:
         self._options = options
         self._folder = folder
         self._tokens = access.read_tokens(options.token_file)
+        if not self._tokens:
+            raise UserError(
+                f"--token_file: {options.token_file} holds no token, so that nobody could ask anything."
+            )
         self._rest_tls = access.rest_tls(options.tls_certificate_file, options.tls_key_file)
         self._grpc_tls = access.grpc_tls(options.tls_certificate_file, options.tls_key_file)
         self._limits = _limits(options)
@@ -337,10 +341,13 @@ class Server:
     def _read_access_again(self) -> None:
         options = self._options
         tokens = access.read_tokens(options.token_file)
+        # A certificate that cannot be used must not keep a withdrawn token.
+        self._tokens.become(tokens)
         if self._rest_tls:
             access.renew_rest_tls(self._rest_tls, options.tls_certificate_file, options.tls_key_file)
-        self._tokens.become(tokens)
         log.info("tokens and certificates were read again")
+        if not tokens:
+            log.warning("%s holds no token any more: every request is refused", options.token_file)
 
     async def _report_health(self) -> None:
         """Keeps gRPC's health service up to date, for the server (""), its services, and models by name."""
@@ -423,7 +430,7 @@ def _states(files: list[str]) -> list[Any]:
     for path in files:
         try:
             status = os.stat(path)
-            states.append((status.st_mtime_ns, status.st_size, status.st_ino))
+            states.append((status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
         except OSError as error:
             states.append(error.errno)
     return states

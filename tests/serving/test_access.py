@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving.access import read_tokens
-from tests.serving.conftest import SECONDS, Running, predict_over_grpc
+from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.server import Server
+from tests.serving.conftest import SECONDS, Running, predict_over_grpc, until
 
 TOKEN = "a-token-of-many-random-letters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -68,16 +70,42 @@ def test_grpc_asks_for_the_same_token(templates, token_file) -> None:
 
 def test_a_token_file_that_would_let_nobody_or_everybody_in(tmp_path) -> None:
     path = tmp_path / "tokens"
-    for text, sentence in (
-        ("", "holds no token"),
-        (f"{TOKEN}\n", "line 1 of .* does not begin with a SHA-256"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UserError, match=sentence) as caught:
-            read_tokens(str(path))
-        assert TOKEN not in str(caught.value)
+    path.write_text(f"{TOKEN}\n")
+    with pytest.raises(UserError, match="line 1 of .* does not begin with a SHA-256") as caught:
+        read_tokens(str(path))
+    assert TOKEN not in str(caught.value)
+    path.write_text("# nobody\n")
+    with pytest.raises(UserError, match="holds no token"):
+        Server(ServeOptions(token_file=str(path)), str(tmp_path))
+    assert not read_tokens(str(path)).accept(f"Bearer {TOKEN}")
+    assert not read_tokens(str(path)).accept(None)
+    assert read_tokens("").accept(None)
     with pytest.raises(UserError, match=r"--token_file: .*missing cannot be read: No such file"):
         read_tokens(str(tmp_path / "missing"))
+
+
+def test_an_emptied_file_refuses_everybody_and_a_broken_one_changes_nothing(templates, token_file, caplog) -> None:
+    with Running(templates, token_file=token_file) as server:
+
+        def status() -> int:
+            return server.post("/v1/models/add:predict", {"instances": [1]}, BEARER).status
+
+        path, good = Path(token_file), Path(token_file).read_text(encoding="utf-8")
+        assert status() == 200
+        path.write_text("")
+        until(lambda: status() == 401, "nobody is let in")
+        assert server.get("/v1/models/add").status == 401
+        path.write_text(good)
+        until(lambda: status() == 200, "the token is accepted again")
+        # At once, so that nobody reads it while it is empty.
+        garbage = path.with_name("garbage")
+        garbage.write_text("garbage\n")
+        garbage.replace(path)
+        until(lambda: "what was read before stays: --token_file: line 1" in caplog.text, "it is said")
+        assert status() == 200
+        path.unlink()
+        until(lambda: "cannot be read: No such file" in caplog.text, "it is said")
+        assert status() == 200
 
 
 def make_certificate(certificate: Path, key: Path) -> None:

@@ -90,6 +90,14 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = tf.constant(["cold", "warm"])
     label = lambda x: {"label": tf.gather(names, tf.cast(x > 0, tf.int32))}  # noqa: E731
     save(folder / "label", label, FLOATS)
+    anything = tf.TensorSpec(None, tf.float32, "x")
+    save(folder / "any_shape", lambda x: {"shape": tf.shape(x), "rank": tf.rank(x), "x": x}, anything)
+    one = lambda text: {"all": tf.strings.reduce_join(text, separator="\0") + "\0"}  # noqa: E731
+    save(folder / "one_text", one, TEXTS)
+    weights = tf.ones([2, 1])
+    save(folder / "wide", lambda x: {"y": tf.matmul(x, weights)}, tf.TensorSpec(None, tf.float32, "x"))
+    save(folder / "complex", lambda z: {"y": tf.math.real(z)}, tf.TensorSpec([None], tf.complex64, "z"))
+    save(folder / "half", lambda h: {"y": h}, tf.TensorSpec([None], tf.float16, "h"))
     save_tf1(folder / "tf1")
     return folder
 
@@ -111,6 +119,25 @@ def test_a_shape_is_an_output_like_others(serving) -> None:
         "mean": [[1.0, 2.0, 3.0]],
         "shape": [1, 1, 1, 3],
     }
+
+
+def test_a_shape_of_an_input_of_any_rank(serving) -> None:
+    for x, shape in ((3.0, []), ([[1.0, 2.0]], [1, 2]), ([], [0])):
+        wanted = {"shape": shape, "rank": len(shape), "x": x}
+        assert ask(serving, "any_shape", {"inputs": {"x": x}})["outputs"] == wanted
+
+
+def test_one_text_is_an_output_like_others(serving) -> None:
+    assert ask(serving, "one_text", {"inputs": ["a", "b"]})["outputs"] == "a\0b\0"
+    with serving.channel() as channel:
+        answer = predict_over_grpc(channel, "one_text", text=np.array([b"a", b"b"], object))["all"]
+        assert (answer.shape, answer.item()) == ((), b"a\0b\0")
+
+
+def test_a_refusal_says_nothing_of_tensorflows_inside(serving) -> None:
+    error = ask(serving, "wide", {"inputs": [[1, 2, 3]]}, 400)["error"]
+    assert error.startswith("Matrix size-incompatible: In[0]: [1,3], In[1]: [2,1]"), error
+    assert "{{" not in error and "[Op:" not in error
 
 
 @pytest.mark.parametrize(("model", "word"), [("ragged", "ragged"), ("sparse", "sparse")])

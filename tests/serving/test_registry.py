@@ -40,6 +40,36 @@ def test_a_folder_of_models_is_served_whole_and_grows(models) -> None:
         until(lambda: server.status("more") == {"5": "END"}, "a model that is taken away is not")
 
 
+def ready(server: Running) -> int:
+    return server.get("/readyz").status
+
+
+def test_a_model_without_versions_is_not_ready_and_one_taken_away_is_not_asked_for(models) -> None:
+    with Running(models) as server:
+        assert ready(server) == 200
+        (models / "words" / "1").rename(models.parent / "words-1")
+        until(lambda: ready(server) == 503, "a model has lost its versions")
+        assert server.get("/healthz").status == 200
+        (models.parent / "words-1").rename(models / "words" / "1")
+        until(lambda: ready(server) == 200, "they are back")
+        shutil.rmtree(models / "words")
+        until(lambda: server.status("words") == {"1": "END"}, "the model is taken away")
+        assert ready(server) == 200
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_the_one_model_without_versions_is_not_ready(models, configured: bool) -> None:
+    how = {"model_config_file": write_config(models)} if configured else {"folder": models / "add"}
+    with Running(**how) as server:
+        assert ready(server) == 200
+        for version in ("1", "2"):
+            (models / "add" / version).rename(models.parent / version)
+        until(lambda: ready(server) == 503, "the model has lost its versions")
+        save_add(models / "add", 3)
+        until(lambda: ready(server) == 200, "a version is back")
+        assert server.predict([1]) == [4]
+
+
 def test_the_newest_version_replaces_the_old_one_and_back(models) -> None:
     shutil.rmtree(models / "add" / "2")
     with Running(model_config_file=write_config(models)) as server:
