@@ -208,6 +208,17 @@ def _array(value: Any, spec: Spec, what: str) -> np.ndarray:
     return _leaves(level, spec[0], what).reshape(shape)
 
 
+def not_carried(inputs: Mapping[str, Spec], outputs: Mapping[str, Spec]) -> str:
+    """Returns a sentence that names a tensor which JSON cannot carry, "" if it carries all."""
+    for name, (dtype, _) in inputs.items():
+        if dtype not in _READ:
+            return f'The input "{name}" is {dtype}, which JSON cannot carry; use gRPC.'
+    for name, (dtype, _) in outputs.items():
+        if not _is_writable(tensor_types.BY_NAME.get(dtype)):
+            return f'The output "{name}" is {dtype}, which JSON cannot carry; use gRPC.'
+    return ""
+
+
 def _leaves(values: list[Any], dtype: str, what: str) -> np.ndarray:
     kind = dtype.rstrip("0123456789").removeprefix("u")
     if dtype not in _READ:
@@ -349,12 +360,16 @@ def _pieces(name: str, array: np.ndarray) -> Iterator[bytes]:
     yield b"]"
 
 
+def _is_writable(kind: tensor_types.TensorType | None) -> bool:
+    return kind is not None and kind.numpy.kind != "c"
+
+
 def _writable(name: str, array: np.ndarray) -> np.ndarray:
     """Returns an output in a type that JSON can carry."""
     kind = tensor_types.of(array)
     if kind is not None and (kind.name in ("string", "float32", "float64") or kind.numpy.kind in "biu"):
         return array
-    if kind is not None and kind.numpy.kind != "c":  # floating-point numbers of 16 and 8 bits
+    if _is_writable(kind):  # floating-point numbers of 16 and 8 bits
         return array.astype(np.float32)
     raise Refusal(
         "UNIMPLEMENTED", f'The output "{name}" is {array.dtype.name}, which JSON cannot carry; use gRPC.', 400

@@ -39,6 +39,7 @@ class Signature:
         steady: whether what it costs follows from the shapes of its inputs alone.
         evidence: what its exporter saw of its rows.
         defaults: of inputs that a request may leave out.
+        unserved: why it is not served, "" if it is.
         example: a row that was recorded for warming up.
         batcher, joining: the queue, and whether it joins requests; there once the model is served.
     """
@@ -64,11 +65,11 @@ class Signature:
             if key in self.inputs
         }
         self.owner = owner
-        self._unserved = _not_dense(definition)
+        self.unserved = _not_dense(definition)
         self._graph: _Graph | _SessionGraph | None = None
         if isinstance(owner, tf.compat.v1.Session):
-            self._graph = None if self._unserved else _SessionGraph(owner, definition)
-        elif not self._unserved:
+            self._graph = None if self.unserved else _SessionGraph(owner, definition)
+        elif not self.unserved:
             self._graph = _Graph(function, self.inputs, self.outputs)
         self.steady = self._graph is not None and self._graph.steady
 
@@ -84,7 +85,7 @@ class Signature:
             Refusal: the graph does not take the values.
         """
         if self._graph is None:
-            raise Refusal("UNIMPLEMENTED", self._unserved)
+            raise Refusal("UNIMPLEMENTED", self.unserved)
         try:
             return self._graph(arrays)
         except tf.errors.OpError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from karpa_tf.serving.json_tensors import Spec
+from karpa_tf.serving.json_tensors import Spec, not_carried
 from karpa_tf.serving.model import Model, Signature
 from karpa_tf.serving.observing import LABEL_MINUTES, Observer
 from karpa_tf.serving.registry import Registry, Served, State, Version
@@ -113,14 +113,23 @@ def _names(model: Model) -> list[str]:
 
 def _signature(model: Model, key: str, address: str) -> str:
     signature = model.signatures[key]
+    table = (
+        f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
+        f"{_tensors('out', signature.outputs)}</table><p>{_joining(signature)}</p>"
+    )
+    if reason := _not_over_rest(signature):
+        return table + f"<p>{escape(reason)}</p>"
     text = json.dumps(example_body(signature, key), ensure_ascii=False)
     # In a shell a quote ends the text; this way it is one.
     body = text.replace("'", "'\\''") if len(text) <= _LONGEST_BODY else "BODY"
     curl = f"curl -d '{body}' \\\n  {address}/v1/models/{model.name}:predict"
-    return (
-        f"<h3>{escape(key)}</h3><table>{_tensors('in', signature.inputs)}"
-        f"{_tensors('out', signature.outputs)}</table><p>{_joining(signature)}</p><pre>{escape(curl)}</pre>"
-    )
+    return table + f"<pre>{escape(curl)}</pre>"
+
+
+def _not_over_rest(signature: Signature) -> str:
+    """Returns why no JSON asks the signature, "" if some does."""
+    needed = {name: spec for name, spec in signature.inputs.items() if name not in signature.defaults}
+    return signature.unserved or not_carried(needed, signature.outputs)
 
 
 def _joining(signature: Signature) -> str:
@@ -149,6 +158,8 @@ def _form(registry: Registry) -> str:
             if model is None:
                 continue
             for key in _names(model):
+                if _not_over_rest(model.signatures[key]):
+                    continue
                 text = json.dumps(example_body(model.signatures[key], key), indent=1, ensure_ascii=False)
                 body = escape(text if len(text) <= _LONGEST_BODY else "")
                 path = f"/v1/models/{served.name}/versions/{number}:predict"

@@ -84,7 +84,9 @@ def test_a_token_file_that_would_let_nobody_or_everybody_in(tmp_path) -> None:
         read_tokens(str(tmp_path / "missing"))
 
 
-def test_an_emptied_file_refuses_everybody_and_a_broken_one_changes_nothing(templates, token_file, caplog) -> None:
+def test_an_emptied_file_refuses_everybody_and_a_broken_one_changes_nothing(
+    templates, token_file, caplog
+) -> None:
     with Running(templates, token_file=token_file) as server:
 
         def status() -> int:

@@ -134,6 +134,21 @@ def test_one_text_is_an_output_like_others(serving) -> None:
         assert (answer.shape, answer.item()) == ((), b"a\0b\0")
 
 
+def test_the_page_offers_no_json_for_what_json_cannot_carry(serving) -> None:
+    page = serving.get("/").body.decode()
+    for model, said in (
+        ("complex", "The input &quot;z&quot; is complex64, which JSON cannot carry; use gRPC."),
+        ("half", "The input &quot;h&quot; is float16, which JSON cannot carry; use gRPC."),
+        ("sparse", "The output &quot;words&quot; is sparse, which this server does not serve"),
+    ):
+        section = page.partition(f'<section id="{model}">')[2].partition("</section>")[0]
+        assert said in section and "curl" not in section
+        assert f"/v1/models/{model}/versions/1:predict" not in page
+    assert "which JSON cannot carry" in ask(serving, "half", {"inputs": [1.0]}, 400)["error"]
+    # A half that is an output is written.
+    assert "/v1/models/float8/versions/1:predict" in page
+
+
 def test_a_refusal_says_nothing_of_tensorflows_inside(serving) -> None:
     error = ask(serving, "wide", {"inputs": [[1, 2, 3]]}, 400)["error"]
     assert error.startswith("Matrix size-incompatible: In[0]: [1,3], In[1]: [2,1]"), error
