@@ -238,6 +238,7 @@ def read_conll(path: Path, broken: Broken = "skip", notes: list[str] | None = No
         # Ranges (3-4) and places between words (3.1) are none of the words; # begins a comment.
         blocks = [[line for line in block if line.cells[0].isdecimal()] for block in blocks]
     dropped: list[tuple[int, str]] = []
+    width, uneven = 0, ""
     sentences: list[Sentence] = []
     for block in blocks:
         words: list[str] = []
@@ -256,6 +257,9 @@ def read_conll(path: Path, broken: Broken = "skip", notes: list[str] | None = No
                     f'between. Received: "{line.text[:60]}"{_code_points(line.text)}.'
                 )
             _check_tag(path, line)
+            width = width or len(cells)
+            if len(cells) != width:
+                uneven = uneven or f"line {line.number} has {len(cells)} columns, those before {width}"
             words.append(cells[0])
             tags.append(cells[-1])
         if words:
@@ -274,6 +278,11 @@ def read_conll(path: Path, broken: Broken = "skip", notes: list[str] | None = No
         notes.append(f"{path}: {lines} with an empty or invisible token {was} left out: {what}.")
     if not sentences:
         raise UserError(f"{path} is empty: it has no tagged words.")
+    if uneven:
+        notes.append(
+            f"{path}: {uneven}; the first is taken for the token and the last for the tag, so that a token "
+            "with a space in it needs tabs between the columns."
+        )
     return sentences
 
 

@@ -94,8 +94,8 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
                 for episode in range(first, min(first + config.log_every, config.episodes)):
                     epsilon, learning_rate = schedule(config, episode)
                     generator = np.random.default_rng([config.seed, episode])
-                    played.append(
-                        play_and_learn(
+                    try:
+                        totals = play_and_learn(
                             env,
                             table,
                             generator,
@@ -104,7 +104,12 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
                             gamma=config.gamma,
                             on_policy=folder.recipe == "sarsa",
                         )
-                    )
+                    except Exception as error:  # whatever an environment raises
+                        raise UserError(
+                            f"--env: {config.env} failed in episode {episode}: {type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:200].rstrip('. ')}."
+                        ) from error
+                    played.append(totals)
                     progress.on_train_batch_end(0, {"loss": 0.0, "return": played[-1][0]})
                 checkpoints.begin()
                 done = first + len(played)

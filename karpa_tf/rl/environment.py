@@ -190,7 +190,7 @@ class GymnasiumEnvironment(py_environment.PyEnvironment):
     def _first(self, index: int) -> np.ndarray:
         observation, _ = self._envs[index].reset(seed=self._seeds[index])
         self._seeds[index] = None  # from here on the environment's own generator goes on
-        return np.asarray(observation, np.float32)
+        return _observed(observation)
 
     def _reset(self) -> ts.TimeStep:
         self._last[:] = False
@@ -207,7 +207,7 @@ class GymnasiumEnvironment(py_environment.PyEnvironment):
                 self._last[index] = False
                 continue
             observation, reward, terminated, truncated, _ = env.step(self._start + int(action[index]))
-            observations.append(np.asarray(observation, np.float32))
+            observations.append(_observed(observation))
             rewards[index] = reward
             discounts[index] = not terminated
             if terminated or truncated:
@@ -218,6 +218,14 @@ class GymnasiumEnvironment(py_environment.PyEnvironment):
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _observed(observation: Any) -> np.ndarray:
+    """Returns an observation in float32; raises a ValueError if it is not a number."""
+    result = np.asarray(observation, np.float32)
+    if np.isnan(result).any():
+        raise ValueError(f"it gave an observation that is not a number, {result.tolist()}")
+    return result
 
 
 def load_environment(name: str, batch_size: int = 1, seed: int = 0) -> tf_environment.TFEnvironment:

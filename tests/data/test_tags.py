@@ -420,3 +420,14 @@ def test_tfds_sentences(tmp_path, monkeypatch) -> None:
     for split, name in (("train", "train"), ("validation", "dev"), ("test", "test")):
         assert sorted(s.words for s in splits[split]) == [("José", name, str(i)) for i in range(4)]
         assert {s.tags for s in splits[split]} == {("B-PER", "I-PER", "O")}
+
+
+@pytest.mark.parametrize("line", ["New York B-LOC", "Oslo NN B-LOC"])
+def test_lines_of_other_columns_are_said(path, line) -> None:
+    """A token with a space in it, in columns that spaces separate, loses a part."""
+    path.write_text(f"I O\nlive O\n{line}\n\nAda B-PER\n")
+    notes: list[str] = []
+    read_conll(path, notes=notes)
+    assert len(notes) == 1 and "line 3 has 3 columns, those before 2" in notes[0]
+    path.write_text("I\tO\nNew York\tB-LOC\n")
+    assert read_conll(path, notes=notes)[0].words == ("I", "New York") and len(notes) == 1

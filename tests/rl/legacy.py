@@ -243,3 +243,24 @@ def test_a_greedy_judgement_is_that_of_gymnasium() -> None:
             total, over = total + reward, terminated or truncated
         assert total == expected
     assert len(set(mine.tolist())) > 1
+
+
+class Unwell(gymnasium.Env):
+    """Its second observation is not a number."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.array([0.5, np.nan], np.float32), 0.0, False, False, {}
+
+
+def test_an_observation_that_is_not_a_number_is_an_error() -> None:
+    gymnasium.register("Unwell-v0", Unwell)
+    environment = GymnasiumEnvironment("Unwell-v0")
+    environment.reset()
+    with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
+        environment.step(np.array([0], np.int32))

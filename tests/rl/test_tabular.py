@@ -181,3 +181,17 @@ def test_the_default_settings_reach_the_optimum_of_taxi(karpa, tmp_path, recipe)
     assert metrics["mean_return"] >= metrics["baselines"]["optimal"]["mean_return"] - 0.05
     config = yaml.safe_load((RunFolder(tmp_path / recipe / "1").path / "config.yaml").read_text())
     assert config["env"] == "Taxi-v3"
+
+
+class Hot(Corridor):
+    def step(self, action):
+        raise RuntimeError("motor is hot")
+
+
+@pytest.mark.parametrize("recipe", ["q-learning", "sarsa"])
+def test_an_error_of_the_environment_is_one_sentence(recipe, karpa, tmp_path) -> None:
+    gymnasium.register("Hot-v0", Hot)
+    result = karpa("train", recipe, "--env", "Hot-v0", "--episodes", 3, "--logs", tmp_path / "logs")
+    assert result.status == 2 and not (tmp_path / "logs").exists()
+    assert "--env: Hot-v0 failed in episode 0: RuntimeError: motor is hot." in result.err
+    gymnasium.registry.pop("Hot-v0")

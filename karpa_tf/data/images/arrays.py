@@ -75,7 +75,10 @@ def _as_bytes(what: str, x: np.ndarray, top: float) -> np.ndarray:
         raise UserError(f"{what} must hold numbers. Received: {x.dtype}.")
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 255):  # not a number fails as well
-        raise UserError(f"{what} must lie between 0 and 255 (or 0 and 1). Received: {low:g} to {high:g}.")
+        raise UserError(
+            f"{what} must lie between 0 and 255 (or 0 and 1); divide values of 16 bits by 257. Received: "
+            f"{low:g} to {high:g}, {x.dtype}."
+        )
     if x.dtype.kind == "f" and max(high, top) <= 1:
         x = x * 255
     return np.rint(x).astype(np.uint8)
