@@ -71,7 +71,7 @@ def test_grpc_asks_for_the_same_token(templates, token_file) -> None:
 def test_a_token_file_that_would_let_nobody_or_everybody_in(tmp_path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"{TOKEN}\n")
-    with pytest.raises(UserError, match="line 1 of .* does not begin with a SHA-256") as caught:
+    with pytest.raises(UserError, match=r"line 1 of .* does not begin with a SHA-256") as caught:
         read_tokens(str(path))
     assert TOKEN not in str(caught.value)
     path.write_text("# nobody\n")
