@@ -66,12 +66,13 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
     tf.get_logger().setLevel(logging.ERROR)
     # Threads that write answers must not keep the event loop waiting for Python's lock.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    # By itself TensorFlow takes every core, also those of which a container may not use all the time.
-    tf.config.threading.set_intra_op_parallelism_threads(_cores(options))
-    # A run that does not end keeps a thread of this pool, which all models share.
-    tf.config.threading.set_inter_op_parallelism_threads(
-        options.tensorflow_session_parallelism or _side_by_side(_limits(options)) + usable_cores()
-    )
+    # A run that does not end keeps a thread of the pool of ops, which all models share.
+    pool = options.tensorflow_session_parallelism or _side_by_side(_limits(options)) + usable_cores()
+    # A process that has computed with TensorFlow before keeps its pools; the command's has not.
+    with contextlib.suppress(RuntimeError):
+        # By itself TensorFlow takes every core, also those of which a container may not use all the time.
+        tf.config.threading.set_intra_op_parallelism_threads(_cores(options))
+        tf.config.threading.set_inter_op_parallelism_threads(pool)
     if asyncio.run(_serve(options, folder, ready)) == signal.SIGINT:
         raise KeyboardInterrupt
 
