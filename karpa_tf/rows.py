@@ -373,5 +373,5 @@ def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, A
                 for token, tag, score in zip(value, result["tags"], result["scores"], strict=True):
                     if token:
                         yield f"  {token}\t{tag}\t{score:.3f}"
-            elif name not in ("top_scores", "tags", "scores"):
+            elif name not in ("top_scores", "tags", "scores", "masks", "words"):
                 yield f"  {value}"

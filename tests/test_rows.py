@@ -251,3 +251,8 @@ def test_predict_keeps_what_it_was_given(classified, karpa, tmp_path) -> None:
     result = karpa("predict", classified, "--input", tmp_path / "in.txt", "--json")
     assert result.status == 0 and "1 line" not in result.err and "line 2 is blank" in result.err
     assert [row.get("label") for row in result.json["predictions"]] == ["music", None, "weather"]
+
+
+def test_people_are_not_shown_how_wide_an_answer_is() -> None:
+    outputs = {"filled_text": "a b", "top_tokens": [["b"]], "top_scores": [[0.5]], "masks": 1}
+    assert list(rows.format([{"text": "a [MASK]"}], [outputs])) == ["a [MASK]", "  a b", "    b 0.500"]
