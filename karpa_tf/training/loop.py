@@ -7,6 +7,7 @@ learning rate, logs and checkpoints all follow from it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
@@ -38,6 +39,9 @@ from karpa_tf.training.runtime import (
     needing_all_workers,
     sum_over_replicas,
 )
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
 # keras.metrics.sparse_categorical_accuracy and its kin are.
@@ -59,6 +63,22 @@ class Diverged(UserError):
     """The loss is not a number, or has grown away."""
 
 
+def _releasing_checkpoints(fit: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets others have the folder of the checkpoints when `fit` ends, also where it is refused."""
+
+    @functools.wraps(fit)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return fit(*args, **kwargs)
+        finally:
+            checkpoints = kwargs.get("checkpoints")
+            if isinstance(checkpoints, Checkpoints):
+                checkpoints.release()
+
+    return wrapper
+
+
+@_releasing_checkpoints
 def fit(
     model: keras.Model,
     data: Batches | tf.data.Dataset,
@@ -211,8 +231,6 @@ def fit(
         stopping = stack.enter_context(stop_signal(pace.patience if several else None))
         stack.callback(callback_list.on_train_end)  # whatever ends the training, logs are flushed
         stack.enter_context(needing_all_workers(strategy))
-        if checkpoints and chief:
-            stack.callback(checkpoints.release)
         batches = iter(_distribute(data, strategy, step, epochs * per_epoch))
         while step < epochs * per_epoch and not model.stop_training:
             epoch, index = divmod(step, per_epoch)

@@ -311,3 +311,20 @@ def test_two_trainings_do_not_share_a_folder(tmp_path) -> None:
         fit(make_model(), make_batches(), epochs=2, checkpoints=checkpoints, resume=True)
     held.release()
     fit(make_model(), make_batches(), epochs=2, checkpoints=checkpoints, resume=True)
+
+
+def test_a_training_that_was_refused_holds_no_folder(tmp_path) -> None:
+    """A notebook keeps the error, and with it all that `fit` had."""
+    fit(make_model(), make_batches(), checkpoints=Checkpoints(tmp_path))
+    misspelt = [keras.callbacks.EarlyStopping("lss")]
+    with pytest.raises(UserError) as kept:
+        fit(
+            make_model(),
+            make_batches(),
+            epochs=2,
+            callbacks=misspelt,
+            checkpoints=Checkpoints(tmp_path),
+            resume=True,
+        )
+    again = fit(make_model(), make_batches(), epochs=2, checkpoints=Checkpoints(tmp_path), resume=True)
+    assert len(again) == 2 and "monitors" in str(kept.value)
