@@ -39,10 +39,10 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     from karpa_tf.configs import MlmGruConfig
     from karpa_tf.data.batches import Batches
     from karpa_tf.recipes import mlm_gru
+    from karpa_tf.reports.tensorboard import TensorBoard
     from karpa_tf.training import loop, runtime
     from karpa_tf.training.callbacks import BestWeights, Progress
     from karpa_tf.training.checkpoint import Checkpoints
-    from karpa_tf.training.tensorboard import TensorBoard
 
     config = MlmGruConfig(deterministic=deterministic, **(small_text() if smoke else {}))
     runtime.prepare(config)

@@ -24,6 +24,7 @@ from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
 from karpa_tf.recipes import common
+from karpa_tf.reports.tensorboard import Labels, TensorBoard
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
 from karpa_tf.training.checkpoint import Checkpoints
@@ -32,7 +33,6 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import Labels, TensorBoard
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3

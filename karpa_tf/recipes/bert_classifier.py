@@ -28,23 +28,16 @@ from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
+from karpa_tf.judging.classification import class_table, classification_metrics, confusion, svm_baseline
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.recipes import bert, common, folds
 from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
+from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
-from karpa_tf.training.classification import (
-    class_table,
-    classification_metrics,
-    confusion,
-    format_class_table,
-    format_confusions,
-    svm_baseline,
-    write_classification,
-)
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
-from karpa_tf.training.tensorboard import Labels
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.

@@ -46,21 +46,16 @@ from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
+from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
 from karpa_tf.recipes import bert, common, folds
 from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.reports.tagging import format_type_table, write_tagging
+from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
-from karpa_tf.training.tagging import (
-    format_type_table,
-    gazetteer_baseline,
-    tag_metrics,
-    type_table,
-    write_tagging,
-)
-from karpa_tf.training.tensorboard import Labels
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 _JUDGED_AT_ONCE = 32

@@ -12,10 +12,10 @@ from typing import Any
 from karpa_tf.configs import RunConfig
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
+from karpa_tf.reports.tensorboard import write_final
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.loop import History
 from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
-from karpa_tf.training.tensorboard import write_final
 
 # Where a run notes what its data was.
 _RECORD = "data.json"

@@ -35,6 +35,7 @@ from karpa_tf.export.savedmodel import (
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes import common
+from karpa_tf.reports.tensorboard import cut_events, write_final, write_hparams
 from karpa_tf.rl import has_tf_agents
 from karpa_tf.rl.episodes import (
     CERTIFICATE_SEEDS,
@@ -54,7 +55,6 @@ from karpa_tf.training.callbacks import Progress
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import Diverged, stop_signal
 from karpa_tf.training.run_folder import RunFolder, write_json, writing
-from karpa_tf.training.tensorboard import cut_events, write_final, write_hparams
 
 if TYPE_CHECKING:  # importing it needs legacy Keras
     from karpa_tf.rl.dqn import Learner

@@ -30,6 +30,7 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
 from karpa_tf.recipes import common
 from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.reports.tensorboard import TensorBoard
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress
 from karpa_tf.training.checkpoint import Checkpoints
@@ -39,7 +40,6 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import TensorBoard
 
 # Sentences whose fillings TensorBoard shows as training goes.
 SENTENCES = [

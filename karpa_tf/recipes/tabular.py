@@ -27,6 +27,7 @@ from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipes import common
+from karpa_tf.reports.tensorboard import cut_events, write_final, write_hparams
 from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training import runtime
@@ -34,7 +35,6 @@ from karpa_tf.training.callbacks import Progress
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import stop_signal
 from karpa_tf.training.run_folder import RunFolder, writing
-from karpa_tf.training.tensorboard import cut_events, write_final, write_hparams
 
 # Seeds of the episodes that judge; those of training lie below.
 JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)

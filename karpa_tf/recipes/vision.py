@@ -25,32 +25,34 @@ from karpa_tf.data.tables import label_ids, shared_rows
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipes import common, folds
-from karpa_tf.training import runtime
-from karpa_tf.training.attacks import Attack, parse_attack
-from karpa_tf.training.attributions import integrated_gradients
-from karpa_tf.training.callbacks import BestWeights, Progress
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.classification import (
+from karpa_tf.judging.attacks import Attack, parse_attack
+from karpa_tf.judging.attributions import integrated_gradients
+from karpa_tf.judging.classification import (
     class_table,
     classification_metrics,
     confusion,
-    event_writer,
-    format_class_table,
-    format_confusions,
     most_confident_errors,
     most_frequent_baseline,
     pixel_baselines,
+)
+from karpa_tf.recipes import common, folds
+from karpa_tf.reports.classification import (
+    event_writer,
+    format_class_table,
+    format_confusions,
     write_classification,
     write_image,
 )
+from karpa_tf.reports.pictures import error_grid, explanation, sample_grid, write_png
+from karpa_tf.reports.tensorboard import Labels, TensorBoard
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import BestWeights, Progress
+from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import Outputs, fit
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import SGD, AdamW
-from karpa_tf.training.pictures import error_grid, explanation, sample_grid, write_png
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.tensorboard import Labels, TensorBoard
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Images judged at once, and shown in the projector.

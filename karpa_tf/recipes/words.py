@@ -16,7 +16,7 @@ import tensorflow as tf
 from karpa_tf import rows
 from karpa_tf.data.sequences import split_words
 from karpa_tf.export.signature import Signature
-from karpa_tf.training.classification import event_writer, markdown, write_text
+from karpa_tf.reports.classification import event_writer, markdown, write_text
 from karpa_tf.training.run_folder import RunFolder
 
 _SHOWN = 8

@@ -9,9 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.util import event_pb2
 
-from karpa_tf.training.tensorboard import (
+from karpa_tf.reports.tensorboard import (
     TensorBoard,
     cut_events,
     write_final,
@@ -19,18 +18,9 @@ from karpa_tf.training.tensorboard import (
     write_hparams,
     write_projector,
 )
+from tests.events import read_events, tags_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tensorboard.md"
-
-
-def read_events(folder: Path) -> list[event_pb2.Event]:
-    paths = sorted(folder.glob("events.out.tfevents.*"))
-    records = tf.data.TFRecordDataset([str(path) for path in paths]).as_numpy_iterator() if paths else []
-    return [event_pb2.Event.FromString(record) for record in records]
-
-
-def tags_of(events: Iterable[event_pb2.Event]) -> set[str]:
-    return {value.tag for event in events for value in event.summary.value}
 
 
 def write_steps(folder: Path, steps: Iterable[int]) -> None:

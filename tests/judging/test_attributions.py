@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from karpa_tf.judging.attributions import integrated_gradients
 from karpa_tf.models.airbench import build_airbench
-from karpa_tf.training.attributions import integrated_gradients
 
 
 def test_completeness() -> None:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
-from karpa_tf.training.attacks import Attack, parse_attack
+from karpa_tf.judging.attacks import Attack, parse_attack
 
 RNG = np.random.default_rng(0)
 IMAGES = tf.constant(RNG.integers(0, 256, (20, 4, 4, 1)), tf.float32)

@@ -1,4 +1,4 @@
-"""Judging a tagger of words: figures, a table for a terminal, a baseline, and what TensorBoard shows of it.
+"""Figures of a tagger of words: metrics, a row of numbers a type, a baseline. Tags in, numbers out.
 
 Tags are IOB2: `B-TYPE` begins an entity, `I-TYPE` goes on with it, `O` is outside of any.
 """
@@ -7,26 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from karpa_tf.training.classification import (
-    confusion,
-    event_writer,
-    format_class_table,
-    markdown,
-    write_confusion,
-    write_pr_curves,
-    write_text,
-)
-
-_ERRORS = 20
-# What a row of the table of errors shows of a sentence: words on each side of a wrong one, and in all.
-_CONTEXT = 8
-_WORDS = 120
-
 
 # --- Figures --------------------------------------------------------------------------------------
 
@@ -49,7 +30,7 @@ def tag_metrics(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
     """
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-    true, predicted = _checked(true, predicted)
+    true, predicted = checked(true, predicted)
     pairs = [pair for tags in zip(true, predicted, strict=True) for pair in zip(*tags, strict=True)]
     figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     strict = (0.0, 0.0, 0.0)
@@ -74,7 +55,7 @@ def type_table(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
     """
     from seqeval.scheme import IOB2, Entities
 
-    true, predicted = _checked(true, predicted)
+    true, predicted = checked(true, predicted)
     types = sorted(Entities(true, IOB2).unique_tags | Entities(predicted, IOB2).unique_tags)
     if not types:
         return []
@@ -92,9 +73,10 @@ def _strict(true: list[list[str]], predicted: list[list[str]], average: str | No
     return precision_recall_fscore_support(true, predicted, average=average, scheme=IOB2, zero_division=0)
 
 
-def _checked(
+def checked(
     true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns lists of lists of str; sentences that do not pair up are a ValueError."""
     # seqeval takes nothing but lists of lists of str.
     both = [list(map(str, tags)) for tags in true], [list(map(str, tags)) for tags in predicted]
     if len(both[0]) != len(both[1]):
@@ -107,11 +89,6 @@ def _checked(
                 f"Sentence {number} has {len(left)} true tags. Received: {len(right)} predicted."
             )
     return both
-
-
-def format_type_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the aligned lines of a `type_table`, the first one the heading."""
-    return format_class_table(rows, key="type")
 
 
 # --- The baseline ---------------------------------------------------------------------------------
@@ -139,7 +116,7 @@ def gazetteer_baseline(
     """
     types: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for sentence, sentence_tags in zip(train_words, train_tags, strict=True):
-        for kind, begin, end in _entities(sentence_tags):
+        for kind, begin, end in entities(sentence_tags):
             types[tuple(sentence[begin:end])][kind] += 1
     names = {name: counts.most_common(1)[0][0] for name, counts in types.items()}
     longest: dict[str, int] = defaultdict(int)
@@ -163,93 +140,8 @@ def _look_up(
     return found
 
 
-def _entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The type, first word and end (one beyond the last word) of each entity, read as IOB2 strictly."""
     from seqeval.scheme import IOB2, Tokens
 
     return [(e.tag, e.start, e.end) for e in Tokens(list(map(str, tags)), IOB2).entities]
-
-
-# --- TensorBoard ----------------------------------------------------------------------------------
-
-
-def write_tagging(
-    folder: str | Path,
-    step: int,
-    words: Sequence[Sequence[str]],
-    true: Sequence[Sequence[str]],
-    predicted: Sequence[Sequence[str]],
-    scores: Sequence[np.ndarray] | None = None,
-    names: Sequence[str] | None = None,
-) -> None:
-    """Writes the tags' confusion matrix, a table of the worst sentences, and curves if there are scores.
-
-    Args:
-        folder: of the event files.
-        step: of the optimizer.
-        words: a sequence a sentence.
-        true: their IOB2 tags.
-        predicted: the same.
-        scores: float (words, tags) a sentence: the probability of every tag; or None for no curves.
-        names: of the tags, as `scores` has them. `O` gets no curve.
-    """
-    true, predicted = _checked(true, predicted)
-    left, right = [tag for tags in true for tag in tags], [tag for tags in predicted for tag in tags]
-    tags = sorted({*left, *right, *(names or ())}, key=_by_type)
-    number = {tag: i for i, tag in enumerate(tags)}
-    with event_writer(folder):
-        if scores is not None and names is not None and left:
-            kept = [i for i, name in enumerate(names) if name != "O"]
-            kinds = [names[i] for i in kept]
-            truth, found = (np.array(of)[:, None] == np.array(kinds, str) for of in (left, right))
-            probabilities = np.concatenate([np.asarray(s).reshape(-1, len(names)) for s in scores])
-            write_pr_curves(step, truth, found, probabilities[:, kept], kinds)
-        if left:
-            counts = confusion([number[t] for t in left], [number[t] for t in right], len(tags))
-            write_confusion(step, counts, tags)
-        write_text(step, "errors", _errors(words, true, predicted))
-
-
-def _by_type(tag: str) -> tuple[bool, str, str]:
-    prefix, _, kind = tag.partition("-")
-    return tag != "O", kind, prefix
-
-
-def _errors(words: Sequence[Sequence[str]], true: list[list[str]], predicted: list[list[str]]) -> str:
-    wrong = []
-    for number, (left, right) in enumerate(zip(true, predicted, strict=True)):
-        if left != right:
-            entities = len(set(_entities(left)) ^ set(_entities(right)))
-            wrong.append((-entities, -sum(a != b for a, b in zip(left, right, strict=True)), number))
-    if not wrong:
-        return "No errors: every tag is right."
-    lines = [
-        f"{len(wrong):,} of {len(true):,} sentences {'has' if len(wrong) == 1 else 'have'} a wrong tag; "
-        "those with the most wrong entities "
-        "come first (#: missed and invented ones). A wrong word is **word**/predicted (true).",
-        "",
-        "| # | sentence |",
-        "|---|---|",
-    ]
-    for entities, _, number in sorted(wrong)[:_ERRORS]:
-        lines.append(f"| {-entities} | {_marked(words[number], true[number], predicted[number])} |")
-    return "\n".join(lines)
-
-
-def _marked(words: Sequence[str], true: Sequence[str], predicted: Sequence[str]) -> str:
-    """A sentence with its wrong words marked; long stretches of right ones become `…`."""
-    wrong = np.array(true) != np.array(predicted)
-    near = np.convolve(wrong, np.ones(2 * _CONTEXT + 1), "full")[_CONTEXT : _CONTEXT + len(wrong)] > 0
-    parts: list[str] = []
-    shown = 0
-    for i, word in enumerate(words):
-        if not near[i] or shown == _WORDS:
-            if parts[-1:] != ["…"]:
-                parts.append("…")
-            continue
-        shown += 1
-        text = markdown(word, longest=60)
-        if wrong[i]:
-            text = f"**{text}**/{markdown(predicted[i])} ({markdown(true[i])})"
-        parts.append(text)
-    return " ".join(parts)

@@ -1,0 +1,1 @@
+"""What TensorBoard, a terminal and picture files show of figures."""
