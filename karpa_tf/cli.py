@@ -107,13 +107,13 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
 
     if not runtime.will_be_chief(config):
         # One worker makes the folder, writes and speaks; the others only read from it, to resume.
-        module.train(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
+        _fit(module, config, folder or run_folder.no_run(args.logs, recipe.name), bool(args.resume))
         return {"run": None, "metrics": {}}
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
     try:
         with run_folder.locked(folder.path):
-            metrics = module.train(config, folder, resume=bool(args.resume))
+            metrics = _fit(module, config, folder, bool(args.resume))
     except KeyboardInterrupt:
         said = "Stopped before the first step; nothing is kept."
         go_on = f"karpa-tf train {recipe.name} --resume {folder.path}"
@@ -129,6 +129,15 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
     print(f"run: {folder.path}", file=_text(args))
     _print_table({recipe.name: metrics}, args)
     return {"run": str(folder.path), "metrics": _numbers(metrics)}
+
+
+def _fit(module: Any, config: RunConfig, folder: Any, resume: bool) -> dict[str, float]:
+    from karpa_tf.recipes.folds import cross_validate
+    from karpa_tf.training.run import Run
+
+    if getattr(config, "folds", 0) and not getattr(config, "fold", 0):
+        return cross_validate(module.train, config, folder, resume=resume)
+    return module.train(Run(folder, config, resume=resume, threads=getattr(module, "THREADS", None)))
 
 
 def _runs(args: Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from karpa_tf.configs import BertConfig, ImageConfig
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
-from karpa_tf.recipes.common import printer
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused, write_json
 
 _RUNS = "folds.json"
@@ -34,17 +35,20 @@ Rows = TypeVar("Rows")
 
 
 def cross_validate(
-    train: Callable[..., dict[str, float]], config: Config, folder: RunFolder, *, resume: bool
+    train: Callable[[Run[Any]], dict[str, float]], config: Config, folder: RunFolder, *, resume: bool
 ) -> dict[str, float]:
     """Trains a run a fold, one after the other, and returns the means of their figures.
 
     Args:
-        train: of the recipe: (config, folder, resume=...).
+        train: of the recipe.
         config: with `folds`, and `fold` 0.
         folder: of the run that was asked for; its metrics.json gets the means and deviations.
         resume: go on with the folds that have begun.
     """
-    tell = printer(True)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     if config.strategy == "multi-worker":
         raise UserError("--folds trains on one machine. Received: strategy multi-worker.")
     runs: dict[str, str] = {}
@@ -55,7 +59,7 @@ def cross_validate(
         mine = dataclasses.replace(config, fold=number)
         begun = str(number) in runs
         fold = RunFolder(folder.path.parent / runs[str(number)]) if begun else _new_run(folder)
-        tell(f"fold {number} of {config.folds}: {fold.path}")
+        say(f"fold {number} of {config.folds}: {fold.path}")
         done = fold.read_metrics() if begun else None
         if done is None or fold.read_config().get("epochs") != config.epochs:
             runs[str(number)] = fold.path.name
@@ -63,7 +67,7 @@ def cross_validate(
             try:
                 keras.utils.clear_session()
                 with locked(fold.path), _traced_once_more():
-                    train(mine, fold, resume=begun)
+                    train(Run(fold, mine, resume=begun))
             finally:
                 if not begun and not fold.begun:  # it could not even start
                     remove_if_unused(fold)
@@ -79,7 +83,7 @@ def cross_validate(
     for name in names:
         if not name.startswith("validation_"):
             each = ", ".join(f"{value:.4f}" for value in values[name])
-            tell(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
+            say(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
     return means
 
 

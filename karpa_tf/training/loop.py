@@ -58,8 +58,14 @@ class Diverged(UserError):
 
 
 class History(list[dict[str, float]]):
-    """The figures of each epoch."""
+    """The figures of each epoch.
 
+    Attributes:
+        steps: of the run, when the training ended.
+        graph_traces: how often the step was traced: once for each shape that batches have.
+    """
+
+    steps = 0
     graph_traces = 0
 
 
@@ -72,8 +78,8 @@ class Stage:
         batches: of the step; None: it finds its own data, and an epoch is one call of it.
         epochs: passes over the batches.
         length: where there are no batches: the clock at which the stage ends.
-        validation: returns figures after each epoch, which get the prefix `val_`; of several workers the chief
-            alone calls it.
+        validation: returns figures after each epoch, which get the prefix `val_`; of several workers the
+            chief alone calls it.
         name: of the stage, within its run.
         stop_if_diverged: end when the loss is not a number or grows away. A GAN's may rise.
     """
@@ -149,8 +155,7 @@ def fit(
         resume: go on from the newest checkpoint, if there is one.
 
     Returns:
-        The figures of each epoch: `loss`, the metrics, and the same with `val_`. Its `graph_traces` says
-        how often the step was traced: once for each shape that batches have.
+        The figures of each epoch: `loss`, the metrics, and the same with `val_`.
 
     Raises:
         Diverged: the loss is not a number or has grown away from where it started.
@@ -174,9 +179,10 @@ def fit(
         if not model.built:
             model(next(iter(data.dataset(0, 1)))[0], training=False)
     step = SupervisedStep(model, metrics, accumulate=accumulate, adversary=adversary, attack=attack)
-    evaluation = validation
+    evaluation: Any = validation
     if validation is not None and not callable(validation):
-        evaluation = Evaluator(model, _as_batches(validation, "validation", step.parts), metrics, strategy)
+        parts = strategy.num_replicas_in_sync
+        evaluation = Evaluator(model, _as_batches(validation, "validation", parts), metrics, strategy)
     stage = Stage(step, data, epochs, validation=evaluation)
     return train(stage, callbacks=callbacks, checkpoints=checkpoints, resume=resume)
 
@@ -282,7 +288,6 @@ class _Training:
             self.totals = np.array(saved["totals"])
             for part, state in zip(self._stateful, saved["callbacks"], strict=True):
                 part.set_state(state)
-            self.step.restored()
         for callback in self.callbacks:
             if hasattr(callback, "on_resume"):
                 callback.on_resume(self.begin + self.clock if saved or self.begin else None)
@@ -292,8 +297,8 @@ class _Training:
     def run(self, resume: bool) -> History:
         if self.checkpoints and self.chief and not resume and not self.finished and self.checkpoints.exist():
             raise UserError(
-                f"{self.checkpoints.folder} holds the checkpoints of a training: resume=True goes on with it; "
-                "for a new one give another folder."
+                f"{self.checkpoints.folder} holds the checkpoints of a training: resume=True goes on with "
+                "it; for a new one give another folder."
             )
         if resume:
             _warn_of_stateless(self.callbacks)
@@ -346,6 +351,7 @@ class _Training:
                 if self.checkpoints and self.checkpoints.due():
                     self._save()
             self._save()
+        self.history.steps = self.begin + self.clock
         self.history.graph_traces = self.step.traces
         return self.history
 
@@ -489,9 +495,7 @@ def _check_setup(saved: Mapping[str, Any], setup: Mapping[str, Any], stage: Stag
                 f"begin a new one in another folder. Received: {value}."
             )
     if stage.batches and len(saved["history"]) > stage.epochs:
-        raise UserError(
-            f"epochs may only grow: {len(saved['history'])} are made. Received: {stage.epochs}."
-        )
+        raise UserError(f"epochs may only grow: {len(saved['history'])} are made. Received: {stage.epochs}.")
 
 
 def _as_batches(data: Any, what: str, parts: int) -> Batches:

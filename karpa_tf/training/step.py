@@ -59,8 +59,8 @@ class Figures(Mapping[str, float]):
 class Step(ABC):
     """One update, as the loop makes it again and again, and all that a checkpoint must hold of it.
 
-    A subclass gives `variables` and `update`, which is traced once for each shape of batches and runs on every
-    replica of the strategy. A step that is more than a TensorFlow function of a batch overrides `__call__`.
+    A subclass gives `variables` and `update`, which is traced once for each shape of batches and runs on
+    every replica of the strategy. A step that is more than a function of a batch overrides `__call__`.
 
     Attributes:
         model: the Keras model that callbacks see, if there is one.
@@ -98,9 +98,6 @@ class Step(ABC):
             averages over replicas, steps and epochs by it. With means over a batch it is 1.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither update nor __call__.")
-
-    def restored(self) -> None:
-        """Is called when a checkpoint was put into the variables."""
 
     def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
         """Makes the update and returns its figures.
@@ -226,7 +223,9 @@ class SupervisedStep(Step):
         self.attack = attack
         self.parts *= accumulate
         if adversary and self.strategy.num_replicas_in_sync > 1:
-            raise UserError("Adversarial training moves one copy of the embedding: use it with strategy none.")
+            raise UserError(
+                "Adversarial training moves one copy of the embedding: use it with strategy none."
+            )
         with self.strategy.scope():
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)

@@ -19,9 +19,11 @@ from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.reports.tensorboard import TensorBoard
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import Adversary, Diverged, History, Outputs, evaluate, fit
+from karpa_tf.training.evaluation import Outputs, evaluate
+from karpa_tf.training.loop import Diverged, History, fit
 from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.step import Adversary
 
 METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 
