@@ -80,6 +80,17 @@ class BestWeights(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._write()
 
+    def early_stop(self, made: int, epochs: int) -> str:
+        """Returns a line on why training has stopped after `made` of its epochs; "" where it has not."""
+        if made >= epochs or self.best is None:
+            return ""
+        waited = "1 epoch" if self.wait == 1 else f"{self.wait} epochs"
+        return (
+            f"Stopped early, after epoch {made} of {epochs}: for {waited} no {self.monitor} was better than "
+            f"{self.best:.4f}, that of epoch {self.best_epoch}, whose weights are kept (--patience "
+            f"{self.patience})."
+        )
+
     def get_state(self) -> dict[str, Any]:
         self._write()
         return {

@@ -173,13 +173,8 @@ class Run(Generic[S]):
         self.steps = history.steps
         self.history, self._best = history, best
         self._stages.append(stage.name)
-        if best and best.best is not None and len(history) < stage.epochs:
-            waited = "1 epoch" if best.wait == 1 else f"{best.wait} epochs"
-            self.say(
-                f"Stopped early, after epoch {len(history)} of {stage.epochs}: for {waited} no "
-                f"{best.monitor} was better than {best.best:.4f}, that of epoch {best.best_epoch}, whose "
-                f"weights are kept (--patience {best.patience})."
-            )
+        if best:
+            self.say(best.early_stop(len(history), stage.epochs))
         return history
 
     def finish(self, evaluate: Callable[[], Evaluation], **figures: float) -> dict[str, float]:
