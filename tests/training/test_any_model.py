@@ -13,7 +13,7 @@ from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.evaluation import evaluate
 from karpa_tf.training.loop import fit
 from karpa_tf.training.optimizers import AdamW
-from tests.training.test_loop import make_batches
+from tests.training.helpers import make_batches
 
 WEIGHTED = "mean_with_sample_weight"
 
