@@ -334,8 +334,7 @@ class _Training:
                     callback.on_train_batch_begin(index)
                 with pace.step():
                     self._figures = self.step(next(batches), stopping.is_set())
-                    # Workers stop together: one that is to ends the step after, and with it all the others.
-                    stops = self.step.stops if self.several else stopping.is_set()
+                    stops = self.several and self.step.stops
                 self.clock += self.step.advance
                 if self.checkpoints and self.chief and pace.steps == 1:
                     self.checkpoints.begin()
@@ -345,7 +344,8 @@ class _Training:
                     callback.on_train_batch_end(index, self._figures)
                 if self.stage.batches is None or self.clock % self._per_epoch == 0:
                     self._end_epoch(callbacks, epoch)
-                if stops:
+                # Workers stop together: one that is to ends the step after, and with it all the others.
+                if stops or (not self.several and stopping.is_set()):
                     self._save()
                     raise KeyboardInterrupt
                 if self.checkpoints and self.checkpoints.due():
