@@ -254,8 +254,8 @@ class _Training:
         setup: dict[str, Any] = {"stage": self.stage.name}
         if self.stage.batches:
             setup["steps_per_epoch"] = self.stage.batches.steps_per_epoch
-        if self.step.model is not None:
-            setup["optimizer"] = type(self.step.model.optimizer).__name__
+        if (optimizer := getattr(self.step.model, "optimizer", None)) is not None:
+            setup["optimizer"] = type(optimizer).__name__
         return setup
 
     @property
