@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from karpa_tf.configs import RunConfig
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.reports.tensorboard import write_final
+from karpa_tf.settings import RunSettings
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.loop import History
 from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
@@ -74,10 +74,7 @@ def finished_metrics(folder: RunFolder) -> dict[str, Any]:
     """Returns a run's metrics; raises a UserError if it has not ended."""
     metrics = folder.read_metrics()
     if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
-            f"{folder.path}`."
-        )
+        raise UserError(f"{folder.path} has not ended: go on with `{folder.resume_command}`.")
     return metrics
 
 
@@ -94,7 +91,7 @@ def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool
 
 def begin_run(
     folder: RunFolder,
-    config: RunConfig,
+    config: RunSettings,
     *,
     resume: bool,
     record: DataRecord | None = None,
@@ -161,8 +158,8 @@ def read_labels(folder: RunFolder, name: str) -> list[str]:
         raise UserError(f"{path} or {_RECORD} beside it cannot be read ({error}); train again.") from None
     if not right or (known and known != labels):
         raise UserError(
-            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}` writes it again."
+            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `"
+            f"{folder.resume_command}` writes it again."
         )
     return labels
 

@@ -10,7 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.recipes import bert, mlm_gru, vision
+from karpa_tf.recipes.families import encoders as bert
+from karpa_tf.recipes.families import images as vision
+from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
 from karpa_tf.training import loop
 
 

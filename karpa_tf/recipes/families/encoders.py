@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
@@ -24,6 +23,7 @@ from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
 from karpa_tf.recipes import common
+from karpa_tf.recipes.families.settings import BertSettings
 from karpa_tf.reports.tensorboard import Labels, TensorBoard
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
@@ -55,7 +55,7 @@ class Start:
 
 
 def make_start(
-    config: BertConfig, folder: RunFolder, texts: Sequence[str], tell: Callable[..., Any]
+    config: BertSettings, folder: RunFolder, texts: Sequence[str], tell: Callable[..., Any]
 ) -> Start:
     """Reads the preset, or learns a vocabulary for a small BERT of its own.
 
@@ -95,7 +95,7 @@ def make_start(
     return Start(architecture, wordpiece)
 
 
-def _same_preset(preset: Preset, config: BertConfig, folder: RunFolder) -> None:
+def _same_preset(preset: Preset, config: BertSettings, folder: RunFolder) -> None:
     """Raises a UserError if the run began with another preset than lies there now."""
     path = folder.assets / "encoder.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
@@ -135,7 +135,7 @@ def read_start(folder: RunFolder) -> Start:
 
 
 def pretrain(
-    config: BertConfig,
+    config: BertSettings,
     folder: RunFolder,
     start: Start,
     texts: Sequence[str],
@@ -193,7 +193,7 @@ def pretrain(
 
 
 def _same_pretraining(
-    config: BertConfig, folder: RunFolder, fingerprint: str, resume: bool, chief: bool
+    config: BertSettings, folder: RunFolder, fingerprint: str, resume: bool, chief: bool
 ) -> None:
     """Notes the text of a pretraining; raises a UserError if one that goes on has begun with another."""
     path = folder.assets / "pretraining.json"
@@ -219,7 +219,7 @@ def texts_corpus(texts: Sequence[str]) -> Corpus:
 # --- What is trained, and how ---------------------------------------------------------------------
 
 
-def apply_method(model: keras.Model, config: BertConfig) -> None:
+def apply_method(model: keras.Model, config: BertSettings) -> None:
     """Freezes what the method does not train, and puts adapters in."""
     if config.method == "head":
         freeze_encoder(model)
@@ -227,11 +227,11 @@ def apply_method(model: keras.Model, config: BertConfig) -> None:
         enable_lora(model, config.lora_rank, config.targets())
 
 
-def default_learning_rate(config: BertConfig) -> float:
+def default_learning_rate(config: BertSettings) -> float:
     return config.learning_rates["scratch" if config.preset == "scratch" else config.method]
 
 
-def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: float) -> AdamW:
+def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: float) -> AdamW:
     optimizer = AdamW(
         WarmupThenDecay(peak, steps, config.warmup),
         weight_decay=config.weight_decay,
@@ -243,7 +243,7 @@ def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: flo
     return optimizer
 
 
-def learning_rates(model: keras.Model, config: BertConfig) -> dict[str, float]:
+def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]:
     """Returns factors of the learning rate by variable.
 
     `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
@@ -260,7 +260,7 @@ def learning_rates(model: keras.Model, config: BertConfig) -> dict[str, float]:
 
 
 def fine_tune(
-    config: BertConfig,
+    config: BertSettings,
     folder: RunFolder,
     model: keras.Model,
     train: Batches,
@@ -324,7 +324,7 @@ def fine_tune(
     return history, best
 
 
-def describe_training(config: BertConfig, model: keras.Model, train: Batches, start: Start) -> str:
+def describe_training(config: BertSettings, model: keras.Model, train: Batches, start: Start) -> str:
     """Returns a line on what is about to be trained."""
     every = sum(int(np.prod(v.shape)) for v in model.weights)
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -339,7 +339,7 @@ def describe_training(config: BertConfig, model: keras.Model, train: Batches, st
 
 
 def open_trained(
-    config: BertConfig, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
+    config: BertSettings, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
 ) -> keras.Model:
     """Returns the model of a run with its best weights, adapters merged, in float32.
 
@@ -366,8 +366,8 @@ def open_trained(
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}`, or train again."
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
     merge(model, plain)
     return plain

@@ -4,7 +4,7 @@
     karpa-tf train sarsa --config frozen-lake        FrozenLake-v1, on slippery ice
 
 One file for both, because they differ in one line of `karpa_tf/rl/tabular.py`; which of the two a run is, its
-folder says. What they reach stands in the headers of `karpa_tf/settings/q-learning` and `sarsa`.
+folder says. What they reach stands in the headers of their YAML files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import gymnasium
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import TabularConfig
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
 from karpa_tf.recipes import common
+from karpa_tf.recipes.families.settings import TabularSettings
 from karpa_tf.reports.tensorboard import cut_events, write_final, write_hparams
 from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
@@ -40,7 +41,7 @@ from karpa_tf.training.run_folder import RunFolder, writing
 JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)
 
 
-def make_env(config: TabularConfig) -> gymnasium.Env:
+def make_env(config: TabularSettings) -> gymnasium.Env:
     options = {"is_slippery": config.slippery} if config.env.startswith("FrozenLake") else {}
     return make_tabular(config.env, **options)
 
@@ -48,7 +49,7 @@ def make_env(config: TabularConfig) -> gymnasium.Env:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(config: TabularSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
     """Trains into a run folder and returns the final figures.
 
     Every random number is a function of the seed and the episode, those of the environment too: a run that
@@ -144,7 +145,7 @@ def train(config: TabularConfig, folder: RunFolder, *, resume: bool = False) -> 
     return result["metrics"]
 
 
-def schedule(config: TabularConfig, episode: int) -> tuple[float, float]:
+def schedule(config: TabularSettings, episode: int) -> tuple[float, float]:
     """Returns epsilon and the learning rate of an episode."""
     done = min(episode / (0.9 * config.episodes), 1.0)
     epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * done
@@ -166,8 +167,8 @@ def read_table(folder: RunFolder) -> np.ndarray:
         return np.load(folder.assets / "q_values.npy")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}`, or train again."
+            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
 
 
@@ -182,7 +183,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     if data:
         raise UserError(f"{folder.recipe} is judged in the run's own environment. Received: --data {data}.")
     runtime.use_threads(1)
-    config = folder.open_config(TabularConfig)
+    config = folder.open_config(TabularSettings)
     with tempfile.TemporaryDirectory() as temporary:
         write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
         served = load_signature(Path(temporary) / "1")
@@ -270,3 +271,22 @@ Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not dis
 
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class TabularRecipe(Recipe[TabularSettings]):
+    """What the recipes of tables do alike."""
+
+    def train(self, config: TabularSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+        return train(config, folder, resume=resume)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(folder)
+
+    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, force=options.force))
