@@ -392,12 +392,12 @@ def measure_time_to_loss(rounds: int, sizes: dict) -> tuple[dict, dict, list[str
 def run_pipeline(sizes: dict) -> dict[str, float]:
     """Tokens per second of the batches alone, and of the default settings' training on them."""
 
-    from karpa_tf.configs import MlmGruConfig
-    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.recipes.mlm_gru import MlmGruSettings
+    from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.training import runtime
     from karpa_tf.training.step import SupervisedStep
 
-    config = MlmGruConfig(**(small_text() if sizes["smoke"] else {}))
+    config = MlmGruSettings(**(small_text() if sizes["smoke"] else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     tokens = config.batch_size * config.sequence_length

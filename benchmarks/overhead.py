@@ -35,9 +35,9 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
 
     import keras
 
-    from karpa_tf.configs import MlmGruConfig
     from karpa_tf.data.batches import Batches
-    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.recipes.mlm_gru import MlmGruSettings
+    from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.reports.tensorboard import TensorBoard
     from karpa_tf.reports.terminal import Progress
     from karpa_tf.training import loop, runtime
@@ -45,7 +45,7 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     from karpa_tf.training.checkpoint import Checkpoints
     from karpa_tf.training.step import SupervisedStep
 
-    config = MlmGruConfig(deterministic=deterministic, **(small_text() if smoke else {}))
+    config = MlmGruSettings(deterministic=deterministic, **(small_text() if smoke else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     # An epoch without an end: what happens there is not the loop's cost.

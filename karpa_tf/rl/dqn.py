@@ -13,13 +13,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import DqnConfig
 from karpa_tf.rl import require_tf_agents
+
+if TYPE_CHECKING:
+    from karpa_tf.recipes.dqn import DqnSettings
 
 require_tf_agents()
 
@@ -168,7 +170,7 @@ class Learner:
         config: the recipe's settings.
     """
 
-    def __init__(self, config: DqnConfig) -> None:
+    def __init__(self, config: DqnSettings) -> None:
         self.config = config
         self.environment: tf_environment.TFEnvironment = load_environment(
             config.env,

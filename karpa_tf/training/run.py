@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from karpa_tf.configs import RunConfig
 from karpa_tf.errors import UserError
 from karpa_tf.reports.tensorboard import TensorBoard, write_final
 from karpa_tf.reports.terminal import Progress
+from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from karpa_tf.data.sources import DataRecord
     from karpa_tf.recipe import Evaluation
 
-S = TypeVar("S", bound=RunConfig)
+S = TypeVar("S", bound=RunSettings)
 
 # Where a run notes what its data was.
 RECORD = "data.json"

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from karpa_tf.configs import RunConfig
+
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.training import Checkpoints, Run, Stage, Step, SupervisedStep, train

@@ -3,26 +3,26 @@
     karpa-tf train cifar10-cnn --data cifar10.zip         class folders, an .npz, cifar-10-batches-py
     karpa-tf train cifar10-cnn --config essay --data ...  two convolutions and three dense layers
 
-What it reaches stands in the header of each file in `karpa_tf/settings/cifar10-cnn`; what the recipe does, in
-`vision.py`.
+What it reaches stands in the header of each YAML file beside this one; what the recipe does, in
+`families/images.py`.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
-from karpa_tf.configs import Cifar10CnnConfig
 from karpa_tf.models.airbench import build_airbench, without_standardize
 from karpa_tf.models.image_cnn import build_image_cnn
-from karpa_tf.recipes import vision
+from karpa_tf.recipes.families import images
+
+from . import ABOUT, Cifar10CnnSettings
 
 
 def build(
-    config: Cifar10CnnConfig,
+    config: Cifar10CnnSettings,
     shape: tuple[int, int, int],
     classes: int,
     mean: list[float],
@@ -54,11 +54,11 @@ def for_int8(model: keras.Model) -> keras.Model:
     return without_standardize(model) if model.name == "airbench" else model
 
 
-NETWORK = vision.Network(Cifar10CnnConfig, channels=3, build=build, start=start, for_int8=for_int8)
+NETWORK = images.Network(Cifar10CnnSettings, channels=3, build=build, start=start, for_int8=for_int8)
 
-# What the command line calls; `vision.py` says what each does.
-train = partial(vision.train, NETWORK)
-evaluate = partial(vision.evaluate, NETWORK)
-explain = partial(vision.explain, NETWORK)
-signature = partial(vision.signature, NETWORK)
-export = partial(vision.export, NETWORK)
+
+class Cifar10Cnn(images.ImageRecipe):
+    """A convolutional network."""
+
+    about = ABOUT
+    network = NETWORK

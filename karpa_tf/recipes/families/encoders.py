@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
@@ -21,7 +20,8 @@ from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
-from karpa_tf.recipes import common
+from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.settings import BertSettings
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import load_trained
@@ -54,7 +54,7 @@ class Start:
         return self.preset.fingerprint if self.preset else ""
 
 
-def make_start(config: BertConfig, folder: RunFolder, texts: Sequence[str]) -> Start:
+def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
     """Reads the preset, or learns a vocabulary for a small BERT of its own.
 
     Args:
@@ -92,7 +92,7 @@ def make_start(config: BertConfig, folder: RunFolder, texts: Sequence[str]) -> S
     return Start(architecture, wordpiece)
 
 
-def _same_preset(preset: Preset, config: BertConfig, folder: RunFolder) -> None:
+def _same_preset(preset: Preset, config: BertSettings, folder: RunFolder) -> None:
     """Raises a UserError if the run began with another preset than lies there now."""
     path = folder.assets / "encoder.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
@@ -194,7 +194,7 @@ def texts_corpus(texts: Sequence[str]) -> Corpus:
 # --- What is trained, and how ---------------------------------------------------------------------
 
 
-def apply_method(model: keras.Model, config: BertConfig) -> None:
+def apply_method(model: keras.Model, config: BertSettings) -> None:
     """Freezes what the method does not train, and puts adapters in."""
     if config.method == "head":
         freeze_encoder(model)
@@ -202,11 +202,11 @@ def apply_method(model: keras.Model, config: BertConfig) -> None:
         enable_lora(model, config.lora_rank, config.targets())
 
 
-def default_learning_rate(config: BertConfig) -> float:
+def default_learning_rate(config: BertSettings) -> float:
     return config.learning_rates["scratch" if config.preset == "scratch" else config.method]
 
 
-def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: float) -> AdamW:
+def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: float) -> AdamW:
     optimizer = AdamW(
         WarmupThenDecay(peak, steps, config.warmup),
         weight_decay=config.weight_decay,
@@ -218,7 +218,7 @@ def make_optimizer(config: BertConfig, model: keras.Model, steps: int, peak: flo
     return optimizer
 
 
-def learning_rates(model: keras.Model, config: BertConfig) -> dict[str, float]:
+def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]:
     """Returns factors of the learning rate by variable.
 
     `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
@@ -266,7 +266,7 @@ def fine_tune(
     )
 
 
-def describe_training(config: BertConfig, model: keras.Model, train: Batches, start: Start) -> str:
+def describe_training(config: BertSettings, model: keras.Model, train: Batches, start: Start) -> str:
     """Returns a line on what is about to be trained."""
     every = sum(int(np.prod(v.shape)) for v in model.weights)
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -281,7 +281,7 @@ def describe_training(config: BertConfig, model: keras.Model, train: Batches, st
 
 
 def open_trained(
-    config: BertConfig, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
+    config: BertSettings, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
 ) -> keras.Model:
     """Returns the model of a run with its best weights, adapters merged, in float32.
 
@@ -308,8 +308,8 @@ def open_trained(
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}`, or train again."
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
     merge(model, plain)
     return plain

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import ImageConfig
 from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import ImageData, Images, open_images, open_test_images, read_image
 from karpa_tf.data.sources import Split
@@ -34,7 +33,9 @@ from karpa_tf.judging.classification import (
     most_frequent_baseline,
     pixel_baselines,
 )
-from karpa_tf.recipes import common, folds
+from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
+from karpa_tf.recipes.families import common, folds
+from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
 from karpa_tf.reports.classification import (
     event_writer,
     format_class_table,
@@ -81,7 +82,7 @@ class Network:
         for_int8: makes a trained network of the same outputs that loses less by rounding.
     """
 
-    config: type[ImageConfig]
+    config: type[ImageSettings]
     channels: int
     build: Callable[..., keras.Model]
     start: Callable[[keras.Model, np.ndarray], Any] = lambda model, images: None
@@ -91,7 +92,7 @@ class Network:
 # --- Data and model -------------------------------------------------------------------------------
 
 
-def open_data(network: Network, config: ImageConfig) -> ImageData:
+def open_data(network: Network, config: ImageSettings) -> ImageData:
     data = open_images(
         config.data,
         size=config.image_size,
@@ -105,7 +106,7 @@ def open_data(network: Network, config: ImageConfig) -> ImageData:
     return dataclasses.replace(data, splits=splits)
 
 
-def augmentation(config: ImageConfig) -> Augmentation:
+def augmentation(config: ImageSettings) -> Augmentation:
     fields = [field.name for field in dataclasses.fields(Augmentation)]
     return Augmentation(**{name: getattr(config, name) for name in fields})
 
@@ -137,7 +138,7 @@ def measure(pixels: np.ndarray) -> tuple[list[float], list[float]]:
     return mean.round(3).tolist(), np.maximum(deviation, 1.0).round(3).tolist()
 
 
-def make_optimizer(config: ImageConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+def make_optimizer(config: ImageSettings, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
     rate = WarmupThenDecay(config.learning_rate, steps, config.warmup, config.last_rate)
     rates = {v.path: config.bias_rate for v in model.trainable_variables if v.path.endswith("beta")}
     common: dict[str, Any] = {"global_clipnorm": config.clip_norm or None, "rates": rates}
@@ -250,10 +251,10 @@ def train(network: Network, run: Run[Any]) -> dict[str, float]:
         example=first,
         projector=projector,
     )
-    return run.finish(lambda: evaluate(network, folder, step=run.steps))
+    return run.finish(lambda: Evaluation(**evaluate(network, folder, step=run.steps)))
 
 
-def _training_attack(model: keras.Model, config: ImageConfig) -> Callable[..., Any] | None:
+def _training_attack(model: keras.Model, config: ImageSettings) -> Callable[..., Any] | None:
     """One step from a random start, a quarter longer than the bound (Wong et al. 2020,
     https://arxiv.org/abs/2001.03994, section 4)."""
     if not config.adversarial:
@@ -317,8 +318,8 @@ def open_model(network: Network, folder: RunFolder) -> Trained:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{folder.path} cannot be opened ({reason}); go on with `karpa-tf train {folder.recipe} --resume "
-            f"{folder.path}`, or train again."
+            f"{folder.path} cannot be opened ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
     return Trained(config, names, model)
 
@@ -399,7 +400,7 @@ def evaluate(
             )
         sample = slice(None, None, max(1, len(known) // _JUDGED_OF_TRAINING))
         logits = Logits(trained.served, known.pixels[sample])()
-        result["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[sample]).mean())
+        metrics["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[sample]).mean())
     return result
 
 
@@ -621,3 +622,29 @@ On {metrics["facts"]["images"]} held-out images:
 {note}
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class ImageRecipe(Recipe[ImageSettings]):
+    """What the recipes of images do alike; a subclass says its network."""
+
+    network: ClassVar[Network]
+
+    def train(self, run: Run[ImageSettings]) -> dict[str, float]:
+        return train(self.network, run)
+
+    def evaluate(self, folder: RunFolder, options: ImageEvaluateOptions) -> Evaluation:
+        data, attack, epsilon = options.data or None, options.attack, options.epsilon
+        return Evaluation(**evaluate(self.network, folder, data, attack=attack, epsilon=epsilon))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(self.network, folder)
+
+    def export(self, folder: RunFolder, options: ImageExportOptions) -> Exported:
+        how: dict[str, Any] = {"format": options.format, "quantize": options.quantize, "force": options.force}
+        return Exported.of(export(self.network, folder, options.to, **how))
+
+    def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
+        return Explanation.of(explain(self.network, folder, inputs))

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from karpa_tf.configs import BertConfig, ImageConfig
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
-from karpa_tf.training.run import Run
+from karpa_tf.recipe import Recipe
+from karpa_tf.recipes.families.settings import SplitSettings
 from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused, write_json
 
 _RUNS = "folds.json"
@@ -30,17 +30,14 @@ _RUNS = "folds.json"
 _ENOUGH = 50
 _ENOUGH_OF_CLASS = 5
 
-Config = TypeVar("Config", BertConfig, ImageConfig)
 Rows = TypeVar("Rows")
 
 
-def cross_validate(
-    train: Callable[[Run[Any]], dict[str, float]], config: Config, folder: RunFolder, *, resume: bool
-) -> dict[str, float]:
+def cross_validate(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resume: bool) -> dict[str, float]:
     """Trains a run a fold, one after the other, and returns the means of their figures.
 
     Args:
-        train: of the recipe.
+        recipe: what is trained.
         config: with `folds`, and `fold` 0.
         folder: of the run that was asked for; its metrics.json gets the means and deviations.
         resume: go on with the folds that have begun.
@@ -67,7 +64,7 @@ def cross_validate(
             try:
                 keras.utils.clear_session()
                 with locked(fold.path), _traced_once_more():
-                    train(Run(fold, mine, resume=begun))
+                    recipe.start(mine, fold, resume=begun)
             finally:
                 if not begun and not fold.begun:  # it could not even start
                     remove_if_unused(fold)
@@ -104,10 +101,10 @@ def _traced_once_more() -> Iterator[None]:
 
 def _new_run(folder: RunFolder) -> RunFolder:
     command = (folder.path / "command.txt").read_text(encoding="utf-8").split(maxsplit=1)
-    return create_run(folder.path.parent.parent, folder.recipe, command[1:])
+    return create_run(folder.path.parent.parent, folder.recipe, command[1:], folder.code)
 
 
-def _note(folder: RunFolder, config: BertConfig | ImageConfig, runs: Mapping[str, str]) -> None:
+def _note(folder: RunFolder, config: SplitSettings, runs: Mapping[str, str]) -> None:
     """Makes of the folder a run that can be resumed; if no fold has begun, one that nothing is kept of."""
     write_json(folder.assets / _RUNS, runs)
     folder.write_environment(config.seed)
@@ -118,14 +115,14 @@ def _note(folder: RunFolder, config: BertConfig | ImageConfig, runs: Mapping[str
         folder.checkpoints.rmdir()
 
 
-def held_out_shares(config: BertConfig | ImageConfig) -> dict[str, float]:
+def held_out_shares(config: SplitSettings) -> dict[str, float]:
     """Returns what is to be cut from the data: with folds, nothing to test on but the fold."""
     test_share = 0.0 if config.folds else config.test_share
     return {"validation_share": config.validation_share, "test_share": test_share}
 
 
 def hold_out_fold(
-    config: BertConfig | ImageConfig,
+    config: SplitSettings,
     splits: dict[Split, Rows],
     brings_test: bool,
     groups: Callable[[Rows], tuple[Sequence[Any], Sequence[str]]],
@@ -157,7 +154,7 @@ def hold_out_fold(
 
 
 def thin_test(
-    config: BertConfig | ImageConfig,
+    config: SplitSettings,
     rows: int,
     labels: Sequence[str],
     names: Sequence[str],
@@ -186,7 +183,7 @@ def thin_test(
     return f"{what}: such figures say little. {'More rows in it say more' if brings_test else advice}."
 
 
-def shrink_batch(config: BertConfig | ImageConfig, rows: int, workers: int) -> str:
+def shrink_batch(config: SplitSettings, rows: int, workers: int) -> str:
     """Makes a batch no larger than the training rows; returns a line that says so, or nothing."""
     parts = workers * config.accumulate
     largest = max(parts, rows // parts * parts)

@@ -3,7 +3,7 @@
     karpa-tf train mlm-gru --config quickstart        about two minutes on two cores
     karpa-tf train mlm-gru --data book.txt            at most six
 
-What it reaches stands in the header of each file in `karpa_tf/settings/mlm-gru`.
+What it reaches stands in the header of each YAML file beside this one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import MlmGruConfig
 from karpa_tf.data.ngrams import NgramCounts, baselines
 from karpa_tf.data.sources import open_corpus
 from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, record_of, tokenize_corpus
@@ -26,8 +25,9 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
-from karpa_tf.recipes import common
-from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported, Recipe
+from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Evaluator
 from karpa_tf.training.evaluation import evaluate as evaluate_model
@@ -38,6 +38,8 @@ from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.step import SupervisedStep
+
+from . import ABOUT, MlmGruExportOptions, MlmGruPredictOptions, MlmGruSettings
 
 # Sentences whose fillings TensorBoard shows as training goes.
 SENTENCES = [
@@ -51,7 +53,7 @@ SENTENCES = [
 # --- Data and model -------------------------------------------------------------------------------
 
 
-def load_data(config: MlmGruConfig, vocabulary: str | Path = "") -> TextData:
+def load_data(config: MlmGruSettings, vocabulary: str | Path = "") -> TextData:
     return load_text(
         config.data,
         vocabulary=vocabulary or config.vocabulary,
@@ -68,7 +70,7 @@ def load_data(config: MlmGruConfig, vocabulary: str | Path = "") -> TextData:
 
 
 def build_model(
-    config: MlmGruConfig,
+    config: MlmGruSettings,
     vocabulary_size: int,
     *,
     precision: str | None = None,
@@ -85,7 +87,7 @@ def build_model(
     )
 
 
-def make_optimizer(config: MlmGruConfig, steps: int) -> AdamW:
+def make_optimizer(config: MlmGruSettings, steps: int) -> AdamW:
     optimizer = AdamW(
         WarmupThenDecay(config.learning_rate, steps, config.warmup),
         weight_decay=config.weight_decay,
@@ -108,7 +110,7 @@ METRICS = {**TRAINING_METRICS, "top5_accuracy": top5}
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(run: Run[MlmGruConfig]) -> dict[str, float]:
+def train(run: Run[MlmGruSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
     config, folder = run.settings, run.folder
     vocabulary = folder.assets / "vocab.txt"
@@ -144,7 +146,7 @@ def train(run: Run[MlmGruConfig]) -> dict[str, float]:
         example=features,
         embedding=("embedding", data.wordpiece.pieces),
     )
-    return run.finish(lambda: evaluate(folder))
+    return run.finish(lambda: Evaluation(**evaluate(folder)))
 
 
 def start_from(model: keras.Model, run: str, wordpiece: WordPiece) -> None:
@@ -162,9 +164,9 @@ def start_from(model: keras.Model, run: str, wordpiece: WordPiece) -> None:
 # --- Evaluate -------------------------------------------------------------------------------------
 
 
-def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruConfig, WordPiece, Any]:
+def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruSettings, WordPiece, Any]:
     """Returns the settings, the vocabulary and the model of a run, with its best weights."""
-    config = folder.open_config(MlmGruConfig)
+    config = folder.open_config(MlmGruSettings)
     wordpiece = WordPiece.load(folder.assets / "vocab.txt", config.lowercase)
     model = build_model(config, len(wordpiece), precision=precision)
     load_weights(model, folder)
@@ -178,8 +180,8 @@ def load_weights(model: keras.Model, folder: RunFolder) -> None:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}`, or train again."
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
 
 
@@ -371,7 +373,7 @@ def export(
     path = export_savedmodel(
         signatures,
         to,
-        "mlm-gru",
+        folder.recipe,
         examples=[{"text": sentence} for sentence in [*SENTENCES, f"{MASK} and {MASK}."]],
         assets={"vocab.txt": (folder.assets / "vocab.txt").read_text(encoding="utf-8")},
         model_card=model_card(folder, metrics, top_k),
@@ -382,7 +384,7 @@ def export(
 
 def model_card(folder: RunFolder, metrics: dict[str, Any], top_k: int) -> str:
     config = folder.read_config()
-    return f"""# mlm-gru
+    return f"""# {folder.recipe}
 
 Fills masks in text: Embedding -> Bidirectional GRU -> softmax over {metrics["facts"]["vocabulary_size"]}
 pieces, trained on {config["data"]}.
@@ -401,3 +403,27 @@ on: expect little of other kinds of text.
 
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class MlmGru(Recipe[MlmGruSettings]):
+    """A masked language model."""
+
+    about = ABOUT
+
+    def train(self, run: Run[MlmGruSettings]) -> dict[str, float]:
+        return train(run)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: MlmGruPredictOptions) -> Signature:
+        return signature(folder, options.top_k)
+
+    def export(self, folder: RunFolder, options: MlmGruExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, top_k=options.top_k, force=options.force))
+
+    def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
+        return Explanation.of(explain(folder, inputs))

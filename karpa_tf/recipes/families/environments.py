@@ -4,7 +4,7 @@
     karpa-tf train sarsa --config frozen-lake        FrozenLake-v1, on slippery ice
 
 One file for both, because they differ in one line of `karpa_tf/rl/tabular.py`; which of the two a run is, its
-folder says. What they reach stands in the headers of `karpa_tf/settings/q-learning` and `sarsa`.
+folder says. What they reach stands in the headers of their YAML files.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import TabularConfig
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipes import common
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
+from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.settings import TabularSettings
 from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training import runtime
@@ -35,12 +36,11 @@ from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, writing
 from karpa_tf.training.step import Step
 
-THREADS = 1
 # Seeds of the episodes that judge; those of training lie below.
 JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)
 
 
-def make_env(config: TabularConfig) -> gymnasium.Env:
+def make_env(config: TabularSettings) -> gymnasium.Env:
     options = {"is_slippery": config.slippery} if config.env.startswith("FrozenLake") else {}
     return make_tabular(config.env, **options)
 
@@ -48,7 +48,7 @@ def make_env(config: TabularConfig) -> gymnasium.Env:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(run: Run[TabularConfig]) -> dict[str, float]:
+def train(run: Run[TabularSettings], on_policy: bool) -> dict[str, float]:
     """Trains into a run folder and returns the final figures.
 
     Every random number is a function of the seed and the episode, those of the environment too: a run that
@@ -56,7 +56,7 @@ def train(run: Run[TabularConfig]) -> dict[str, float]:
     """
     config, folder = run.settings, run.folder
     with contextlib.closing(make_env(config)) as env:
-        step = EpisodesStep(config, env, on_policy=folder.recipe == "sarsa")
+        step = EpisodesStep(config, env, on_policy)
         run.begin()
         states, actions = step.values.shape
         run.say(f"{config.env}: {states} states, {actions} actions; run {folder.path}")
@@ -77,7 +77,7 @@ def train(run: Run[TabularConfig]) -> dict[str, float]:
             every=1,
             weights=lambda: {"q_values": np.array(step.table)},
         )
-    return run.finish(lambda: evaluate(folder))
+    return run.finish(lambda: Evaluation(**evaluate(folder)))
 
 
 class EpisodesStep(Step):
@@ -88,7 +88,7 @@ class EpisodesStep(Step):
         table: the same in lists, which Python changes faster.
     """
 
-    def __init__(self, config: TabularConfig, env: gymnasium.Env, on_policy: bool) -> None:
+    def __init__(self, config: TabularSettings, env: gymnasium.Env, on_policy: bool) -> None:
         super().__init__()
         self.config = config
         self.env = env
@@ -166,7 +166,7 @@ class KeepTable(keras.callbacks.Callback):
         write_table(self.folder, np.array(self.step.table))
 
 
-def schedule(config: TabularConfig, episode: int) -> tuple[float, float]:
+def schedule(config: TabularSettings, episode: int) -> tuple[float, float]:
     """Returns epsilon and the learning rate of an episode."""
     done = min(episode / (0.9 * config.episodes), 1.0)
     epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * done
@@ -188,8 +188,8 @@ def read_table(folder: RunFolder) -> np.ndarray:
         return np.load(folder.assets / "q_values.npy")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}`, or train again."
+            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
 
 
@@ -204,7 +204,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     if data:
         raise UserError(f"{folder.recipe} is judged in the run's own environment. Received: --data {data}.")
     runtime.use_threads(1)
-    config = folder.open_config(TabularConfig)
+    config = folder.open_config(TabularSettings)
     with tempfile.TemporaryDirectory() as temporary:
         write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
         served = load_signature(Path(temporary) / "1")
@@ -292,3 +292,27 @@ Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not dis
 
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class TabularRecipe(Recipe[TabularSettings]):
+    """What the recipes of tables do alike."""
+
+    # Its ops are so small that a second thread only makes the first one wait.
+    threads = 1
+    # Whether it learns from the action that is taken next, or from the best one.
+    on_policy: ClassVar[bool]
+
+    def train(self, run: Run[TabularSettings]) -> dict[str, float]:
+        return train(run, self.on_policy)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(folder)
+
+    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, force=options.force))

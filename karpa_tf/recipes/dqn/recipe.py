@@ -3,7 +3,7 @@
     karpa-tf train dqn                       10 to 20 seconds on two cores
     karpa-tf train dqn --env Acrobot-v1      any Gymnasium environment with discrete actions
 
-What it reaches stands in the header of each file in `karpa_tf/settings/dqn`. Training needs TF-Agents and
+What it reaches stands in the header of each YAML file beside this one. Training needs TF-Agents and
 legacy Keras (`karpa_tf.rl.dqn`); judging, predicting and serving what was learned need neither.
 """
 
@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from karpa_tf.configs import DqnConfig
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import (
@@ -32,7 +31,8 @@ from karpa_tf.export.savedmodel import (
 )
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
-from karpa_tf.recipes import common
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
+from karpa_tf.recipes.families import common
 from karpa_tf.reports.classification import event_writer, write_image
 from karpa_tf.rl import has_tf_agents
 from karpa_tf.rl.episodes import (
@@ -54,14 +54,14 @@ from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, write_json, writing
 from karpa_tf.training.step import Step
 
+from . import ABOUT, DqnSettings
+
 if TYPE_CHECKING:  # importing it needs legacy Keras
     from karpa_tf.rl.dqn import Learner
 
 # Episodes of the second and the third judgement: the second says which policy is the best, the third whether
 # there can be a better one.
 MORE_EPISODES, LAST_EPISODES = 100, 1_000
-# Its ops are so small that a second thread only makes the first one wait.
-THREADS = 1
 # A line of progress and a histogram of the weights every so many judgements.
 _EVERY = 10
 
@@ -69,7 +69,7 @@ _EVERY = 10
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(run: Run[DqnConfig]) -> dict[str, float]:
+def train(run: Run[DqnSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the best policy's certificate."""
     from karpa_tf.rl.dqn import Learner
 
@@ -115,7 +115,9 @@ def train(run: Run[DqnConfig]) -> dict[str, float]:
     except CannotBeDrawn as error:
         run.say(f"No film of an episode: {error}")
     gradient_steps = int(learner.gradient_steps.numpy())
-    return run.finish(lambda: evaluate(folder), best_step=best.step, gradient_steps=gradient_steps)
+    return run.finish(
+        lambda: Evaluation(**evaluate(folder)), best_step=best.step, gradient_steps=gradient_steps
+    )
 
 
 class DqnStep(Step):
@@ -263,15 +265,15 @@ class BestPolicy(keras.callbacks.Callback):
 # --- Evaluate -------------------------------------------------------------------------------------
 
 
-def build_model(config: DqnConfig, scale: Sequence[float], actions: int) -> keras.Model:
+def build_model(config: DqnSettings, scale: Sequence[float], actions: int) -> keras.Model:
     return build_q_network(
         scale, actions, units=config.units, hidden_layers=config.layers, dueling=config.dueling
     )
 
 
-def open_model(folder: RunFolder) -> tuple[DqnConfig, keras.Model]:
+def open_model(folder: RunFolder) -> tuple[DqnSettings, keras.Model]:
     """Returns the settings of a run and its best q-network, in Keras 3."""
-    config = folder.open_config(DqnConfig)
+    config = folder.open_config(DqnSettings)
     try:
         facts = read_facts(folder)
         model = build_model(config, facts["observation_scale"], facts["actions"])
@@ -279,8 +281,8 @@ def open_model(folder: RunFolder) -> tuple[DqnConfig, keras.Model]:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train dqn --resume "
-            f"{folder.path}`, or train again."
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
         ) from None
     return config, model
 
@@ -293,7 +295,7 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
     return facts
 
 
-def weights_of(run: str, config: DqnConfig) -> list[np.ndarray]:
+def weights_of(run: str, config: DqnSettings) -> list[np.ndarray]:
     """Returns the best weights of another run, for `--init`."""
     from karpa_tf.training.run_folder import open_run
 
@@ -328,7 +330,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     if data:
         raise UserError(f"dqn is judged in the run's own environment and takes no --data. Received: {data}.")
     runtime.use_threads(1)
-    config = folder.open_config(DqnConfig)
+    config = folder.open_config(DqnSettings)
     policy = play_with(load_policy(folder), read_facts(folder)["first_action"])
     returns, _ = play(lambda: make_flat(config.env), policy, CERTIFICATE_SEEDS)
     chance, _ = play(lambda: make_flat(config.env), random_policy(config.env), CERTIFICATE_SEEDS)
@@ -412,19 +414,25 @@ def export(
         from karpa_tf.rl.dqn import Learner
     signatures = {"serving_default": signature(folder)}
     path = export_savedmodel(
-        signatures, to, "dqn", examples=examples(config), model_card=model_card(folder, metrics), force=force
+        signatures,
+        to,
+        folder.recipe,
+        examples=examples(config),
+        model_card=model_card(folder, metrics),
+        force=force,
     )
     result = {"savedmodel": str(path), "signatures": describe(signatures)}
     if policy_saver:
         learner = Learner(config)
         learner.set_weights(model.get_weights())
+        name = f"{folder.recipe}-policy"
         rows = np.array([row["observation"] for row in examples(config)], np.float32)
 
         def write(folder: Path) -> None:
             learner.save_policy(folder)
-            write_policy_warmup(folder, "dqn-policy", rows)
+            write_policy_warmup(folder, name, rows)
 
-        result["policy_saver"] = str(publish(write, to, "dqn-policy"))
+        result["policy_saver"] = str(publish(write, to, name))
     return result | ({"lines": lines} if lines else {})
 
 
@@ -444,7 +452,7 @@ def write_policy_warmup(folder: Path, name: str, observations: np.ndarray) -> No
     write_requests(extra, name, "action", [{key: array[:1] for key, array in arrays.items()}, arrays])
 
 
-def examples(config: DqnConfig) -> list[dict[str, Any]]:
+def examples(config: DqnSettings) -> list[dict[str, Any]]:
     """Returns the first observations of a few episodes."""
     env = make_flat(config.env)
     rows = [{"observation": np.asarray(env.reset(seed=seed)[0], float).tolist()} for seed in range(4)]
@@ -455,7 +463,7 @@ def examples(config: DqnConfig) -> list[dict[str, Any]]:
 def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
     config = folder.read_config()
     scale = ", ".join(f"{value:g}" for value in observation_scale(config["env"]))
-    return f"""# dqn
+    return f"""# {folder.recipe}
 
 The greedy policy of a DQN trained in {config["env"]}.
 
@@ -476,3 +484,27 @@ Training took {metrics["environment_steps"]:,} environment steps, choosing the p
 
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class Dqn(Recipe[DqnSettings]):
+    """Deep Q-learning."""
+
+    # Its ops are so small that a second thread only makes the first one wait.
+    threads = 1
+
+    about = ABOUT
+
+    def train(self, run: Run[DqnSettings]) -> dict[str, float]:
+        return train(run)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(folder)
+
+    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, force=options.force))

@@ -16,10 +16,7 @@ def finished_metrics(folder: RunFolder) -> dict[str, Any]:
     """Returns a run's metrics; raises a UserError if it has not ended."""
     metrics = folder.read_metrics()
     if metrics is None:
-        raise UserError(
-            f"{folder.path} has not ended: go on with `karpa-tf train {folder.recipe} --resume "
-            f"{folder.path}`."
-        )
+        raise UserError(f"{folder.path} has not ended: go on with `{folder.resume_command}`.")
     return metrics
 
 
@@ -70,8 +67,8 @@ def read_labels(folder: RunFolder, name: str) -> list[str]:
         raise UserError(f"{path} or {RECORD} beside it cannot be read ({error}); train again.") from None
     if not right or (known and known != labels):
         raise UserError(
-            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `karpa-tf train "
-            f"{folder.recipe} --resume {folder.path}` writes it again."
+            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `"
+            f"{folder.resume_command}` writes it again."
         )
     return labels
 

@@ -4,23 +4,22 @@
     karpa-tf train mnist-mlp --data mnist.npz             MNIST, or any other small grey images
     karpa-tf train mnist-mlp --config essay               784-64-10, as the essay has it
 
-What it reaches stands in the header of each file in `karpa_tf/settings/mnist-mlp`; what the recipe does, in
-`vision.py`.
+What it reaches stands in the header of each YAML file beside this one; what the recipe does, in
+`families/images.py`.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import keras
 
-from karpa_tf.configs import MnistMlpConfig
 from karpa_tf.models.image_mlp import build_image_mlp
-from karpa_tf.recipes import vision
+from karpa_tf.recipes.families import images
+
+from . import ABOUT, MnistMlpSettings
 
 
 def build(
-    config: MnistMlpConfig,
+    config: MnistMlpSettings,
     shape: tuple[int, int, int],
     classes: int,
     mean: list[float],
@@ -40,11 +39,11 @@ def build(
     )
 
 
-NETWORK = vision.Network(MnistMlpConfig, channels=1, build=build)
+NETWORK = images.Network(MnistMlpSettings, channels=1, build=build)
 
-# What the command line calls; `vision.py` says what each does.
-train = partial(vision.train, NETWORK)
-evaluate = partial(vision.evaluate, NETWORK)
-explain = partial(vision.explain, NETWORK)
-signature = partial(vision.signature, NETWORK)
-export = partial(vision.export, NETWORK)
+
+class MnistMlp(images.ImageRecipe):
+    """A perceptron that recognizes digits."""
+
+    about = ABOUT
+    network = NETWORK

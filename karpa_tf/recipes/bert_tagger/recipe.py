@@ -3,7 +3,7 @@
     karpa-tf train bert-tagger                                       slots, a small BERT from scratch
     karpa-tf train bert-tagger --data train.conll --preset FOLDER    your sentences, a pretrained BERT
 
-What it reaches stands in the header of each file in `karpa_tf/settings/bert-tagger`.
+What it reaches stands in the header of each YAML file beside this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import BertTaggerConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import (
     dense_features,
@@ -49,14 +48,26 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_tagger import build_bert_tagger
-from karpa_tf.recipes import bert, common, folds
-from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.recipe import (
+    EvaluateOptions,
+    Evaluation,
+    ExplainOptions,
+    Explanation,
+    Exported,
+    PredictOptions,
+    Recipe,
+)
+from karpa_tf.recipes.families import common, encoders, folds
+from karpa_tf.recipes.families.settings import BertExportOptions
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.tagging import format_type_table, write_tagging
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
+
+from . import ABOUT, BertTaggerSettings
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 _JUDGED_AT_ONCE = 32
@@ -66,7 +77,7 @@ _PROJECTED = 2000
 # --- Data and model -------------------------------------------------------------------------------
 
 
-def open_data(config: BertTaggerConfig) -> Tagged:
+def open_data(config: BertTaggerSettings) -> Tagged:
     tagged = open_tagged(config.data, **folds.held_out_shares(config), broken=config.broken)
     splits = folds.hold_out_fold(
         config,
@@ -106,7 +117,7 @@ class Coded:
 
 
 def make_batches(
-    config: BertTaggerConfig,
+    config: BertTaggerSettings,
     sentences: Sequence[Sentence],
     names: Sequence[str],
     wordpiece: WordPiece,
@@ -209,7 +220,7 @@ def decode_tags(scores: tf.Tensor, lengths: tf.Tensor, names: Sequence[str]) -> 
 
 
 def build_on(
-    config: BertTaggerConfig, names: Sequence[str], wordpiece: WordPiece
+    config: BertTaggerSettings, names: Sequence[str], wordpiece: WordPiece
 ) -> Callable[[keras.Model], keras.Model]:
     """Returns what makes the tagger of an encoder."""
     return lambda encoder: build_bert_tagger(
@@ -220,10 +231,10 @@ def build_on(
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(run: Run[BertTaggerConfig]) -> dict[str, float]:
+def train(run: Run[BertTaggerSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
     config, folder = run.settings, run.folder
-    config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
+    config.learning_rate = config.learning_rate or encoders.default_learning_rate(config)
     tagged = open_data(config)
     run.say(*tagged.notes)
     splits = tagged.splits
@@ -231,7 +242,7 @@ def train(run: Run[BertTaggerConfig]) -> dict[str, float]:
     shrunk = folds.shrink_batch(config, len(splits["train"]), run.strategy.num_replicas_in_sync)
     run.begin(tagged.record)
     texts = [" ".join(sentence.words) for sentence in splits["train"]]
-    start = bert.make_start(config, folder, texts)
+    start = encoders.make_start(config, folder, texts)
     entities = [tag[2:] for sentence in splits["test"] for tag in sentence.tags if tag[:2] == "B-"]
     types = [name[2:] for name in names if name[:2] == "B-"]
     run.say(
@@ -243,16 +254,16 @@ def train(run: Run[BertTaggerConfig]) -> dict[str, float]:
     data = make_batches(config, splits["train"], names, start.wordpiece, training=True).batches
     held_out = make_batches(config, splits["validation"], names, start.wordpiece, training=False)
     if run.chief:
-        bert.save_start(start, folder)
+        encoders.save_start(start, folder)
     run.write_asset("tags.json", names)
 
-    weights = bert.pretrain(run, start, texts)
+    weights = encoders.pretrain(run, start, texts)
     with run.strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names, start.wordpiece)(encoder)
-        bert.put_weights(model, start, weights, config.init)
-        bert.apply_method(model, config)
-    run.say(bert.describe_training(config, model, data, start))
+        encoders.put_weights(model, start, weights, config.init)
+        encoders.apply_method(model, config)
+    run.say(encoders.describe_training(config, model, data, start))
 
     outputs = Outputs(model, held_out.batches)
     true = [list(sentence.tags) for sentence in splits["validation"]]
@@ -273,7 +284,7 @@ def train(run: Run[BertTaggerConfig]) -> dict[str, float]:
             "word": words[:_PROJECTED],
         }
 
-    bert.fine_tune(
+    encoders.fine_tune(
         run,
         model,
         data,
@@ -282,7 +293,7 @@ def train(run: Run[BertTaggerConfig]) -> dict[str, float]:
         metrics=TRAINING_METRICS,
         projector=projector,
     )
-    return run.finish(lambda: evaluate(folder, step=run.steps))
+    return run.finish(lambda: Evaluation(**evaluate(folder, step=run.steps)))
 
 
 def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Sequence[str]) -> float:
@@ -297,12 +308,12 @@ def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Seque
 # --- Evaluate -------------------------------------------------------------------------------------
 
 
-def open_model(folder: RunFolder) -> tuple[BertTaggerConfig, list[str], bert.Start, keras.Model]:
+def open_model(folder: RunFolder) -> tuple[BertTaggerSettings, list[str], encoders.Start, keras.Model]:
     """Returns the settings, tags, start and model of a run, with its best weights, in float32."""
-    config = folder.open_config(BertTaggerConfig)
+    config = folder.open_config(BertTaggerSettings)
     names = common.read_labels(folder, "tags.json")
-    start = bert.read_start(folder)
-    model = bert.open_trained(config, folder, start, build_on(config, names, start.wordpiece))
+    start = encoders.read_start(folder)
+    model = encoders.open_trained(config, folder, start, build_on(config, names, start.wordpiece))
     return config, names, start, model
 
 
@@ -414,7 +425,7 @@ def signature(folder: RunFolder) -> Signature:
 
 
 def _signature(
-    config: BertTaggerConfig, names: Sequence[str], start: bert.Start, model: keras.Model
+    config: BertTaggerSettings, names: Sequence[str], start: encoders.Start, model: keras.Model
 ) -> Signature:
     def check(number: int, row: Mapping[str, Any]) -> None:
         if not str(row["text"]).strip():
@@ -461,8 +472,8 @@ def export(
             return tag_metrics([list(s.tags) for s in held_out], predicted)["f1_strict"]
 
         before = score(model)
-        bert.quantize(model)
-        loss = bert.quantization_note("f1_strict", before, score(model), len(held_out))
+        encoders.quantize(model)
+        loss = encoders.quantization_note("f1_strict", before, score(model), len(held_out))
     signatures = {"serving_default": _signature(config, names, start, model)}
     examples = [" ".join(sentence.words) for sentence in splits["validation"][:4]]
     path = export_savedmodel(
@@ -475,7 +486,7 @@ def export(
             "labels.txt": "".join(f"{name}\n" for name in names),
         },
         model_card=model_card(folder, config, names, metrics, loss),
-        tolerance=bert.export_tolerance(quantize),
+        tolerance=encoders.export_tolerance(quantize),
         force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
@@ -483,13 +494,13 @@ def export(
 
 def model_card(
     folder: RunFolder,
-    config: BertTaggerConfig,
+    config: BertTaggerSettings,
     names: Sequence[str],
     metrics: dict[str, Any],
     quantization: str,
 ) -> str:
     types = ", ".join(sorted({name[2:] for name in names} - {""}))
-    return f"""# bert-tagger
+    return f"""# {folder.recipe}
 
 Tags words: {types}. Trained on {config.data}, from {config.preset}, method {config.method}.
 
@@ -504,3 +515,27 @@ On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqe
 {quantization}
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class BertTagger(Recipe[BertTaggerSettings]):
+    """A BERT that tags words."""
+
+    about = ABOUT
+
+    def train(self, run: Run[BertTaggerSettings]) -> dict[str, float]:
+        return train(run)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(folder)
+
+    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, quantize=options.quantize, force=options.force))
+
+    def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
+        return Explanation.of(explain(folder, inputs))

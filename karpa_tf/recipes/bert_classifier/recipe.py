@@ -3,7 +3,7 @@
     karpa-tf train bert-classifier                                     intents, a small BERT from scratch
     karpa-tf train bert-classifier --data train.csv --preset FOLDER    your table, a pretrained BERT
 
-What it reaches stands in the header of each file in `karpa_tf/settings/bert-classifier`.
+What it reaches stands in the header of each YAML file beside this one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import BertClassifierConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import dense_features, encode_texts, pack_texts, rows_of, sequence_batches
 from karpa_tf.data.sources import Split
@@ -31,14 +30,26 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.judging.classification import class_table, classification_metrics, confusion, svm_baseline
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
-from karpa_tf.recipes import bert, common, folds
-from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.recipe import (
+    EvaluateOptions,
+    Evaluation,
+    ExplainOptions,
+    Explanation,
+    Exported,
+    PredictOptions,
+    Recipe,
+)
+from karpa_tf.recipes.families import common, encoders, folds
+from karpa_tf.recipes.families.settings import BertExportOptions
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
+
+from . import ABOUT, BertClassifierSettings
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Rows judged at once, and texts shown in the projector.
@@ -49,7 +60,7 @@ _PROJECTED = 1000
 # --- Data and model -------------------------------------------------------------------------------
 
 
-def open_data(config: BertClassifierConfig) -> Table:
+def open_data(config: BertClassifierSettings) -> Table:
     columns = Columns(config.text, config.label, config.text_b)
     table = open_table(config.data, columns, **folds.held_out_shares(config))
     splits = folds.hold_out_fold(
@@ -59,7 +70,7 @@ def open_data(config: BertClassifierConfig) -> Table:
 
 
 def make_batches(
-    config: BertClassifierConfig,
+    config: BertClassifierSettings,
     rows: Rows,
     names: Sequence[str],
     wordpiece: WordPiece,
@@ -93,7 +104,7 @@ def make_batches(
     return batches, np.zeros(0, int) if training else rows_of(sequences, _JUDGED_AT_ONCE)
 
 
-def build_on(config: BertClassifierConfig, names: Sequence[str]) -> Callable[[keras.Model], keras.Model]:
+def build_on(config: BertClassifierSettings, names: Sequence[str]) -> Callable[[keras.Model], keras.Model]:
     """Returns what makes the classifier of an encoder."""
     return lambda encoder: build_bert_classifier(
         encoder, len(names), pooling=config.pooling, dropout=config.dropout
@@ -111,17 +122,17 @@ def probabilities_of(outputs: Outputs, order: np.ndarray) -> np.ndarray:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(run: Run[BertClassifierConfig]) -> dict[str, float]:
+def train(run: Run[BertClassifierSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
     config, folder = run.settings, run.folder
-    config.learning_rate = config.learning_rate or bert.default_learning_rate(config)
+    config.learning_rate = config.learning_rate or encoders.default_learning_rate(config)
     table = open_data(config)
     rows = table.splits
     names = table.record.labels
     shrunk = folds.shrink_batch(config, len(rows["train"]), run.strategy.num_replicas_in_sync)
     run.begin(table.record)
     run.say(*table.notes, shrunk)
-    start = bert.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []))
+    start = encoders.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []))
     run.say(
         f"{config.data}: {len(rows['train']):,} texts to learn from, {len(rows['validation']):,} for "
         f"validation, {len(rows['test']):,} to test; {len(names)} labels; run {folder.path}",
@@ -130,16 +141,16 @@ def train(run: Run[BertClassifierConfig]) -> dict[str, float]:
     data, _ = make_batches(config, rows["train"], names, start.wordpiece, training=True, say=run.say)
     held_out, order = make_batches(config, rows["validation"], names, start.wordpiece, training=False)
     if run.chief:
-        bert.save_start(start, folder)
+        encoders.save_start(start, folder)
     run.write_asset("labels.json", names)
 
-    weights = bert.pretrain(run, start, rows["train"].texts)
+    weights = encoders.pretrain(run, start, rows["train"].texts)
     with run.strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names)(encoder)
-        bert.put_weights(model, start, weights, config.init)
-        bert.apply_method(model, config)
-    run.say(bert.describe_training(config, model, data, start))
+        encoders.put_weights(model, start, weights, config.init)
+        encoders.apply_method(model, config)
+    run.say(encoders.describe_training(config, model, data, start))
 
     outputs = Outputs(model, held_out)
     labels = label_ids(rows["validation"].labels, names, config.data)
@@ -159,7 +170,7 @@ def train(run: Run[BertClassifierConfig]) -> dict[str, float]:
             "text": [shown.texts[i][:80] for i in order],
         }
 
-    bert.fine_tune(
+    encoders.fine_tune(
         run,
         model,
         data,
@@ -168,18 +179,18 @@ def train(run: Run[BertClassifierConfig]) -> dict[str, float]:
         metrics=TRAINING_METRICS,
         projector=projector,
     )
-    return run.finish(lambda: evaluate(folder, step=run.steps))
+    return run.finish(lambda: Evaluation(**evaluate(folder, step=run.steps)))
 
 
 # --- Evaluate -------------------------------------------------------------------------------------
 
 
-def open_model(folder: RunFolder) -> tuple[BertClassifierConfig, list[str], bert.Start, keras.Model]:
+def open_model(folder: RunFolder) -> tuple[BertClassifierSettings, list[str], encoders.Start, keras.Model]:
     """Returns the settings, labels, start and model of a run, with its best weights, in float32."""
-    config = folder.open_config(BertClassifierConfig)
+    config = folder.open_config(BertClassifierSettings)
     names = common.read_labels(folder, "labels.json")
-    start = bert.read_start(folder)
-    model = bert.open_trained(config, folder, start, build_on(config, names))
+    start = encoders.read_start(folder)
+    model = encoders.open_trained(config, folder, start, build_on(config, names))
     return config, names, start, model
 
 
@@ -280,7 +291,7 @@ def signature(folder: RunFolder) -> Signature:
 
 
 def _signature(
-    config: BertClassifierConfig, names: Sequence[str], start: bert.Start, model: keras.Model
+    config: BertClassifierSettings, names: Sequence[str], start: encoders.Start, model: keras.Model
 ) -> Signature:
     inputs = text_input()
     if config.text_b:
@@ -325,9 +336,9 @@ def export(
             return float((probabilities_of(Outputs(model, batches), order).argmax(1) == labels).mean())
 
         before = accuracy(model)
-        bert.quantize(model)
+        encoders.quantize(model)
         after = accuracy(model)
-        loss = bert.quantization_note("accuracy", before, after, len(rows))
+        loss = encoders.quantization_note("accuracy", before, after, len(rows))
     signatures = {"serving_default": _signature(config, names, start, model)}
     path = export_savedmodel(
         signatures,
@@ -339,13 +350,13 @@ def export(
             "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in names),
         },
         model_card=model_card(folder, config, names, metrics, loss),
-        tolerance=bert.export_tolerance(quantize),
+        tolerance=encoders.export_tolerance(quantize),
         force=force,
     )
     return {"savedmodel": str(path), "signatures": describe(signatures)}
 
 
-def _examples(config: BertClassifierConfig) -> list[dict[str, str]]:
+def _examples(config: BertClassifierSettings) -> list[dict[str, str]]:
     rows = open_data(config).splits["validation"]
     examples = [
         {"text": rows.texts[i], **({"text_b": rows.texts_b[i]} if rows.texts_b else {})}
@@ -356,13 +367,13 @@ def _examples(config: BertClassifierConfig) -> list[dict[str, str]]:
 
 def model_card(
     folder: RunFolder,
-    config: BertClassifierConfig,
+    config: BertClassifierSettings,
     names: Sequence[str],
     metrics: dict[str, Any],
     quantization: str,
 ) -> str:
     reads = "`text` and `text_b` string [n]" if config.text_b else "`text` string [n]"
-    return f"""# bert-classifier
+    return f"""# {folder.recipe}
 
 Says which of {len(names)} labels a text has. Trained on {config.data}, from {config.preset}, method
 {config.method}.
@@ -376,3 +387,27 @@ On {metrics["facts"]["rows"]} held-out rows:
 {quantization}
 {common.settings_list(folder)}
 """
+
+
+# --- The recipe -----------------------------------------------------------------------------------
+
+
+class BertClassifier(Recipe[BertClassifierSettings]):
+    """A BERT that says which label a text has."""
+
+    about = ABOUT
+
+    def train(self, run: Run[BertClassifierSettings]) -> dict[str, float]:
+        return train(run)
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
+        return Evaluation(**evaluate(folder, options.data or None))
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        return signature(folder)
+
+    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+        return Exported.of(export(folder, options.to, quantize=options.quantize, force=options.force))
+
+    def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
+        return Explanation.of(explain(folder, inputs))
