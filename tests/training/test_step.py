@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from karpa_tf.configs import RunConfig
+from karpa_tf.settings import RunSettings
 
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
@@ -124,7 +124,7 @@ def test_a_monitor_of_a_step_of_ones_own_is_checked(tmp_path: Path) -> None:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Settings(RunConfig):
+class Settings(RunSettings):
     checkpoint_seconds: float = 1000.0
 
 
