@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths, slice_part
-from karpa_tf.data.vocabulary import END, START, UNKNOWN, WordPiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import END, START, UNKNOWN, WordPiece
 
 _AT_ONCE = 1024
 # A word's pieces beyond this many tell nothing more of it.

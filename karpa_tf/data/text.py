@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.data.sources import SPLITS, Corpus, DataRecord, Split, open_corpus
-from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Part of the cache's key: raise it when the tokenized form changes.
 _FORMAT = 2

@@ -17,7 +17,6 @@ from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
-from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
@@ -33,6 +32,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3

@@ -42,7 +42,6 @@ from karpa_tf.data.tags import (
     open_test_sentences,
     shared_sentences,
 )
-from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -56,6 +55,7 @@ from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Outputs
 from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.wordpiece import WordPiece
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 _JUDGED_AT_ONCE = 32

@@ -23,7 +23,6 @@ from karpa_tf.configs import MlmGruConfig
 from karpa_tf.data.ngrams import NgramCounts, baselines
 from karpa_tf.data.sources import open_corpus
 from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, record_of, tokenize_corpus
-from karpa_tf.data.vocabulary import MASK, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -40,6 +39,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.wordpiece import MASK, WordPiece
 
 # Sentences whose fillings TensorBoard shows as training goes.
 SENTENCES = [

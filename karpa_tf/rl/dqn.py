@@ -13,12 +13,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import DqnConfig
 from karpa_tf.rl import require_tf_agents
 
 require_tf_agents()
@@ -40,6 +39,32 @@ from karpa_tf.rl.episodes import first_action, make_flat, observation_scale, pla
 # Gymnasium's seeds of the episodes that choose a policy begin here; those of training lie far below, and
 # those of the certificate (`karpa_tf.rl.episodes.CERTIFICATE_SEEDS`) between the two.
 SELECTION_SEEDS = 2_000_000_000
+
+
+class LearnerSettings(Protocol):
+    """What a learner reads of a recipe's settings, which say what each means."""
+
+    env: str
+    environments: int
+    initial_steps: int
+    updates: int
+    batch_size: int
+    learning_rate: float
+    clip_norm: float
+    units: int
+    layers: int
+    double: bool
+    dueling: bool
+    n_step: int
+    loss: Literal["mse", "huber"]
+    gamma: float
+    target_update_period: int
+    target_update_tau: float
+    buffer_size: int
+    epsilon_start: float
+    epsilon_end: float
+    epsilon_steps: int
+    seed: int
 
 
 class QNetwork(network.Network):
@@ -168,7 +193,7 @@ class Learner:
         config: the recipe's settings.
     """
 
-    def __init__(self, config: DqnConfig) -> None:
+    def __init__(self, config: LearnerSettings) -> None:
         self.config = config
         self.environment: tf_environment.TFEnvironment = load_environment(
             config.env,

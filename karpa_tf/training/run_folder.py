@@ -30,7 +30,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from karpa_tf.configs import FORMAT, RECIPES, RunConfig, check_format, read_yaml
-from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.errors import UserError, did_you_mean, writing
 
 _Config = TypeVar("_Config", bound=RunConfig)
 
@@ -329,15 +329,3 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that is there whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write below `path` into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason}; free some space or choose another folder."
-        ) from error

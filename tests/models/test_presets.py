@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.presets import Preset, encoder_variables, load_preset
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 
 PIECES = [*SPECIAL, "cat", "dog", "##s", "eats"]
 WIDTH, INTERMEDIATE, POSITIONS, ROWS = 8, 12, 16, 11

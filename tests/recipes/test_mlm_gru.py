@@ -15,11 +15,11 @@ import tensorflow as tf
 import yaml
 
 from karpa_tf.configs import MlmGruConfig
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.models import build_mlm_gru
 from karpa_tf.recipes import mlm_gru
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 from tests.conftest import TINY, make_text
 
 
