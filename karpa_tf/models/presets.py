@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from karpa_tf import private
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.models.bert import DENSE_LAYERS, TransformerBlock
 from karpa_tf.models.preset_tokenizer import read_object, read_tokenizer, reason
@@ -336,7 +337,7 @@ def encoder_variables(model: keras.Model) -> dict[str, Any]:
     for block in blocks(model):
         for name in DENSE_LAYERS:
             layer = block.dense_layer(name)
-            named[f"{block.name}/{name}/kernel"] = layer._kernel
+            named[f"{block.name}/{name}/kernel"] = private.kernel(layer)
             named[f"{block.name}/{name}/bias"] = layer.bias
         for norm in (block.attention_norm, block.output_norm):
             named[f"{block.name}/{norm.name}/gamma"] = norm.gamma

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.configs import BertConfig
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
@@ -401,7 +402,7 @@ def put_weights(
 
 def quantize(model: keras.Model) -> None:
     """Turns the matrices of a model into int8, by Keras' own layers."""
-    for layer in model._flatten_layers(include_self=False):
+    for layer in private.inner_layers(model):
         if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
             layer.quantize("int8")
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.rl import require_tf_agents
 
 require_tf_agents()
@@ -208,7 +209,7 @@ class Learner:
         # tf.Variables of the optimizer that are one fused op a variable: a step is hundreds of small ops.
         self.optimizer = tf_keras.optimizers.legacy.Adam(config.learning_rate)
         self.gradient_steps = _counter("gradient_steps")
-        self.q_network, target = (
+        self.q_network, self.target_network = (
             QNetwork(
                 observation,
                 self.scale,
@@ -227,7 +228,7 @@ class Learner:
             self.q_network,
             self.optimizer,
             n_step_update=config.n_step,
-            target_q_network=target,
+            target_q_network=self.target_network,
             target_update_tau=config.target_update_tau,
             target_update_period=config.target_update_period,
             td_errors_loss_fn={
@@ -239,7 +240,7 @@ class Learner:
             train_step_counter=self.gradient_steps,
         )
         self.agent.initialize()
-        self.optimizer._create_all_weights(self.q_network.trainable_variables)
+        private.create_optimizer_variables(self.optimizer, self.q_network.trainable_variables)
         length = config.buffer_size // config.environments
         self.buffer = ReplayBuffer(
             self.agent.collect_data_spec, config.environments, length, 4 * config.seed + 1
@@ -261,10 +262,10 @@ class Learner:
         environment = self.environment.variables if isinstance(self.environment, CartPole) else []
         return [
             *self.q_network.variables,
-            *self.agent._target_q_network.variables,
+            *self.target_network.variables,
             *self.optimizer.variables(),
             self.gradient_steps,
-            self.agent._update_target._counter,
+            private.target_update_counter(self.agent),
             *self.buffer.variables(),
             *environment,
             self.environment_steps,

@@ -9,12 +9,14 @@ import gymnasium
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tf_agents.agents.dqn import dqn_agent
 from tf_agents.environments import tf_py_environment
 from tf_agents.environments import utils as environment_utils
 from tf_agents.replay_buffers import tf_uniform_replay_buffer
 from tf_agents.trajectories import time_step as ts
 
+from karpa_tf import private
 from karpa_tf.configs import DqnConfig
 from karpa_tf.models import build_q_network
 from karpa_tf.rl import dqn
@@ -171,7 +173,7 @@ def test_epsilon_falls_to_its_end() -> None:
 
 def test_it_trains_and_copies_the_network_when_it_should() -> None:
     learner = dqn.Learner(DqnConfig(**TINY, target_update_period=4))
-    target = learner.agent._target_q_network
+    target = learner.target_network
     before = [v.numpy() for v in target.variables]
     learner.run(63)
     for a, b in zip(before, target.variables, strict=True):
@@ -264,3 +266,22 @@ def test_an_observation_that_is_not_a_number_is_an_error() -> None:
     environment.reset()
     with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
         environment.step(np.array([0], np.int32))
+
+
+# --- Private parts (`karpa_tf.private`)
+
+
+def test_the_slots_of_a_legacy_optimizer_are_made_before_its_first_step() -> None:
+    optimizer = tf_keras.optimizers.legacy.Adam()
+    variable = tf.Variable([1.0])
+    assert not optimizer.variables()
+    private.create_optimizer_variables(optimizer, [variable])
+    made = [v.ref() for v in optimizer.variables()]
+    optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+    assert made == [v.ref() for v in optimizer.variables()] and len(made) == 3  # the step, two moments
+
+
+def test_the_counter_of_the_target_network_counts_updates() -> None:
+    learner = dqn.Learner(DqnConfig(**TINY, target_update_period=3))
+    learner.run(80)
+    assert private.target_update_counter(learner.agent).numpy() == learner.gradient_steps.numpy() > 0
