@@ -42,7 +42,7 @@ def enable_lora(model: keras.Model, rank: int, targets: Sequence[str] = DENSE_LA
             layer.enable_lora(rank, lora_alpha=rank)
 
 
-def merge(model: keras.Model, plain: keras.Model) -> None:
+def merge_lora(model: keras.Model, plain: keras.Model) -> None:
     """Copies a model with adapters into one without: each kernel plus the product of its adapters."""
     source, target = encoder_variables(model), encoder_variables(plain)
     for name, variable in target.items():

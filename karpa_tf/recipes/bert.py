@@ -21,7 +21,7 @@ from karpa_tf.data.text import load_text
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
-from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
 from karpa_tf.recipes import common
 from karpa_tf.reports.tensorboard import Labels, TensorBoard
@@ -370,7 +370,7 @@ def open_trained(
             f"{folder.best_weights} cannot be read ({reason}); go on with `karpa-tf train "
             f"{folder.recipe} --resume {folder.path}`, or train again."
         ) from None
-    merge(model, plain)
+    merge_lora(model, plain)
     return plain
 
 
