@@ -224,7 +224,7 @@ class BestPolicy:
 
     def _play(self, count: int) -> np.ndarray:
         self._played += 1
-        returns, lengths = self.learner.judge(count, self._played)
+        returns, lengths = self.learner.evaluate(count, self._played)
         self.judged_steps += int(lengths.sum())
         return returns
 

@@ -1,6 +1,6 @@
 """TF-Agents' DQN: agent, replay buffer, and the loop of collecting and training inside TensorFlow.
 
-The only file that knows legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after
+The only file that uses legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after
 Mnih et al. 2015 and van Hasselt et al. 2015; `TFUniformReplayBuffer`). What is written here is what stands
 between them: random numbers that are functions of counters, and so can be saved, and one `tf.function` for
 many steps.
@@ -201,7 +201,7 @@ class Learner:
             config.environments,
             4 * config.seed if config.env == "CartPole-v1" else 1000 * config.seed,
         )
-        # Four streams of random numbers: first states, draws from the buffer, exploration, judgement.
+        # Four streams of random numbers: first states, draws from the buffer, exploration, evaluation.
         observation, action = self.environment.observation_spec(), self.environment.action_spec()
         self.actions = int(action.maximum) + 1
         self.first_action = first_action(config.env)
@@ -251,7 +251,7 @@ class Learner:
         self._return = tf.Variable(tf.zeros([config.environments]), trainable=False, name="return")
         self._length = tf.Variable(tf.zeros([config.environments]), trainable=False, name="length")
         self._run = tf.function(self._iterations, autograph=False)
-        self._judge = tf.function(self._cartpole_returns, autograph=False, reduce_retracing=True)
+        self._evaluate = tf.function(self._cartpole_returns, autograph=False, reduce_retracing=True)
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -316,15 +316,15 @@ class Learner:
         )
         return tf.where(steps < config.initial_steps, 1.0, falling)
 
-    def judge(self, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Plays greedy episodes that training never sees; returns their returns and lengths, (count,) each.
 
         Args:
             count: how many.
-            number: of the judgement; each has first states of its own.
+            number: of the evaluation; each has first states of its own.
         """
         if isinstance(self.environment, CartPole):
-            returns = self._judge(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
+            returns = self._evaluate(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
             return returns, returns  # a reward of 1 a step
         first = SELECTION_SEEDS + number * 10_000
         return play(lambda: make_flat(self.config.env), self._greedy, range(first, first + count))

@@ -199,7 +199,7 @@ def test_who_restores_the_variables_goes_on_to_the_bit(settings) -> None:
         variable.assign(value)
     for mine, theirs in zip(final(learner), final(other), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_array_equal(learner.judge(5, 3)[0], other.judge(5, 3)[0])
+    np.testing.assert_array_equal(learner.evaluate(5, 3)[0], other.evaluate(5, 3)[0])
 
 
 def test_seeds_differ_and_agree() -> None:
@@ -225,7 +225,7 @@ def test_windows_over_a_cut_do_not_count() -> None:
     assert dqn.within_an_episode(single) is None
 
 
-def test_a_greedy_judgement_is_that_of_gymnasium() -> None:
+def test_a_greedy_evaluation_is_that_of_gymnasium() -> None:
     """The policy "push towards where the pole leans" plays in both, from the same first states."""
     from karpa_tf.rl.environment import cartpole_returns, cartpole_start
 
