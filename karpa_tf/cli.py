@@ -326,7 +326,7 @@ def _predict(words: Sequence[str]) -> int:
         signature = _load(recipe).signature(folder, options)
     for note in given.notes:
         print(note, file=sys.stderr)
-    outputs = signature.predict(asked.inputs, broken="skip")
+    outputs = signature.predict(asked.inputs, broken="skip", read=rows.read_value)
     if args.output:
         for note in rows.write(args.output, asked.given, outputs, signature.names):
             print(note, file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Figures from arrays: metrics, baselines, attributions, attacks. Neither TensorBoard nor terminal."""
+"""Figures from arrays: metrics, baselines, attributions, attacks."""

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.training.step import Figures, Metric, all_reduce, any_replica, loss_and_sums
 
@@ -47,7 +48,7 @@ def evaluate(
         data: what to evaluate it on.
         metrics: functions of (labels, outputs) that give a value per label, by name.
     """
-    return Evaluator(model, data, metrics, model.optimizer._distribution_strategy)()
+    return Evaluator(model, data, metrics, private.strategy_of(model.optimizer))()
 
 
 class Evaluator:

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.data.batches import Batches, from_dataset
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.training.checkpoint import Checkpoints
@@ -172,7 +173,7 @@ def fit(
             "batches than one that was not stopped. karpa_tf.data.batches.Batches resumes exactly.",
             stacklevel=2,
         )
-    strategy = model.optimizer._distribution_strategy
+    strategy = private.strategy_of(model.optimizer)
     data = _as_batches(data, "data", accumulate * strategy.num_replicas_in_sync)
     with strategy.scope():
         # A model without an input shape has no variables before it has seen one.

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.errors import UserError
 from karpa_tf.training.optimizers import rows_with_gradient
 
@@ -215,7 +216,7 @@ class SupervisedStep(Step):
         attack: Attack | None = None,
     ) -> None:
         check_model(model)
-        super().__init__(model.optimizer._distribution_strategy)
+        super().__init__(private.strategy_of(model.optimizer))
         self.model = model
         self.metrics = dict(metrics or {})
         self.accumulate = accumulate
@@ -230,8 +231,8 @@ class SupervisedStep(Step):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
         # The gradients are summed below, before they are clipped; Keras would add up the sums once more.
-        model.optimizer._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
-        self._statistics = _statistics(model) if self.strategy.num_replicas_in_sync > 1 else []
+        private.take_gradients_as_sums(model.optimizer)
+        self._statistics = private.statistics(model) if self.strategy.num_replicas_in_sync > 1 else []
         self._lazy = getattr(model.optimizer, "lazy", False)
         self._whole = self.parts == 1
         self._sparse: set[int] = set()
@@ -341,7 +342,7 @@ def loss_and_sums(
     """Returns the loss summed over the weights, and `[loss, *metrics, 1]` summed over the weights."""
     features, labels, *given = batch
     outputs = model(features, training=training)
-    if any(getattr(output, "_keras_mask", None) is not None for output in tf.nest.flatten(outputs)):
+    if any(map(private.has_mask, tf.nest.flatten(outputs))):
         raise UserError(
             "The model's output carries a Keras mask (mask_zero=True, or a Masking layer); here the sample "
             "weights of a batch say what counts: give what is padding the weight 0, and stop the mask."
@@ -389,7 +390,7 @@ def check_model(model: keras.Model) -> None:
                 "karpa_tf.training.Step, use model.fit, or put what it does into the layers, the loss or "
                 "compute_loss."
             )
-    if model._compile_metrics is not None:
+    if private.has_compiled_metrics(model):
         raise UserError(
             "fit does not read compile(metrics=...): give it functions of labels and outputs, e.g. "
             'metrics={"accuracy": keras.metrics.sparse_categorical_accuracy}.'
@@ -429,13 +430,3 @@ def _add(a: Any, b: Any) -> Any:
         values, indices = tf.concat([a.values, b.values], 0), tf.concat([a.indices, b.indices], 0)
         return tf.IndexedSlices(values, indices, a.dense_shape)
     return a + b
-
-
-def _statistics(model: keras.Model) -> list[keras.Variable]:
-    """Returns what layers count as they go, e.g. batch normalization's moving averages."""
-    return [
-        variable
-        for layer in model._flatten_layers()
-        for variable in layer._non_trainable_variables
-        if "float" in variable.dtype
-    ]

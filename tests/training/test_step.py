@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from karpa_tf.settings import RunSettings
 
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
+from karpa_tf.settings import RunSettings
 from karpa_tf.training import Checkpoints, Run, Stage, Step, SupervisedStep, train
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.losses import SparseCrossEntropy

@@ -23,7 +23,6 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import dense_features, encode_texts, pack_texts, rows_of, sequence_batches
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import Columns, Rows, Table, label_ids, open_table, open_test_rows, shared_rows
-from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -48,6 +47,7 @@ from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import WordPiece
 
 from . import ABOUT, BertClassifierSettings
 

@@ -41,7 +41,6 @@ from karpa_tf.data.tags import (
     open_test_sentences,
     shared_sentences,
 )
-from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -66,6 +65,7 @@ from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import WordPiece
 
 from . import ABOUT, BertTaggerSettings
 

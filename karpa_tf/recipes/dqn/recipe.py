@@ -78,7 +78,7 @@ def train(run: Run[DqnSettings]) -> dict[str, float]:
     learner = Learner(config)
     if config.init:
         learner.set_weights(weights_of(config.init, config))
-    step = DqnStep(learner)
+    step = DqnStep(config, learner)
     best = BestPolicy(folder, step)
     run.say(f"{config.env}: {config.environments} side by side; run {folder.path}")
     run.fit(
@@ -123,8 +123,9 @@ def train(run: Run[DqnSettings]) -> dict[str, float]:
 class DqnStep(Step):
     """Some environment steps, with the gradient steps between them: the clock is the environment's."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, config: DqnSettings, learner: Learner) -> None:
         super().__init__()
+        self.config = config
         self.learner = learner
         self.episodes = 0
 
@@ -143,7 +144,7 @@ class DqnStep(Step):
 
     def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
         """Collects and trains until the next evaluation of the policy; see `Learner.run`."""
-        config = self.learner.config
+        config = self.config
         steps, gradient_steps = self._counts()
         start = time.perf_counter()
         try:
@@ -186,7 +187,7 @@ class BestPolicy(keras.callbacks.Callback):
         self.folder = folder
         self.training = training
         self.learner = training.learner
-        self.config = training.learner.config
+        self.config = training.config
         self.mean: float | None = None
         self.step = 0
         self.number = 0
@@ -214,7 +215,7 @@ class BestPolicy(keras.callbacks.Callback):
 
     def _play(self, count: int) -> np.ndarray:
         self._played += 1
-        returns, lengths = self.learner.judge(count, self._played)
+        returns, lengths = self.learner.evaluate(count, self._played)
         self.judged_steps += int(lengths.sum())
         return returns
 

@@ -11,14 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
-from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
-from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.settings import BertSettings
@@ -33,6 +33,7 @@ from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.step import Adversary, SupervisedStep
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3
@@ -311,7 +312,7 @@ def open_trained(
             f"{folder.best_weights} cannot be read ({reason}); go on with `"
             f"{folder.resume_command}`, or train again."
         ) from None
-    merge(model, plain)
+    merge_lora(model, plain)
     return plain
 
 
@@ -343,7 +344,7 @@ def put_weights(
 
 def quantize(model: keras.Model) -> None:
     """Turns the matrices of a model into int8, by Keras' own layers."""
-    for layer in model._flatten_layers(include_self=False):
+    for layer in private.inner_layers(model):
         if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
             layer.quantize("int8")
 

@@ -20,7 +20,6 @@ import tensorflow as tf
 from karpa_tf.data.ngrams import NgramCounts, baselines
 from karpa_tf.data.sources import open_corpus
 from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, record_of, tokenize_corpus
-from karpa_tf.data.vocabulary import MASK, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -38,6 +37,7 @@ from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.step import SupervisedStep
+from karpa_tf.wordpiece import MASK, WordPiece
 
 from . import ABOUT, MlmGruExportOptions, MlmGruPredictOptions, MlmGruSettings
 
