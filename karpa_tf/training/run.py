@@ -135,7 +135,8 @@ class Run(Generic[S]):
             self._stages.append(stage.name)
             return History()
         state, settings = self._state or {}, self.settings
-        begin = state.get("begin", 0) if state.get("stage", "training") == stage.name else self.steps
+        goes_on = bool(state) and state.get("stage", stage.name) == stage.name
+        begin = state.get("begin", 0) if goes_on else self.steps
         every: list[Any] = [
             *filter(None, [best]),
             *callbacks,
