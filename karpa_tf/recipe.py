@@ -206,8 +206,14 @@ class Recipe(ABC, Generic[Settings]):
         """Trains and returns the final figures, those of `run.finish`."""
 
     @abstractmethod
-    def evaluate(self, folder: RunFolder, options: Any) -> Evaluation:
-        """Returns the figures of a run's best weights on held-out data."""
+    def evaluate(self, folder: RunFolder, options: Any, step: int | None = None) -> Evaluation:
+        """Returns the figures of a run's best weights on held-out data.
+
+        Args:
+            folder: of the run.
+            options: of the command, e.g. other data.
+            step: at the end of a training: the last step, under which TensorBoard shows what is found.
+        """
 
     @abstractmethod
     def signature(self, folder: RunFolder, options: Any) -> Signature:

@@ -42,6 +42,7 @@ from karpa_tf.recipes.families import common, encoders, folds
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
+from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
@@ -323,8 +324,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/bert-classifier` and returns its place and signatures."""
     config, names, start, model = open_model(folder)
-    chance = (folder.read_metrics() or {}).get("baselines", {}).get("most frequent", {}).get("accuracy", 0.0)
-    metrics = common.learned_or_refuse(folder, "accuracy", chance, force)
+    metrics = common.learned_or_refuse(folder, "accuracy", "most frequent", force)
     loss = ""
     if quantize == "int8":
         splits = open_data(config).splits
@@ -383,9 +383,9 @@ Says which of {len(names)} labels a text has. Trained on {config.data}, from {co
 
 On {metrics["facts"]["rows"]} held-out rows:
 
-{common.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
+{metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
 {quantization}
-{common.settings_list(folder)}
+{settings_list(folder.read_config())}
 """
 
 

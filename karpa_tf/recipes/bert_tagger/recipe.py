@@ -59,6 +59,7 @@ from karpa_tf.recipe import (
 from karpa_tf.recipes.families import common, encoders, folds
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
+from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tagging import format_type_table, write_tagging
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
@@ -460,7 +461,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes the next version of `savedmodels/bert-tagger` and returns its place and signatures."""
     config, names, start, model = open_model(folder)
-    metrics = common.learned_or_refuse(folder, "f1_strict", 0.0, force)
+    metrics = common.learned_or_refuse(folder, "f1_strict", "", force)
     splits = open_data(config).splits
     loss = ""
     if quantize == "int8":
@@ -511,9 +512,9 @@ Tags words: {types}. Trained on {config.data}, from {config.preset}, method {con
 
 On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqeval's strict mode, IOB2):
 
-{common.metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
+{metrics_table(metrics, ["f1_strict", "f1", "precision", "recall"])}
 {quantization}
-{common.settings_list(folder)}
+{settings_list(folder.read_config())}
 """
 
 

@@ -1,13 +1,15 @@
-"""What recipes share: reading a run, refusing what is not learned, the model card."""
+"""What recipes share: reading a run, and exporting it if it has learned its task."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from karpa_tf.errors import UserError
+from karpa_tf.export.savedmodel import describe, export_savedmodel
+from karpa_tf.export.signature import Signature
+from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.training.run import RECORD
 from karpa_tf.training.run_folder import RunFolder, open_run
 
@@ -20,9 +22,17 @@ def finished_metrics(folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def learned_or_refuse(folder: RunFolder, figure: str, chance: float, force: bool) -> dict[str, Any]:
-    """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task."""
+def learned_or_refuse(folder: RunFolder, figure: str, guessing: str, force: bool) -> dict[str, Any]:
+    """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task.
+
+    Args:
+        folder: of the run.
+        figure: what must be better than guessing.
+        guessing: the baseline that guesses; "": it reaches 0.
+        force: take what has not learned, too.
+    """
     metrics = finished_metrics(folder)
+    chance = metrics["baselines"].get(guessing, {}).get(figure, 0.0)
     if metrics[figure] <= chance and not force:
         raise UserError(
             f"{folder.path} has not learned its task: {figure} {metrics[figure]:.3f}, and guessing gives "
@@ -73,16 +83,15 @@ def read_labels(folder: RunFolder, name: str) -> list[str]:
     return labels
 
 
-def metrics_table(metrics: Mapping[str, Any], names: Sequence[str], what: str = "model") -> str:
-    """Returns a Markdown table of a model's (or policy's) figures and its baselines'."""
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for name, row in {f"this {what}": metrics, **metrics["baselines"]}.items():
-        cells = [f"{row[key]:.4g}" if key in row else "" for key in names]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def export(folder: RunFolder, options: ExportOptions, signature: Signature, **written: Any) -> Exported:
+    """Writes the next version of a run's SavedModel.
 
-
-def settings_list(folder: RunFolder) -> str:
-    """Returns the settings of a run as a Markdown code block."""
-    lines = "\n".join(f"    {key}: {value}" for key, value in folder.read_config().items())
-    return f"Settings of the run:\n\n{lines}"
+    Args:
+        folder: of the run.
+        options: where to.
+        signature: what it serves.
+        written: what else `export_savedmodel` takes: examples, assets, the model card.
+    """
+    signatures = {"serving_default": signature}
+    path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
+    return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))

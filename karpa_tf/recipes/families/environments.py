@@ -1,318 +1,74 @@
-"""`q-learning` and `sarsa`: control with a table, from a small environment to a served policy.
-
-    karpa-tf train q-learning                        Taxi-v3: half a minute to a minute
-    karpa-tf train sarsa --config frozen-lake        FrozenLake-v1, on slippery ice
-
-One file for both, because they differ in one line of `karpa_tf/rl/tabular.py`; which of the two a run is, its
-folder says. What they reach stands in the headers of their YAML files.
-"""
+"""What the recipes of environments share: a policy is evaluated by playing, as a server would have it."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium
-import keras
-import numpy as np
-import tensorflow as tf
 
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
-from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
-from karpa_tf.export.signature import Signature
-from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
-from karpa_tf.recipes.families import common
-from karpa_tf.recipes.families.settings import TabularSettings
-from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
-from karpa_tf.rl.tabular import optimal_values, play_and_learn
+from karpa_tf.export.savedmodel import write_savedmodel
+from karpa_tf.recipe import EvaluateOptions, Evaluation, PredictOptions, Recipe
+from karpa_tf.rl.episodes import Policy, play, summary
+from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
-from karpa_tf.training.loop import Stage
-from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, writing
-from karpa_tf.training.step import Step
+from karpa_tf.training.run_folder import RunFolder
 
-# Seeds of the episodes that judge; those of training lie below.
-JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)
+S = TypeVar("S", bound=RunSettings)
 
 
-def make_env(config: TabularSettings) -> gymnasium.Env:
-    options = {"is_slippery": config.slippery} if config.env.startswith("FrozenLake") else {}
-    return make_tabular(config.env, **options)
-
-
-# --- Train ----------------------------------------------------------------------------------------
-
-
-def train(run: Run[TabularSettings], on_policy: bool) -> dict[str, float]:
-    """Trains into a run folder and returns the final figures.
-
-    Every random number is a function of the seed and the episode, those of the environment too: a run that
-    was stopped goes on to the same table.
-    """
-    config, folder = run.settings, run.folder
-    with contextlib.closing(make_env(config)) as env:
-        step = EpisodesStep(config, env, on_policy)
-        run.begin()
-        states, actions = step.values.shape
-        run.say(f"{config.env}: {states} states, {actions} actions; run {folder.path}")
-        run.fit(
-            Stage(step, length=config.episodes),
-            callbacks=[KeepTable(folder, step)],
-            shown=("return", "epsilon"),
-            unit="episodes",
-            period="episode",
-            lines_every=20,
-            tags={
-                "return": "episode/return",
-                "length": "episode/length",
-                "epsilon": "epsilon",
-                "learning_rate": "learning_rate",
-                "environment_steps_per_second": "speed/environment_steps_per_second",
-            },
-            every=1,
-            weights=lambda: {"q_values": np.array(step.table)},
-        )
-    return run.finish(lambda: Evaluation(**evaluate(folder)))
-
-
-class EpisodesStep(Step):
-    """The episodes up to the next point of the learning curve: the clock is theirs.
-
-    Attributes:
-        values: the table as a checkpoint holds it, float64 (states, actions).
-        table: the same in lists, which Python changes faster.
-    """
-
-    def __init__(self, config: TabularSettings, env: gymnasium.Env, on_policy: bool) -> None:
-        super().__init__()
-        self.config = config
-        self.env = env
-        self.on_policy = on_policy
-        assert isinstance(env.observation_space, gymnasium.spaces.Discrete)
-        shape = [int(env.observation_space.n), actions_of(env)[0]]
-        start = tf.fill(shape, tf.constant(config.initial_value, tf.float64))
-        self.values = tf.Variable(start, name="q_values")
-        self.table: list[list[float]] = self.values.numpy().tolist()
-        self.episode = 0
-
-    @property
-    def variables(self) -> Sequence[Any]:
-        return [self.values]
-
-    def get_state(self) -> dict[str, Any]:
-        self.values.assign(self.table)
-        return {"episode": self.episode}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.episode = state["episode"]
-        self.table = self.values.numpy().tolist()
-
-    def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
-        """Plays and learns; returns the means of the episodes."""
-        config = self.config
-        self.advance = min(config.log_every, config.episodes - self.episode)
-        start = time.perf_counter()
-        played = []
-        for episode in range(self.episode, self.episode + self.advance):
-            epsilon, learning_rate = schedule(config, episode)
-            try:
-                totals = play_and_learn(
-                    self.env,
-                    self.table,
-                    np.random.default_rng([config.seed, episode]),
-                    epsilon=epsilon,
-                    learning_rate=learning_rate,
-                    gamma=config.gamma,
-                    on_policy=self.on_policy,
-                )
-            except Exception as error:  # whatever an environment raises
-                raise UserError(
-                    f"--env: {config.env} failed in episode {episode}: {type(error).__name__}: "
-                    f"{' '.join(str(error).split())[:200].rstrip('. ')}."
-                ) from error
-            played.append(totals)
-        self.episode += self.advance
-        steps = sum(steps for _, steps in played)
-        return {
-            "return": float(np.mean([total for total, _ in played])),
-            "length": float(np.mean([steps for _, steps in played])),
-            "epsilon": epsilon,
-            "learning_rate": learning_rate,
-            "environment_steps_per_second": steps / (time.perf_counter() - start),
-        }
-
-
-class KeepTable(keras.callbacks.Callback):
-    """Writes the table into the run folder, with each checkpoint and at the end."""
-
-    def __init__(self, folder: RunFolder, step: EpisodesStep) -> None:
-        super().__init__()
-        self.folder = folder
-        self.step = step
-
-    def get_state(self) -> dict[str, Any]:
-        write_table(self.folder, np.array(self.step.table))
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        pass
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        write_table(self.folder, np.array(self.step.table))
-
-
-def schedule(config: TabularSettings, episode: int) -> tuple[float, float]:
-    """Returns epsilon and the learning rate of an episode."""
-    done = min(episode / (0.9 * config.episodes), 1.0)
-    epsilon = config.epsilon_start + (config.epsilon_end - config.epsilon_start) * done
-    done = episode / config.episodes
-    return epsilon, config.learning_rate + (config.learning_rate_end - config.learning_rate) * done
-
-
-def write_table(folder: RunFolder, table: np.ndarray) -> None:
-    """Writes the table, float32 (states, actions), whole or not at all."""
-    path = folder.assets / "q_values.npy"
-    temporary = folder.assets / ".tmp-q_values.npy"
-    with writing(path):
-        np.save(temporary, table.astype(np.float32))
-        temporary.replace(path)
-
-
-def read_table(folder: RunFolder) -> np.ndarray:
-    try:
-        return np.load(folder.assets / "q_values.npy")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{folder.assets / 'q_values.npy'} cannot be read ({error}); go on with `"
-            f"{folder.resume_command}`, or train again."
-        ) from None
-
-
-# --- Evaluate -------------------------------------------------------------------------------------
-
-
-def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
-    """Judges a run: 1,000 greedy episodes, played by a SavedModel, none of which training has seen.
-
-    Beside it a random policy and, where the environment says how it works, the best one that there is.
-    """
-    if data:
-        raise UserError(f"{folder.recipe} is judged in the run's own environment. Received: --data {data}.")
-    runtime.use_threads(1)
-    config = folder.open_config(TabularSettings)
-    with tempfile.TemporaryDirectory() as temporary:
-        write_savedmodel({"serving_default": signature(folder)}, Path(temporary) / "1", {})
-        served = load_signature(Path(temporary) / "1")
-    env = make_env(config)
-    actions, _ = actions_of(env)
-    generator = np.random.default_rng(0)
-    policies = {
-        "model": lambda states: served({"observation": states})["action"],
-        "random": lambda states: generator.integers(actions, size=len(states)),
-    }
-    best = optimal_values(env)
-    if best is not None:
-        policies["optimal"] = lambda states: best[states].argmax(axis=1)
-    env.close()
-    results = {
-        name: summary(play(lambda: make_env(config), policy, JUDGING_SEEDS)[0])
-        for name, policy in policies.items()
-    }
-    return {
-        "data": config.env,
-        "metrics": results.pop("model"),
-        "baselines": results,
-        "facts": {"seeds": f"{JUDGING_SEEDS[0]} to {JUDGING_SEEDS[-1]}"},
-    }
-
-
-def signature(folder: RunFolder) -> Signature:
-    """Returns the greedy policy of a run, as `predict` calls it and `export` writes it."""
-    table = tf.Variable(read_table(folder), trainable=False)
-    states = int(table.shape[0])
-
-    def act(observation: tf.Tensor) -> dict[str, tf.Tensor]:
-        q_values = tf.gather(table, observation)
-        return {"action": tf.argmax(q_values, axis=-1), "q_values": q_values}
-
-    def check(number: int, row: Mapping[str, Any]) -> None:
-        value = row["observation"]
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)  # from a .csv
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < states:
-            raise UserError(
-                f"Observation {number} must be a state, a whole number from 0 to {states - 1}. "
-                f"Received: {str(row['observation'])[:80]}."
-            )
-
-    return Signature(act, {"observation": tf.TensorSpec([None], tf.int64)}, resources=[table], check=check)
-
-
-# --- Export ---------------------------------------------------------------------------------------
-
-
-def export(folder: RunFolder, to: str | Path = "savedmodels", *, force: bool = False) -> dict[str, Any]:
-    """Writes the next version of `savedmodels/q-learning` or `sarsa`; returns its place and signatures."""
-    metrics = common.finished_metrics(folder)
-    chance = metrics["baselines"]["random"]["mean_return"]
-    if metrics["mean_return"] <= chance and not force:
-        raise UserError(
-            f"{folder.path} has not learned its task: mean return {metrics['mean_return']:.2f}, and a random "
-            f"policy's is {chance:.2f}; train longer, or --force."
-        )
-    signatures = {"serving_default": signature(folder)}
-    path = export_savedmodel(
-        signatures,
-        to,
-        folder.recipe,
-        examples=[{"observation": state} for state in range(min(4, len(read_table(folder))))],
-        model_card=model_card(folder, metrics),
-        force=force,
-    )
-    return {"savedmodel": str(path), "signatures": describe(signatures)}
-
-
-def model_card(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
-    config = folder.read_config()
-    return f"""# {folder.recipe}
-
-The greedy policy of a table of values, learned in {config["env"]}.
-
-- in: `observation` int64 [n], numbers of states
-- out: `action` int64 [n]; `q_values` float32 [n, actions], the expected discounted returns
-
-Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not discounted:
-
-{common.metrics_table(metrics, ["mean_return", "std_return", "min_return"], "policy")}
-
-{common.settings_list(folder)}
-"""
-
-
-# --- The recipe -----------------------------------------------------------------------------------
-
-
-class TabularRecipe(Recipe[TabularSettings]):
-    """What the recipes of tables do alike."""
+class EnvironmentRecipe(Recipe[S]):
+    """A recipe that learns in a Gymnasium environment, the one of its setting `env`."""
 
     # Its ops are so small that a second thread only makes the first one wait.
     threads = 1
-    # Whether it learns from the action that is taken next, or from the best one.
-    on_policy: ClassVar[bool]
+    # Seeds of the episodes that evaluate; those of training and of choosing a policy are others.
+    seeds: ClassVar[range]
 
-    def train(self, run: Run[TabularSettings]) -> dict[str, float]:
-        return train(run, self.on_policy)
+    @abstractmethod
+    def make_env(self, config: S) -> gymnasium.Env:
+        """Makes the environment."""
 
-    def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
-        return Evaluation(**evaluate(folder, options.data or None))
+    @abstractmethod
+    def first_action(self, folder: RunFolder) -> int:
+        """Returns the number of the environment's first action; policies number them from 0."""
 
-    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
-        return signature(folder)
+    @abstractmethod
+    def baselines(self, config: S) -> Mapping[str, Policy]:
+        """Returns policies to play beside the run's, by name."""
 
-    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
-        return Exported.of(export(folder, options.to, force=options.force))
+    def policy(self, folder: RunFolder) -> Policy:
+        """Returns a run's policy as TensorFlow Serving would have it: out of a SavedModel."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "1"
+            signatures = {"serving_default": self.signature(folder, PredictOptions())}
+            write_savedmodel(signatures, path, {})
+            served = load_signature(path)
+        first = self.first_action(folder)
+        return lambda observations: served({"observation": observations})["action"] - first
+
+    def evaluate(self, folder: RunFolder, options: EvaluateOptions, step: int | None = None) -> Evaluation:
+        """Plays greedy episodes with a SavedModel, none of which training has seen; so do the baselines."""
+        if options.data:
+            raise UserError(
+                f"{folder.recipe} is evaluated in the run's own environment and takes no --data. "
+                f"Received: {options.data}."
+            )
+        runtime.use_threads(self.threads)
+        config: Any = folder.open_config(self.about.settings)
+        policies = {"model": self.policy(folder), **self.baselines(config)}
+        results = {
+            name: summary(play(lambda: self.make_env(config), policy, self.seeds)[0])
+            for name, policy in policies.items()
+        }
+        return Evaluation(
+            data=config.env,
+            metrics=results.pop("model"),
+            baselines=results,
+            facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
+        )

@@ -43,6 +43,7 @@ from karpa_tf.reports.classification import (
     write_classification,
     write_image,
 )
+from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.pictures import error_grid, explanation, sample_grid, write_png
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
@@ -557,8 +558,7 @@ def export(
         force: export even what has not learned its task.
     """
     trained = open_model(network, folder)
-    chance = (folder.read_metrics() or {}).get("baselines", {}).get("most frequent", {}).get("accuracy", 0.0)
-    metrics = common.learned_or_refuse(folder, "accuracy", chance, force)
+    metrics = common.learned_or_refuse(folder, "accuracy", "most frequent", force)
     own = open_data(network, trained.config).splits
     served = _signature(network, trained)
     examples = [{"image": image.tolist()} for image in _bare(own["validation"].pixels[:4])]
@@ -618,9 +618,9 @@ Says which of {len(trained.names)} classes an image shows. Trained on {config.da
 
 On {metrics["facts"]["images"]} held-out images:
 
-{common.metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
+{metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
 {note}
-{common.settings_list(folder)}
+{settings_list(folder.read_config())}
 """
 
 

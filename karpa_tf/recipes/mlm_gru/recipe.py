@@ -27,6 +27,7 @@ from karpa_tf.models import build_mlm_gru
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported, Recipe
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.words import Claim, explain_words
+from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Evaluator
 from karpa_tf.training.evaluation import evaluate as evaluate_model
@@ -396,12 +397,12 @@ pieces, trained on {config["data"]}.
 
 On the test split, at the same masked positions (`bigram` sees both true neighbours):
 
-{common.metrics_table(metrics, ["loss", "perplexity", "top1_accuracy", "top5_accuracy"])}
+{metrics_table(metrics, ["loss", "perplexity", "top1_accuracy", "top5_accuracy"])}
 
 It reads windows of {config["sequence_length"]} pieces around each mask, and knows the text it was trained
 on: expect little of other kinds of text.
 
-{common.settings_list(folder)}
+{settings_list(folder.read_config())}
 """
 
 

@@ -1,8 +1,8 @@
-"""`q-learning`: see `families/environments.py`."""
+"""`q-learning`: see `families/tabular.py`."""
 
 from __future__ import annotations
 
-from karpa_tf.recipes.families.environments import TabularRecipe
+from karpa_tf.recipes.families.tabular import TabularRecipe
 
 from . import ABOUT
 

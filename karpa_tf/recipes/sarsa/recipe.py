@@ -1,8 +1,8 @@
-"""`sarsa`: see `families/environments.py`."""
+"""`sarsa`: see `families/tabular.py`."""
 
 from __future__ import annotations
 
-from karpa_tf.recipes.families.environments import TabularRecipe
+from karpa_tf.recipes.families.tabular import TabularRecipe
 
 from . import ABOUT
 
