@@ -54,7 +54,7 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     from karpa_tf.recipes.bert_classifier.recipe import Classify
     from karpa_tf.recipes.families import encoders as bert
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
-    from karpa_tf.training.loop import Outputs
+    from karpa_tf.training.evaluation import Outputs
 
     config = BertClassifierSettings(
         data=str(arguments.data),

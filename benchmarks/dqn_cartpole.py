@@ -8,7 +8,7 @@ Python environment, one step and one gradient step a call).
     python benchmarks/dqn_cartpole.py [--seeds 10] [--peers 3] [--picture docs/dqn.svg]
 
 The last line is one JSON object. `sb3_time` is Stable-Baselines3's median time of `learn` over our median
-time of all that `train` does, from its first line to the certificate and the last file: tracing, judging,
+time of all that `train` does, from its first line to the certificate and the last file: tracing, evaluating,
 TensorBoard, checkpoints, filmstrip. `sb3_process` is the same with the imports of both, `sb3_cpu` that in
 processor time. `stock_*` are TF-Agents' times of a step over ours.
 """
@@ -87,8 +87,8 @@ def side_speed(smoke: bool) -> dict[str, float]:
     learner.run(8)
     tracing = time.perf_counter() - start
     start = time.perf_counter()
-    learner.judge(20, 1)
-    judge_tracing = time.perf_counter() - start
+    learner.evaluate(20, 1)
+    evaluation_tracing = time.perf_counter() - start
     learner.run(1008 if smoke else 2000)  # it trains after a thousand
     steps, gradients = int(learner.environment_steps.numpy()), int(learner.gradient_steps.numpy())
     start = time.perf_counter()
@@ -108,7 +108,7 @@ def side_speed(smoke: bool) -> dict[str, float]:
         **both,
         "build_seconds": build,
         "tracing_seconds": tracing,
-        "judge_tracing_seconds": judge_tracing,
+        "evaluation_tracing_seconds": evaluation_tracing,
         "collect_step_seconds": collect,
         "gradient_step_seconds": train,
     }

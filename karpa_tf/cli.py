@@ -228,7 +228,7 @@ def _train(words: Sequence[str]) -> int:
 
     if not runtime.will_be_chief(config):
         # One worker makes the folder, writes and speaks; the others only read from it, to resume.
-        loaded.train(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
+        loaded.start(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
         return _done(args, {"run": None, "metrics": {}})
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:], code)
@@ -236,7 +236,7 @@ def _train(words: Sequence[str]) -> int:
         with run_folder.locked(folder.path):
             if code and code != folder.code:  # it was moved
                 folder.write_environment(config.seed, code=code)
-            metrics = loaded.train(config, folder, resume=bool(args.resume))
+            metrics = loaded.start(config, folder, resume=bool(args.resume))
     except KeyboardInterrupt:
         said = "Stopped before the first step; nothing is kept."
         go_on = folder.resume_command
@@ -326,7 +326,7 @@ def _predict(words: Sequence[str]) -> int:
         signature = _load(recipe).signature(folder, options)
     for note in given.notes:
         print(note, file=sys.stderr)
-    outputs = signature.predict(asked.inputs, broken="skip")
+    outputs = signature.predict(asked.inputs, broken="skip", read=rows.read_value)
     if args.output:
         for note in rows.write(args.output, asked.given, outputs, signature.names):
             print(note, file=sys.stderr)

@@ -25,6 +25,7 @@ from karpa_tf.settings import Fields, RunSettings, option, read_settings
 
 if TYPE_CHECKING:
     from karpa_tf.export.signature import Signature
+    from karpa_tf.training.run import Run
     from karpa_tf.training.run_folder import RunFolder
 
 # The group of entry points by which an installed package names recipes of its own.
@@ -187,10 +188,22 @@ class Recipe(ABC, Generic[Settings]):
     """A system: how it trains, is evaluated, and what it serves."""
 
     about: ClassVar[About]
+    # Threads that TensorFlow uses in training; None: as many as there are cores.
+    threads: ClassVar[int | None] = None
+
+    def start(self, settings: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+        """Trains into a run folder and returns the final figures; with `folds`, a run a fold."""
+        from karpa_tf.training.run import Run
+
+        if getattr(settings, "folds", 0) and not getattr(settings, "fold", 0):
+            from karpa_tf.recipes.families.folds import cross_validate
+
+            return cross_validate(self, settings, folder, resume=resume)
+        return self.train(Run(folder, settings, resume=resume, threads=self.threads))
 
     @abstractmethod
-    def train(self, config: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        """Trains into a run folder and returns the final figures."""
+    def train(self, run: Run[Settings]) -> dict[str, float]:
+        """Trains and returns the final figures, those of `run.finish`."""
 
     @abstractmethod
     def evaluate(self, folder: RunFolder, options: Any) -> Evaluation:

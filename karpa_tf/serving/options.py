@@ -1,4 +1,4 @@
-"""What `karpa-tf serve` can be told: a documented line a flag. Imports nothing heavy.
+"""The flags of `karpa-tf serve`, each with its line of `--help`. Imports nothing heavy.
 
 Where TensorFlow Serving has the same flag, it has the same name.
 """

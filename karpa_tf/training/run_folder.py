@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
-from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.errors import UserError, did_you_mean, writing
 from karpa_tf.recipe import all_recipes, find_recipe
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
@@ -370,15 +370,3 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that is there whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write below `path` into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason}; free some space or choose another folder."
-        ) from error

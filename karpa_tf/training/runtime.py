@@ -87,8 +87,12 @@ def _cpu_flags() -> set[str]:
         return set()
 
 
-def prepare(config: TrainingSettings) -> tf.distribute.Strategy:
-    """Sets up this process for a run, and makes `config.precision` definite.
+def prepare(config: RunSettings, threads: int | None = None) -> tf.distribute.Strategy:
+    """Sets up this process for a run, and makes `config.precision` definite, if it has one.
+
+    Args:
+        config: of the run.
+        threads: that TensorFlow uses; None: as many as there are cores.
 
     Returns:
         The strategy under whose scope the model is to be built.
@@ -97,11 +101,13 @@ def prepare(config: TrainingSettings) -> tf.distribute.Strategy:
         UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`, or the CPU cannot do what
             `precision` says.
     """
-    use_threads()
+    use_threads(threads)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(config.strategy)
+    strategy = make_strategy(getattr(config, "strategy", "none"))
     keras.utils.set_random_seed(config.seed)
+    if not isinstance(config, TrainingSettings):
+        return strategy
     if config.precision == "auto":
         config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
     elif config.precision == "mixed_bfloat16" and bfloat16_is_broken():

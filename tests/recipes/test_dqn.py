@@ -25,7 +25,7 @@ from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DQN, own_process
 from tests.rl.test_episodes import MODULE
-from tests.training.test_loop import read_events
+from tests.training.helpers import read_events
 
 # TF-Agents' pins end at Python 3.11.
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="TF-Agents needs Python 3.11")

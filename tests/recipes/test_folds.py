@@ -13,11 +13,11 @@ import yaml
 
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
-from karpa_tf.recipes import folds
 from karpa_tf.recipes.bert_classifier import BertClassifierSettings
 from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
 from karpa_tf.recipes.bert_tagger import BertTaggerSettings
 from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
+from karpa_tf.recipes.families import folds
 from karpa_tf.recipes.families import images as vision
 from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
 from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp

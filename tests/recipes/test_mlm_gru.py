@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.models import build_mlm_gru
 from karpa_tf.recipes.mlm_gru import MlmGruSettings
 from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 from tests.conftest import TINY, make_text
 
 

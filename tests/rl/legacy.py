@@ -9,12 +9,14 @@ import gymnasium
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tf_agents.agents.dqn import dqn_agent
 from tf_agents.environments import tf_py_environment
 from tf_agents.environments import utils as environment_utils
 from tf_agents.replay_buffers import tf_uniform_replay_buffer
 from tf_agents.trajectories import time_step as ts
 
+from karpa_tf import private
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes.dqn import DqnSettings
 from karpa_tf.rl import dqn
@@ -171,7 +173,7 @@ def test_epsilon_falls_to_its_end() -> None:
 
 def test_it_trains_and_copies_the_network_when_it_should() -> None:
     learner = dqn.Learner(DqnSettings(**TINY, target_update_period=4))
-    target = learner.agent._target_q_network
+    target = learner.target_network
     before = [v.numpy() for v in target.variables]
     learner.run(63)
     for a, b in zip(before, target.variables, strict=True):
@@ -197,7 +199,7 @@ def test_who_restores_the_variables_goes_on_to_the_bit(settings) -> None:
         variable.assign(value)
     for mine, theirs in zip(final(learner), final(other), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_array_equal(learner.judge(5, 3)[0], other.judge(5, 3)[0])
+    np.testing.assert_array_equal(learner.evaluate(5, 3)[0], other.evaluate(5, 3)[0])
 
 
 def test_seeds_differ_and_agree() -> None:
@@ -223,7 +225,7 @@ def test_windows_over_a_cut_do_not_count() -> None:
     assert dqn.within_an_episode(single) is None
 
 
-def test_a_greedy_judgement_is_that_of_gymnasium() -> None:
+def test_a_greedy_evaluation_is_that_of_gymnasium() -> None:
     """The policy "push towards where the pole leans" plays in both, from the same first states."""
     from karpa_tf.rl.environment import cartpole_returns, cartpole_start
 
@@ -264,3 +266,22 @@ def test_an_observation_that_is_not_a_number_is_an_error() -> None:
     environment.reset()
     with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
         environment.step(np.array([0], np.int32))
+
+
+# --- Private parts (`karpa_tf.private`)
+
+
+def test_the_slots_of_a_legacy_optimizer_are_made_before_its_first_step() -> None:
+    optimizer = tf_keras.optimizers.legacy.Adam()
+    variable = tf.Variable([1.0])
+    assert not optimizer.variables()
+    private.create_optimizer_variables(optimizer, [variable])
+    made = [v.ref() for v in optimizer.variables()]
+    optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+    assert made == [v.ref() for v in optimizer.variables()] and len(made) == 3  # the step, two moments
+
+
+def test_the_counter_of_the_target_network_counts_updates() -> None:
+    learner = dqn.Learner(DqnSettings(**TINY, target_update_period=3))
+    learner.run(80)
+    assert private.target_update_counter(learner.agent).numpy() == learner.gradient_steps.numpy() > 0

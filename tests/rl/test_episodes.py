@@ -37,7 +37,7 @@ def test_playing_in_step_is_playing_one_by_one() -> None:
         assert returns[seed] == total
 
 
-def test_seeds_that_judge_are_none_of_those_that_train() -> None:
+def test_seeds_that_evaluate_are_none_of_those_that_train() -> None:
     from karpa_tf.recipes.dqn import DqnSettings
 
     with pytest.raises(UserError, match="seed must be at least 0 and below 1000000"):

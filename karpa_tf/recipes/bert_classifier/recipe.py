@@ -23,7 +23,6 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import dense_features, encode_texts, pack_texts, rows_of, sequence_batches
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import Columns, Rows, Table, label_ids, open_table, open_test_rows, shared_rows
-from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -39,15 +38,16 @@ from karpa_tf.recipe import (
     PredictOptions,
     Recipe,
 )
-from karpa_tf.recipes import common, folds
-from karpa_tf.recipes.families import encoders
+from karpa_tf.recipes.families import common, encoders, folds
 from karpa_tf.recipes.families.settings import BertExportOptions
-from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
-from karpa_tf.training.loop import Outputs
-from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.run import Run, check_data
+from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import WordPiece
 
 from . import ABOUT, BertClassifierSettings
 
@@ -76,13 +76,13 @@ def make_batches(
     wordpiece: WordPiece,
     *,
     training: bool,
-    tell: Callable[[str], Any] = lambda line: None,
+    say: Callable[[str], Any] = lambda line: None,
 ) -> tuple[Batches, np.ndarray]:
     """Returns batches of labelled texts, and, if not for training, the rows in the order of the batches."""
     sequences = encode_texts(wordpiece, rows.texts, rows.texts_b, config.sequence_length)
     if sequences.cut:
         are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
-        tell(
+        say(
             f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
             f"{were} cut; --sequence_length reads more."
         )
@@ -111,7 +111,7 @@ def build_on(config: BertClassifierSettings, names: Sequence[str]) -> Callable[[
     )
 
 
-def judge_rows(outputs: Outputs, order: np.ndarray) -> np.ndarray:
+def probabilities_of(outputs: Outputs, order: np.ndarray) -> np.ndarray:
     """Returns probabilities float32 (rows, classes), in the order of the rows."""
     logits = np.concatenate([batch for batch, _, _ in outputs])[order >= 0]
     result = np.zeros_like(logits)
@@ -122,49 +122,41 @@ def judge_rows(outputs: Outputs, order: np.ndarray) -> np.ndarray:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: BertClassifierSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(run: Run[BertClassifierSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
-    if config.folds and not config.fold:
-        return folds.cross_validate(train, config, folder, resume=resume)
-    strategy = runtime.prepare(config)
-    chief = runtime.is_chief(strategy)
-    tell = common.printer(chief)
+    config, folder = run.settings, run.folder
     config.learning_rate = config.learning_rate or encoders.default_learning_rate(config)
     table = open_data(config)
     rows = table.splits
     names = table.record.labels
-    shrunk = folds.shrink_batch(config, len(rows["train"]), strategy.num_replicas_in_sync)
-    common.begin_run(
-        folder, config, resume=resume, record=table.record, chief=chief, strategy=config.strategy
-    )
-    for note in filter(None, [*table.notes, shrunk]):
-        tell(note)
-    start = encoders.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []), tell)
-    tell(
+    shrunk = folds.shrink_batch(config, len(rows["train"]), run.strategy.num_replicas_in_sync)
+    run.begin(table.record)
+    run.say(*table.notes, shrunk)
+    start = encoders.make_start(config, folder, rows["train"].texts + (rows["train"].texts_b or []))
+    run.say(
         f"{config.data}: {len(rows['train']):,} texts to learn from, {len(rows['validation']):,} for "
-        f"validation, {len(rows['test']):,} to test; {len(names)} labels; run {folder.path}"
+        f"validation, {len(rows['test']):,} to test; {len(names)} labels; run {folder.path}",
+        folds.thin_test(config, len(rows["test"]), rows["test"].labels, names, table.brings_test),
     )
-    if thin := folds.thin_test(config, len(rows["test"]), rows["test"].labels, names, table.brings_test):
-        tell(thin)
-    data, _ = make_batches(config, rows["train"], names, start.wordpiece, training=True, tell=tell)
+    data, _ = make_batches(config, rows["train"], names, start.wordpiece, training=True, say=run.say)
     held_out, order = make_batches(config, rows["validation"], names, start.wordpiece, training=False)
-    if chief:
+    if run.chief:
         encoders.save_start(start, folder)
-        write_json(folder.assets / "labels.json", names)
+    run.write_asset("labels.json", names)
 
-    weights = encoders.pretrain(config, folder, start, rows["train"].texts, tell, resume, strategy)
-    with strategy.scope():
+    weights = encoders.pretrain(run, start, rows["train"].texts)
+    with run.strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names)(encoder)
         encoders.put_weights(model, start, weights, config.init)
         encoders.apply_method(model, config)
-    tell(encoders.describe_training(config, model, data, start))
+    run.say(encoders.describe_training(config, model, data, start))
 
     outputs = Outputs(model, held_out)
     labels = label_ids(rows["validation"].labels, names, config.data)
 
-    def judge() -> dict[str, float]:
-        return classification_metrics(labels, judge_rows(outputs, order))
+    def validation() -> dict[str, float]:
+        return classification_metrics(labels, probabilities_of(outputs, order))
 
     pooled = keras.Model(model.input, model.get_layer("pool").output)
 
@@ -178,26 +170,16 @@ def train(config: BertClassifierSettings, folder: RunFolder, *, resume: bool = F
             "text": [shown.texts[i][:80] for i in order],
         }
 
-    history, best = encoders.fine_tune(
-        config,
-        folder,
+    encoders.fine_tune(
+        run,
         model,
         data,
-        judge,
+        validation,
         monitor=config.metric,
         metrics=TRAINING_METRICS,
         projector=projector,
-        resume=resume,
-        strategy=strategy,
     )
-    if not chief:
-        runtime.wait_for_all(strategy)
-        return {}
-    step = len(history) * data.steps_per_epoch
-    result = evaluate(folder, step=step)
-    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
-    runtime.wait_for_all(strategy)
-    return metrics
+    return run.finish(lambda: Evaluation(**evaluate(folder, step=run.steps)))
 
 
 # --- Evaluate -------------------------------------------------------------------------------------
@@ -223,7 +205,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     table = open_data(config)
-    common.check_data(folder, config.data, table.record)
+    check_data(folder, config.data, table.record)
     if data:
         rows, where = open_test_rows(data, Columns(config.text, config.label, config.text_b)), data
         for note in rows.notes:
@@ -233,7 +215,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
         rows, where = table.splits[split], f"{config.data} ({split} split)"
     labels = label_ids(rows.labels, names, where)
     batches, order = make_batches(config, rows, names, start.wordpiece, training=False)
-    probabilities = judge_rows(Outputs(model, batches), order)
+    probabilities = probabilities_of(Outputs(model, batches), order)
     metrics = classification_metrics(labels, probabilities)
     known = table.splits["train"]
     if step is not None:
@@ -351,7 +333,7 @@ def export(
 
         def accuracy(model: keras.Model) -> float:
             batches, order = make_batches(config, rows, names, start.wordpiece, training=False)
-            return float((judge_rows(Outputs(model, batches), order).argmax(1) == labels).mean())
+            return float((probabilities_of(Outputs(model, batches), order).argmax(1) == labels).mean())
 
         before = accuracy(model)
         encoders.quantize(model)
@@ -415,10 +397,8 @@ class BertClassifier(Recipe[BertClassifierSettings]):
 
     about = ABOUT
 
-    def train(
-        self, config: BertClassifierSettings, folder: RunFolder, *, resume: bool = False
-    ) -> dict[str, float]:
-        return train(config, folder, resume=resume)
+    def train(self, run: Run[BertClassifierSettings]) -> dict[str, float]:
+        return train(run)
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
         return Evaluation(**evaluate(folder, options.data or None))

@@ -41,7 +41,6 @@ from karpa_tf.data.tags import (
     open_test_sentences,
     shared_sentences,
 )
-from karpa_tf.data.vocabulary import WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
@@ -57,15 +56,16 @@ from karpa_tf.recipe import (
     PredictOptions,
     Recipe,
 )
-from karpa_tf.recipes import common, folds
-from karpa_tf.recipes.families import encoders
+from karpa_tf.recipes.families import common, encoders, folds
 from karpa_tf.recipes.families.settings import BertExportOptions
-from karpa_tf.recipes.words import Claim, explain_words
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.tagging import format_type_table, write_tagging
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
-from karpa_tf.training.loop import Outputs
-from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.run import Run, check_data
+from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import WordPiece
 
 from . import ABOUT, BertTaggerSettings
 
@@ -231,52 +231,44 @@ def build_on(
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: BertTaggerSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(run: Run[BertTaggerSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
-    if config.folds and not config.fold:
-        return folds.cross_validate(train, config, folder, resume=resume)
-    strategy = runtime.prepare(config)
-    chief = runtime.is_chief(strategy)
-    tell = common.printer(chief)
+    config, folder = run.settings, run.folder
     config.learning_rate = config.learning_rate or encoders.default_learning_rate(config)
     tagged = open_data(config)
-    for note in tagged.notes:
-        tell(note)
+    run.say(*tagged.notes)
     splits = tagged.splits
     names = tagged.record.labels
-    shrunk = folds.shrink_batch(config, len(splits["train"]), strategy.num_replicas_in_sync)
-    common.begin_run(
-        folder, config, resume=resume, record=tagged.record, chief=chief, strategy=config.strategy
-    )
+    shrunk = folds.shrink_batch(config, len(splits["train"]), run.strategy.num_replicas_in_sync)
+    run.begin(tagged.record)
     texts = [" ".join(sentence.words) for sentence in splits["train"]]
-    start = encoders.make_start(config, folder, texts, tell)
-    tell(
-        f"{config.data}: {len(splits['train']):,} sentences to learn from, {len(splits['validation']):,} for "
-        f"validation, {len(splits['test']):,} to test; {len(names) // 2} types; run {folder.path}"
-    )
+    start = encoders.make_start(config, folder, texts)
     entities = [tag[2:] for sentence in splits["test"] for tag in sentence.tags if tag[:2] == "B-"]
     types = [name[2:] for name in names if name[:2] == "B-"]
-    thin = folds.thin_test(config, len(splits["test"]), entities, types, tagged.brings_test)
-    for note in filter(None, [shrunk, thin]):
-        tell(note)
+    run.say(
+        f"{config.data}: {len(splits['train']):,} sentences to learn from, {len(splits['validation']):,} for "
+        f"validation, {len(splits['test']):,} to test; {len(names) // 2} types; run {folder.path}",
+        shrunk,
+        folds.thin_test(config, len(splits["test"]), entities, types, tagged.brings_test),
+    )
     data = make_batches(config, splits["train"], names, start.wordpiece, training=True).batches
     held_out = make_batches(config, splits["validation"], names, start.wordpiece, training=False)
-    if chief:
+    if run.chief:
         encoders.save_start(start, folder)
-        write_json(folder.assets / "tags.json", names)
+    run.write_asset("tags.json", names)
 
-    weights = encoders.pretrain(config, folder, start, texts, tell, resume, strategy)
-    with strategy.scope():
+    weights = encoders.pretrain(run, start, texts)
+    with run.strategy.scope():
         encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_on(config, names, start.wordpiece)(encoder)
         encoders.put_weights(model, start, weights, config.init)
         encoders.apply_method(model, config)
-    tell(encoders.describe_training(config, model, data, start))
+    run.say(encoders.describe_training(config, model, data, start))
 
     outputs = Outputs(model, held_out.batches)
     true = [list(sentence.tags) for sentence in splits["validation"]]
 
-    def judge() -> dict[str, float]:
+    def validation() -> dict[str, float]:
         predicted, probabilities = predict_tags(outputs, held_out, names)
         return tag_metrics(true, predicted) | {"loss": _loss(probabilities, true, names)}
 
@@ -292,26 +284,16 @@ def train(config: BertTaggerSettings, folder: RunFolder, *, resume: bool = False
             "word": words[:_PROJECTED],
         }
 
-    history, best = encoders.fine_tune(
-        config,
-        folder,
+    encoders.fine_tune(
+        run,
         model,
         data,
-        judge,
+        validation,
         monitor="f1_strict",
         metrics=TRAINING_METRICS,
         projector=projector,
-        resume=resume,
-        strategy=strategy,
     )
-    if not chief:
-        runtime.wait_for_all(strategy)
-        return {}
-    step = len(history) * data.steps_per_epoch
-    result = evaluate(folder, step=step)
-    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
-    runtime.wait_for_all(strategy)
-    return metrics
+    return run.finish(lambda: Evaluation(**evaluate(folder, step=run.steps)))
 
 
 def _loss(probabilities: np.ndarray, true: Sequence[Sequence[str]], names: Sequence[str]) -> float:
@@ -346,7 +328,7 @@ def evaluate(folder: RunFolder, data: str | None = None, step: int | None = None
     runtime.use_threads()
     config, names, start, model = open_model(folder)
     tagged = open_data(config)
-    common.check_data(folder, config.data, tagged.record)
+    check_data(folder, config.data, tagged.record)
     if data:
         notes: list[str] = []
         sentences, where = open_test_sentences(data, config.broken, notes), data
@@ -543,10 +525,8 @@ class BertTagger(Recipe[BertTaggerSettings]):
 
     about = ABOUT
 
-    def train(
-        self, config: BertTaggerSettings, folder: RunFolder, *, resume: bool = False
-    ) -> dict[str, float]:
-        return train(config, folder, resume=resume)
+    def train(self, run: Run[BertTaggerSettings]) -> dict[str, float]:
+        return train(run)
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
         return Evaluation(**evaluate(folder, options.data or None))

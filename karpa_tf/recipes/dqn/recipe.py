@@ -9,8 +9,6 @@ legacy Keras (`karpa_tf.rl.dqn`); judging, predicting and serving what was learn
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,8 +32,8 @@ from karpa_tf.export.savedmodel import (
 from karpa_tf.export.signature import Signature
 from karpa_tf.models import build_q_network
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
-from karpa_tf.recipes import common
-from karpa_tf.reports.tensorboard import cut_events, write_final, write_hparams
+from karpa_tf.recipes.families import common
+from karpa_tf.reports.classification import event_writer, write_image
 from karpa_tf.rl import has_tf_agents
 from karpa_tf.rl.episodes import (
     CERTIFICATE_SEEDS,
@@ -51,10 +49,10 @@ from karpa_tf.rl.episodes import (
     summary,
 )
 from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import Progress
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import Diverged, stop_signal
+from karpa_tf.training.loop import Diverged, Stage
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, write_json, writing
+from karpa_tf.training.step import Step
 
 from . import ABOUT, DqnSettings
 
@@ -71,105 +69,94 @@ _EVERY = 10
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: DqnSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(run: Run[DqnSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the best policy's certificate."""
-    # Its ops are so small that a second thread only makes the first one wait.
-    runtime.use_threads(1)
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(config.seed)
     from karpa_tf.rl.dqn import Learner
 
-    common.begin_run(folder, config, resume=resume)
+    config, folder = run.settings, run.folder
+    run.begin()
     learner = Learner(config)
     if config.init:
         learner.set_weights(weights_of(config.init, config))
-    best = BestPolicy(config, folder, learner)
-    checkpoints = Checkpoints(
-        folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
-    )
-    saved = checkpoints.restore(learner.variables) if resume else None
-    begin = int(learner.environment_steps.numpy())
-    episodes = 0
-    if saved:
-        best.set_state(saved["best"])
-        episodes = saved["episodes"]
-    log = Log(config, folder, learner, resumed_at=begin if saved else None)
-    progress = Progress(
-        config.environment_steps,
-        units_per_step=1,
+    step = DqnStep(config, learner)
+    best = BestPolicy(folder, step)
+    run.say(f"{config.env}: {config.environments} side by side; run {folder.path}")
+    run.fit(
+        Stage(step, length=config.environment_steps, validation=best.evaluate),
+        callbacks=[best],
+        shown=("episodes", "return", "epsilon"),
         unit="environment steps",
-        shown=("episodes", "return", "greedy_return", "epsilon"),
         period="step",
+        lines_every=_EVERY,
+        tags={
+            "return": "episode/return",
+            "length": "episode/length",
+            "loss": "batch/loss",
+            "q": "q",
+            "epsilon": "epsilon",
+            "gradient_steps_per_second": "speed/gradient_steps_per_second",
+        },
+        every=1,
+        graph=learner.graph,
+        weights=lambda: {f"weights/{v.name.split(':')[0]}": v for v in learner.q_network.variables},
+        weights_every=_EVERY,
     )
-    progress.on_resume(begin)
-    print(f"{config.env}: {config.environments} side by side; run {folder.path}", file=sys.stderr)
-
-    def save() -> None:
-        best.write()
-        log.flush()
-        state = {"best": best.get_state(), "episodes": episodes}
-        checkpoints.save(int(learner.environment_steps.numpy()), learner.variables, state)
-
-    progress.on_train_begin()
-    try:
-        with stop_signal() as stopping:
-            while (steps := int(learner.environment_steps.numpy())) < config.environment_steps:
-                if best.perfect:
-                    break
-                start = time.perf_counter()
-                try:
-                    figures = learner.run(min(config.judge_every, config.environment_steps - steps))
-                except tf.errors.OpError as error:
-                    raise _explained(error, config.env, steps) from error
-                seconds = time.perf_counter() - start
-                checkpoints.begin()
-                greedy = best.judge()
-                episodes += int(figures["episodes"])
-                log.write(figures, greedy, seconds, best.number)
-                # Where no episode has ended, there is no return, and before training no loss.
-                shown = {
-                    "episodes": episodes,
-                    **{name: figures[name] for name in ("return",) if name in figures},
-                    "greedy_return": greedy,
-                    "epsilon": figures["epsilon"],
-                }
-                loss = {name: figures[name] for name in ("loss",) if name in figures}
-                now = int(learner.environment_steps.numpy())
-                progress.on_train_batch_end(0, {**loss, **shown}, steps=now - steps)
-                if best.number % _EVERY == 0 or best.perfect or now >= config.environment_steps:
-                    progress.on_epoch_end(now - 1, shown)
-                if stopping.is_set():
-                    save()
-                    raise KeyboardInterrupt
-                if checkpoints.due():
-                    save()
-            save()
-    finally:
-        checkpoints.release()
-        progress.on_train_end()
-        log.flush()
-
-    steps = int(learner.environment_steps.numpy())
-    if best.perfect and steps < config.environment_steps:
-        print(
-            f"Stopped early, after {steps:,} of {config.environment_steps:,} environment steps: the policy "
-            f"reached a return of {config.target_return:g} in each of {LAST_EPISODES:,} fresh episodes.",
-            file=sys.stderr,
+    if best.perfect and run.steps < config.environment_steps:
+        run.say(
+            f"Stopped early, after {run.steps:,} of {config.environment_steps:,} environment steps: the "
+            f"policy reached a return of {config.target_return:g} in each of {LAST_EPISODES:,} fresh "
+            "episodes."
         )
-    result = evaluate(folder)
     try:
-        log.film(play_with(load_policy(folder), learner.first_action), steps)
+        policy = play_with(load_policy(folder), learner.first_action)
+        pictures = strip(film(config.env, policy, CERTIFICATE_SEEDS[0]))
+        with event_writer(folder.path / "validation"):
+            write_image(run.steps, "filmstrip", pictures)
     except CannotBeDrawn as error:
-        print(f"No film of an episode: {error}", file=sys.stderr)
-    metrics = {
-        **result["metrics"],
-        "best_step": best.step,
-        "gradient_steps": int(learner.gradient_steps.numpy()),
-    }
-    folder.write_metrics({**metrics, "baselines": result["baselines"], "facts": result["facts"]})
-    write_final(folder.path, metrics, steps)
-    return metrics
+        run.say(f"No film of an episode: {error}")
+    gradient_steps = int(learner.gradient_steps.numpy())
+    return run.finish(
+        lambda: Evaluation(**evaluate(folder)), best_step=best.step, gradient_steps=gradient_steps
+    )
+
+
+class DqnStep(Step):
+    """Some environment steps, with the gradient steps between them: the clock is the environment's."""
+
+    def __init__(self, config: DqnSettings, learner: Learner) -> None:
+        super().__init__()
+        self.config = config
+        self.learner = learner
+        self.episodes = 0
+
+    @property
+    def variables(self) -> Sequence[Any]:
+        return self.learner.variables
+
+    def get_state(self) -> dict[str, Any]:
+        return {"episodes": self.episodes}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.episodes = state["episodes"]
+
+    def _counts(self) -> tuple[int, int]:
+        return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
+
+    def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
+        """Collects and trains until the next evaluation of the policy; see `Learner.run`."""
+        config = self.config
+        steps, gradient_steps = self._counts()
+        start = time.perf_counter()
+        try:
+            figures = self.learner.run(min(config.judge_every, config.environment_steps - steps))
+        except tf.errors.OpError as error:
+            raise _explained(error, config.env, steps) from error
+        seconds = time.perf_counter() - start
+        now, gradient_steps_now = self._counts()
+        self.advance = now - steps
+        self.episodes += int(figures["episodes"])
+        speed = (gradient_steps_now - gradient_steps) / seconds
+        return {**figures, "episodes": self.episodes, "gradient_steps_per_second": speed}
 
 
 def _explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
@@ -186,8 +173,8 @@ def _explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
     return error
 
 
-class BestPolicy:
-    """Judges the greedy policy as training goes, and keeps the weights of the best one.
+class BestPolicy(keras.callbacks.Callback):
+    """Evaluates the greedy policy as training goes, and keeps the weights of the best one.
 
     DQN forgets: the last policy is often not the best, and may be a bad one. A policy plays `judge_episodes`
     first; if none was better there, 100 more, whose mean decides. One that reached `target_return` in all of
@@ -195,10 +182,12 @@ class BestPolicy:
     training does not see, and their steps are counted.
     """
 
-    def __init__(self, config: DqnSettings, folder: RunFolder, learner: Learner) -> None:
-        self.config = config
+    def __init__(self, folder: RunFolder, training: DqnStep) -> None:
+        super().__init__()
         self.folder = folder
-        self.learner = learner
+        self.training = training
+        self.learner = training.learner
+        self.config = training.config
         self.mean: float | None = None
         self.step = 0
         self.number = 0
@@ -206,14 +195,14 @@ class BestPolicy:
         self.perfect = False
         self._played = 0
         self._weights: list[np.ndarray] | None = None
-        self._model: keras.Model | None = None
+        self._network: keras.Model | None = None
 
-    def judge(self) -> float:
-        """Judges the present weights and returns the mean return of the first episodes."""
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates the present weights and returns the mean return of the first episodes."""
         self.number += 1
         first = self._play(self.config.judge_episodes)
         if self.mean is not None and first.mean() < self.mean:
-            return float(first.mean())
+            return {"return": float(first.mean())}
         returns = self._play(MORE_EPISODES)
         if min(first.min(), returns.min()) >= self.config.target_return:
             returns = np.concatenate([returns, self._play(LAST_EPISODES)])
@@ -222,15 +211,16 @@ class BestPolicy:
         if self.mean is None or mean > self.mean or self.perfect:
             self.mean, self.step = mean, int(self.learner.environment_steps.numpy())
             self._weights = self.learner.get_weights()
-        return float(first.mean())
+        return {"return": float(first.mean())}
 
     def _play(self, count: int) -> np.ndarray:
         self._played += 1
-        returns, lengths = self.learner.judge(count, self._played)
+        returns, lengths = self.learner.evaluate(count, self._played)
         self.judged_steps += int(lengths.sum())
         return returns
 
     def get_state(self) -> dict[str, Any]:
+        self.write()
         return {
             "mean": self.mean,
             "step": self.step,
@@ -241,7 +231,13 @@ class BestPolicy:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.training.stop_training = self.perfect
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self.write()
 
     def write(self) -> None:
         """Writes the best weights, if there are new ones, and what choosing them cost."""
@@ -250,11 +246,11 @@ class BestPolicy:
             weights = self.learner.get_weights()
         with writing(self.folder.path):
             if weights is not None:
-                if self._model is None:
-                    self._model = build_model(self.config, self.learner.scale, self.learner.actions)
-                self._model.set_weights(weights)
+                if self._network is None:
+                    self._network = build_model(self.config, self.learner.scale, self.learner.actions)
+                self._network.set_weights(weights)
                 temporary = self.folder.best_weights.with_name(f".tmp-{self.folder.best_weights.name}")
-                self._model.save_weights(temporary)
+                self._network.save_weights(temporary)
                 temporary.replace(self.folder.best_weights)
                 self._weights = None
             facts = {
@@ -265,75 +261,6 @@ class BestPolicy:
                 "selection_environment_steps": self.judged_steps,
             }
             write_json(self.folder.assets / "policy.json", facts)
-
-
-class Log:
-    """What TensorBoard shows of a run; docs/tensorboard.md is the table. Its step is the environment's.
-
-    Args:
-        config: the run's settings.
-        folder: its folder.
-        learner: what is trained.
-        resumed_at: the environment step at which the run goes on; what lies beyond it is taken out.
-    """
-
-    def __init__(
-        self, config: DqnSettings, folder: RunFolder, learner: Learner, resumed_at: int | None
-    ) -> None:
-        self.config = config
-        self.learner = learner
-        for name in ("train", "validation"):
-            cut_events(folder.path / name, resumed_at)
-        cut_events(folder.path / "hparams", None)
-        self._train, self._validation, hparams = (
-            tf.summary.create_file_writer(str(folder.path / name))
-            for name in ("train", "validation", "hparams")
-        )
-        with hparams.as_default():
-            write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
-        hparams.close()
-        if resumed_at is None:
-            with self._train.as_default():
-                tf.summary.graph(learner.graph())
-        self._steps, self._gradient_steps = self._counts()
-
-    def _counts(self) -> tuple[int, int]:
-        return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
-
-    def write(self, figures: Mapping[str, float], greedy_return: float, seconds: float, number: int) -> None:
-        """Writes the figures of one `Learner.run`, the seconds it took, and judgement number so-and-so."""
-        steps, gradient_steps = self._counts()
-        scalars = {
-            "episode/return": figures.get("return"),
-            "episode/length": figures.get("length"),
-            "batch/loss": figures.get("loss"),
-            "q": figures["q"],
-            "epsilon": figures["epsilon"],
-            "speed/environment_steps_per_second": (steps - self._steps) / seconds,
-            "speed/gradient_steps_per_second": (gradient_steps - self._gradient_steps) / seconds,
-        }
-        with self._train.as_default():
-            for tag, value in scalars.items():
-                if value is not None:
-                    tf.summary.scalar(tag, value, steps)
-            if number % _EVERY == 1:
-                for variable in self.learner.q_network.variables:
-                    tf.summary.histogram(f"weights/{variable.name.split(':')[0]}", variable, steps)
-        with self._validation.as_default():
-            # Under the name of the training's, so that they lie on one chart.
-            tf.summary.scalar("episode/return", greedy_return, steps)
-        self._steps, self._gradient_steps = steps, gradient_steps
-
-    def film(self, policy: Policy, steps: int) -> None:
-        """Writes pictures of one episode, the first of the certificate's."""
-        pictures = film(self.config.env, policy, CERTIFICATE_SEEDS[0])
-        with self._validation.as_default():
-            tf.summary.image("filmstrip", strip(pictures)[None], steps)
-        self.flush()
-
-    def flush(self) -> None:
-        self._train.flush()
-        self._validation.flush()
 
 
 # --- Evaluate -------------------------------------------------------------------------------------
@@ -566,10 +493,13 @@ Training took {metrics["environment_steps"]:,} environment steps, choosing the p
 class Dqn(Recipe[DqnSettings]):
     """Deep Q-learning."""
 
+    # Its ops are so small that a second thread only makes the first one wait.
+    threads = 1
+
     about = ABOUT
 
-    def train(self, config: DqnSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        return train(config, folder, resume=resume)
+    def train(self, run: Run[DqnSettings]) -> dict[str, float]:
+        return train(run)
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
         return Evaluation(**evaluate(folder, options.data or None))

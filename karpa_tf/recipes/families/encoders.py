@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +10,30 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
-from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
-from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
-from karpa_tf.recipes import common
+from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.settings import BertSettings
-from karpa_tf.reports.tensorboard import Labels, TensorBoard
+from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import BestWeights, Progress, load_trained
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import Adversary, History, fit
+from karpa_tf.training.callbacks import load_trained
+from karpa_tf.training.evaluation import Evaluator
+from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.step import Adversary, SupervisedStep
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Peaks of the learning rate that did well on held-out rows of the training data.
 _PRETRAINING_RATE = 1e-3
@@ -54,16 +55,13 @@ class Start:
         return self.preset.fingerprint if self.preset else ""
 
 
-def make_start(
-    config: BertSettings, folder: RunFolder, texts: Sequence[str], tell: Callable[..., Any]
-) -> Start:
+def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
     """Reads the preset, or learns a vocabulary for a small BERT of its own.
 
     Args:
         config: of the run.
         folder: a vocabulary that lies there already is used.
         texts: of the training split.
-        tell: prints a line.
     """
     if config.preset != "scratch":
         preset = load_preset(config.preset)
@@ -134,26 +132,15 @@ def read_start(folder: RunFolder) -> Start:
         ) from None
 
 
-def pretrain(
-    config: BertSettings,
-    folder: RunFolder,
-    start: Start,
-    texts: Sequence[str],
-    tell: Callable[..., Any],
-    resume: bool,
-    strategy: tf.distribute.Strategy,
-) -> Mapping[str, np.ndarray] | None:
-    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing asked for.
+def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing to put in.
 
-    The text goes through the pipeline of `mlm-gru`. What is learned is kept in the run folder, so that a
-    resumed run does not learn it again.
+    The text goes through the pipeline of `mlm-gru`. It is the first stage of the run: one that is resumed
+    behind it has what it learned in its checkpoint.
     """
-    if not config.pretrain_data:
+    config, folder = run.settings, run.folder
+    if not config.pretrain_data or run.is_over("pretraining"):
         return None
-    path = folder.assets / "pretrained.npz"
-    if path.exists():
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
     source: str | Corpus = config.pretrain_data
     if source == "same":
         source = texts_corpus(texts)
@@ -165,45 +152,34 @@ def pretrain(
         objective="masked",
         seed=config.seed,
     )
-    _same_pretraining(config, folder, data.corpus.fingerprint, resume, runtime.is_chief(strategy))
-    steps = config.pretrain_epochs * data.train.steps_per_epoch
-    with strategy.scope():
-        bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
-        model = build_bert_masked_lm(bert)
-        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
-    chief = runtime.is_chief(strategy)
-    progress = Progress(steps, units_per_step=config.batch_size, unit="windows", shown=("top1_accuracy",))
-    tell(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
-    fit(
-        model,
-        data.train,
-        validation=data.validation,
-        epochs=config.pretrain_epochs,
-        metrics={"top1_accuracy": keras.metrics.sparse_categorical_accuracy},
-        callbacks=[progress] if chief else [],
-        checkpoints=Checkpoints(folder.checkpoints / "pretraining", seconds=config.checkpoint_seconds),
-        resume=resume,
-    )
-    weights = {name: np.asarray(v) for name, v in encoder_variables(model).items()}
-    if chief:
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **weights)  # type: ignore[arg-type]
-        temporary.replace(path)
-    return weights
-
-
-def _same_pretraining(
-    config: BertSettings, folder: RunFolder, fingerprint: str, resume: bool, chief: bool
-) -> None:
-    """Notes the text of a pretraining; raises a UserError if one that goes on has begun with another."""
-    path = folder.assets / "pretraining.json"
-    if resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != fingerprint:
+    known = (folder.assets / "pretraining.json").exists() and folder.read_json("assets/pretraining.json")
+    if run.resume and known and known != data.corpus.fingerprint:
         raise UserError(
             f"{config.pretrain_data} is not the text that {folder.path} has learned from so far; bring that "
             "text back, or train a new run."
         )
-    if chief:
-        write_json(path, fingerprint)
+    run.write_asset("pretraining.json", data.corpus.fingerprint)
+    run.say(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
+    with run.strategy.scope():
+        bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+        model = build_bert_masked_lm(bert)
+        steps = config.pretrain_epochs * data.train.steps_per_epoch
+        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+    metrics = {"top1_accuracy": keras.metrics.sparse_categorical_accuracy}
+    validation = Evaluator(model, data.validation, metrics, run.strategy)
+    run.fit(
+        Stage(
+            SupervisedStep(model, metrics),
+            data.train,
+            config.pretrain_epochs,
+            validation=validation,
+            name="pretraining",
+        ),
+        shown=("top1_accuracy",),
+        unit="windows",
+        units_per_step=config.batch_size,
+    )
+    return {name: np.asarray(v) for name, v in encoder_variables(model).items()}
 
 
 def texts_corpus(texts: Sequence[str]) -> Corpus:
@@ -260,68 +236,35 @@ def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]
 
 
 def fine_tune(
-    config: BertSettings,
-    folder: RunFolder,
+    run: Run[Any],
     model: keras.Model,
     train: Batches,
-    judge: Callable[[], dict[str, float]],
+    validation: Callable[[], dict[str, float]],
     *,
     monitor: str,
     metrics: Mapping[str, Any],
     projector: Callable[[], tuple[np.ndarray, Labels]],
-    resume: bool,
-    strategy: tf.distribute.Strategy,
-) -> tuple[History, BestWeights]:
-    """Compiles and trains a task's model, built under the strategy, into the run folder."""
-    chief = runtime.is_chief(strategy)
-    steps = config.epochs * train.steps_per_epoch
-    with strategy.scope():
+) -> None:
+    """Compiles and trains a task's model, made under the strategy, into the run folder."""
+    config = run.settings
+    with run.strategy.scope():
+        steps = config.epochs * train.steps_per_epoch
         model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
-    best = BestWeights(
-        folder.best_weights,
-        f"val_{monitor}",
-        mode="max",
-        patience=config.patience,
-        trained_only=config.method != "full",
-        writes=chief,
-    )
-    features, _, _ = next(iter(train.dataset(0, 1)))
-    callbacks: list[keras.callbacks.Callback] = [
-        best,
-        TensorBoard(
-            folder.path,
-            hparams=dataclasses.asdict(config),
-            units_per_step=train.batch_size,
-            unit="examples",
-            example=features,
-            projector=projector,
-            profile=config.profile_steps(),
-            writes=chief,
-        ),
-    ]
-    if chief:
-        callbacks.append(
-            Progress(steps, units_per_step=train.batch_size, unit="examples", shown=(*metrics, monitor))
-        )
     adversary = None
     if config.adversarial:
         adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
-    history = fit(
-        model,
-        train,
-        validation=judge,
-        epochs=config.epochs,
-        metrics=metrics,
-        callbacks=callbacks,
-        accumulate=config.accumulate,
-        adversary=adversary,
-        checkpoints=Checkpoints(
-            folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
+    step = SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
+    features, _, _ = next(iter(train.dataset(0, 1)))
+    run.fit(
+        Stage(step, train, config.epochs, validation=validation),
+        best=run.best_weights(
+            f"val_{monitor}", mode="max", patience=config.patience, trained_only=config.method != "full"
         ),
-        resume=resume,
+        shown=(*metrics, monitor),
+        units_per_step=train.batch_size,
+        example=features,
+        projector=projector,
     )
-    common.tell_if_early(common.printer(chief), history, config.epochs, best)
-    return history, best
 
 
 def describe_training(config: BertSettings, model: keras.Model, train: Batches, start: Start) -> str:
@@ -369,7 +312,7 @@ def open_trained(
             f"{folder.best_weights} cannot be read ({reason}); go on with `"
             f"{folder.resume_command}`, or train again."
         ) from None
-    merge(model, plain)
+    merge_lora(model, plain)
     return plain
 
 
@@ -401,7 +344,7 @@ def put_weights(
 
 def quantize(model: keras.Model) -> None:
     """Turns the matrices of a model into int8, by Keras' own layers."""
-    for layer in model._flatten_layers(include_self=False):
+    for layer in private.inner_layers(model):
         if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
             layer.quantize("int8")
 

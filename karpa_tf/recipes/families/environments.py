@@ -9,15 +9,15 @@ folder says. What they reach stands in the headers of their YAML files.
 
 from __future__ import annotations
 
-import dataclasses
-import sys
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,16 +26,15 @@ from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import describe, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions, Recipe
-from karpa_tf.recipes import common
+from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.settings import TabularSettings
-from karpa_tf.reports.tensorboard import cut_events, write_final, write_hparams
 from karpa_tf.rl.episodes import actions_of, make_tabular, play, summary
 from karpa_tf.rl.tabular import optimal_values, play_and_learn
 from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import Progress
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import stop_signal
+from karpa_tf.training.loop import Stage
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, writing
+from karpa_tf.training.step import Step
 
 # Seeds of the episodes that judge; those of training lie below.
 JUDGING_SEEDS = range(1_000_000_000, 1_000_001_000)
@@ -49,100 +48,122 @@ def make_env(config: TabularSettings) -> gymnasium.Env:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: TabularSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(run: Run[TabularSettings], on_policy: bool) -> dict[str, float]:
     """Trains into a run folder and returns the final figures.
 
     Every random number is a function of the seed and the episode, those of the environment too: a run that
     was stopped goes on to the same table.
     """
-    runtime.use_threads(1)
-    env = make_env(config)
-    assert isinstance(env.observation_space, gymnasium.spaces.Discrete)
-    shape = [int(env.observation_space.n), actions_of(env)[0]]
-    values = tf.Variable(tf.fill(shape, tf.constant(config.initial_value, tf.float64)), name="q_values")
-    checkpoints = Checkpoints(
-        folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
-    )
-    saved = checkpoints.restore([values]) if resume else None
-    begin = saved["step"] if saved else 0
-    common.begin_run(folder, config, resume=resume)
-    cut_events(folder.path / "train", begin if saved else None)
-    cut_events(folder.path / "hparams", None)
-    with tf.summary.create_file_writer(str(folder.path / "hparams")).as_default():
-        write_hparams(dataclasses.asdict(config), f"{folder.path.parent.name}/{folder.path.name}")
-    writer = tf.summary.create_file_writer(str(folder.path / "train"))
-    progress = Progress(
-        config.episodes, units_per_step=1, unit="episodes", shown=("return",), period="episode"
-    )
-    progress.on_resume(begin)
-    print(f"{config.env}: {shape[0]} states, {shape[1]} actions; run {folder.path}", file=sys.stderr)
+    config, folder = run.settings, run.folder
+    with contextlib.closing(make_env(config)) as env:
+        step = EpisodesStep(config, env, on_policy)
+        run.begin()
+        states, actions = step.values.shape
+        run.say(f"{config.env}: {states} states, {actions} actions; run {folder.path}")
+        run.fit(
+            Stage(step, length=config.episodes),
+            callbacks=[KeepTable(folder, step)],
+            shown=("return", "epsilon"),
+            unit="episodes",
+            period="episode",
+            lines_every=20,
+            tags={
+                "return": "episode/return",
+                "length": "episode/length",
+                "epsilon": "epsilon",
+                "learning_rate": "learning_rate",
+                "environment_steps_per_second": "speed/environment_steps_per_second",
+            },
+            every=1,
+            weights=lambda: {"q_values": np.array(step.table)},
+        )
+    return run.finish(lambda: Evaluation(**evaluate(folder)))
 
-    table = values.numpy().tolist()
 
-    def save(episode: int) -> None:
-        values.assign(table)
-        writer.flush()
-        write_table(folder, values.numpy())
-        checkpoints.save(episode, [values], {})
+class EpisodesStep(Step):
+    """The episodes up to the next point of the learning curve: the clock is theirs.
 
-    progress.on_train_begin()
-    try:
-        with stop_signal() as stopping:
-            # What lies before the last point of the curve is lost with a resume; so save only there.
-            for first in range(begin, config.episodes, config.log_every):
-                start = time.perf_counter()
-                played = []
-                for episode in range(first, min(first + config.log_every, config.episodes)):
-                    epsilon, learning_rate = schedule(config, episode)
-                    generator = np.random.default_rng([config.seed, episode])
-                    try:
-                        totals = play_and_learn(
-                            env,
-                            table,
-                            generator,
-                            epsilon=epsilon,
-                            learning_rate=learning_rate,
-                            gamma=config.gamma,
-                            on_policy=folder.recipe == "sarsa",
-                        )
-                    except Exception as error:  # whatever an environment raises
-                        raise UserError(
-                            f"--env: {config.env} failed in episode {episode}: {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:200].rstrip('. ')}."
-                        ) from error
-                    played.append(totals)
-                    progress.on_train_batch_end(0, {"loss": 0.0, "return": played[-1][0]})
-                checkpoints.begin()
-                done = first + len(played)
-                figures = {
-                    "episode/return": float(np.mean([total for total, _ in played])),
-                    "episode/length": float(np.mean([steps for _, steps in played])),
-                    "epsilon": epsilon,
-                    "learning_rate": learning_rate,
-                    "speed/environment_steps_per_second": sum(steps for _, steps in played)
-                    / (time.perf_counter() - start),
-                }
-                with writer.as_default():
-                    for tag, value in figures.items():
-                        tf.summary.scalar(tag, value, done)
-                    tf.summary.histogram("q_values", np.array(table), done)
-                if (done // config.log_every) % 20 == 0 or done == config.episodes:
-                    progress.on_epoch_end(done - 1, {"return": figures["episode/return"], "epsilon": epsilon})
-                if stopping.is_set():
-                    save(done)
-                    raise KeyboardInterrupt
-                if checkpoints.due():
-                    save(done)
-            save(max(begin, config.episodes))
-    finally:
-        checkpoints.release()
-        progress.on_train_end()
-        writer.close()
-        env.close()
-    result = evaluate(folder)
-    folder.write_metrics({**result["metrics"], "baselines": result["baselines"], "facts": result["facts"]})
-    write_final(folder.path, result["metrics"], config.episodes)
-    return result["metrics"]
+    Attributes:
+        values: the table as a checkpoint holds it, float64 (states, actions).
+        table: the same in lists, which Python changes faster.
+    """
+
+    def __init__(self, config: TabularSettings, env: gymnasium.Env, on_policy: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.env = env
+        self.on_policy = on_policy
+        assert isinstance(env.observation_space, gymnasium.spaces.Discrete)
+        shape = [int(env.observation_space.n), actions_of(env)[0]]
+        start = tf.fill(shape, tf.constant(config.initial_value, tf.float64))
+        self.values = tf.Variable(start, name="q_values")
+        self.table: list[list[float]] = self.values.numpy().tolist()
+        self.episode = 0
+
+    @property
+    def variables(self) -> Sequence[Any]:
+        return [self.values]
+
+    def get_state(self) -> dict[str, Any]:
+        self.values.assign(self.table)
+        return {"episode": self.episode}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.episode = state["episode"]
+        self.table = self.values.numpy().tolist()
+
+    def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
+        """Plays and learns; returns the means of the episodes."""
+        config = self.config
+        self.advance = min(config.log_every, config.episodes - self.episode)
+        start = time.perf_counter()
+        played = []
+        for episode in range(self.episode, self.episode + self.advance):
+            epsilon, learning_rate = schedule(config, episode)
+            try:
+                totals = play_and_learn(
+                    self.env,
+                    self.table,
+                    np.random.default_rng([config.seed, episode]),
+                    epsilon=epsilon,
+                    learning_rate=learning_rate,
+                    gamma=config.gamma,
+                    on_policy=self.on_policy,
+                )
+            except Exception as error:  # whatever an environment raises
+                raise UserError(
+                    f"--env: {config.env} failed in episode {episode}: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:200].rstrip('. ')}."
+                ) from error
+            played.append(totals)
+        self.episode += self.advance
+        steps = sum(steps for _, steps in played)
+        return {
+            "return": float(np.mean([total for total, _ in played])),
+            "length": float(np.mean([steps for _, steps in played])),
+            "epsilon": epsilon,
+            "learning_rate": learning_rate,
+            "environment_steps_per_second": steps / (time.perf_counter() - start),
+        }
+
+
+class KeepTable(keras.callbacks.Callback):
+    """Writes the table into the run folder, with each checkpoint and at the end."""
+
+    def __init__(self, folder: RunFolder, step: EpisodesStep) -> None:
+        super().__init__()
+        self.folder = folder
+        self.step = step
+
+    def get_state(self) -> dict[str, Any]:
+        write_table(self.folder, np.array(self.step.table))
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        write_table(self.folder, np.array(self.step.table))
 
 
 def schedule(config: TabularSettings, episode: int) -> tuple[float, float]:
@@ -279,8 +300,13 @@ Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not dis
 class TabularRecipe(Recipe[TabularSettings]):
     """What the recipes of tables do alike."""
 
-    def train(self, config: TabularSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        return train(config, folder, resume=resume)
+    # Its ops are so small that a second thread only makes the first one wait.
+    threads = 1
+    # Whether it learns from the action that is taken next, or from the best one.
+    on_policy: ClassVar[bool]
+
+    def train(self, run: Run[TabularSettings]) -> dict[str, float]:
+        return train(run, self.on_policy)
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
         return Evaluation(**evaluate(folder, options.data or None))

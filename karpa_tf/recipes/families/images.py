@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +34,7 @@ from karpa_tf.judging.classification import (
     pixel_baselines,
 )
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
-from karpa_tf.recipes import common, folds
+from karpa_tf.recipes.families import common, folds
 from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
 from karpa_tf.reports.classification import (
     event_writer,
@@ -45,15 +44,16 @@ from karpa_tf.reports.classification import (
     write_image,
 )
 from karpa_tf.reports.pictures import error_grid, explanation, sample_grid, write_png
-from karpa_tf.reports.tensorboard import Labels, TensorBoard
+from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import BestWeights, Progress
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import Outputs, fit
+from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import SGD, AdamW
-from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.run import Run, check_data
+from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.step import SupervisedStep
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Images judged at once, and shown in the projector.
@@ -184,28 +184,20 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(
-    network: Network, config: ImageSettings, folder: RunFolder, *, resume: bool = False
-) -> dict[str, float]:
+def train(network: Network, run: Run[Any]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
-    if config.folds and not config.fold:
-        return folds.cross_validate(partial(train, network), config, folder, resume=resume)
-    strategy = runtime.prepare(config)
-    chief = runtime.is_chief(strategy)
-    tell = common.printer(chief)
-
+    config, folder = run.settings, run.folder
     data = open_data(network, config)
     names, images = data.labels, data.splits
-    shrunk = folds.shrink_batch(config, len(images["train"]), strategy.num_replicas_in_sync)
-    for note in filter(None, [*data.notes, shrunk]):
-        tell(note)
-    tell(
+    shrunk = folds.shrink_batch(config, len(images["train"]), run.strategy.num_replicas_in_sync)
+    run.say(
+        *data.notes,
+        shrunk,
         f"{config.data}: {len(images['train']):,} images to learn from, {len(images['validation']):,} for "
-        f"validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}"
+        f"validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}",
+        folds.thin_test(config, len(images["test"]), images["test"].labels, names, data.brings_test),
     )
-    if thin := folds.thin_test(config, len(images["test"]), images["test"].labels, names, data.brings_test):
-        tell(thin)
-    common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
+    run.begin(data.record)
     labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
     batches = image_batches(
         images["train"].pixels,
@@ -215,12 +207,11 @@ def train(
         augmentation=augmentation(config),
     )
     mean, deviation = measure(images["train"].pixels)
-    if chief:
-        write_json(folder.assets / "labels.json", names)
-        write_json(folder.assets / "images.json", {"mean": mean, "deviation": deviation})
+    run.write_asset("labels.json", names)
+    run.write_asset("images.json", {"mean": mean, "deviation": deviation})
 
     shape = images["train"].pixels.shape[1:]
-    with strategy.scope():
+    with run.strategy.scope():
         model = network.build(config, shape, len(names), mean, deviation, config.precision)
         measured = images["train"].pixels[:: max(1, len(images["train"]) // _MEASURED)]
         network.start(model, (measured.astype(np.float32) - mean) / np.array(deviation, np.float32))
@@ -230,73 +221,37 @@ def train(
             make_optimizer(config, model, steps), SparseCrossEntropy(label_smoothing=config.label_smoothing)
         )
     every = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    tell(
+    run.say(
         f"{model.name}: {every:,} parameters; {batches.steps_per_epoch} steps an epoch; {config.precision}, "
         f"{runtime.usable_cores()} cores"
     )
 
-    judged = Logits(with_flip(model) if config.test_flip else model, images["validation"].pixels)
+    held_out = Logits(with_flip(model) if config.test_flip else model, images["validation"].pixels)
 
-    def judge() -> dict[str, float]:
-        return classification_metrics(labels["validation"], probabilities_of(judged()))
+    def validation() -> dict[str, float]:
+        return classification_metrics(labels["validation"], probabilities_of(held_out()))
 
     def projector() -> tuple[np.ndarray, Labels]:
         shown = images["validation"].take(range(min(_PROJECTED, len(images["validation"]))))
         inner = keras.Model(model.input, model.get_layer("logits").input)
         return Logits(inner, shown.pixels)(), {"label": shown.labels, "image": shown.names}
 
-    best = BestWeights(
-        folder.best_weights,
-        "val_accuracy",
-        mode="max",
-        patience=config.patience,
-        last=config.keep == "last",
-        writes=chief,
+    step = SupervisedStep(
+        model, TRAINING_METRICS, accumulate=config.accumulate, attack=_training_attack(model, config)
     )
     first = next(iter(batches.dataset(0, 1)))[0]
-    callbacks: list[keras.callbacks.Callback] = [
-        best,
-        TensorBoard(
-            folder.path,
-            hparams=dataclasses.asdict(config),
-            units_per_step=config.batch_size,
-            unit="examples",
-            images={"augmented": lambda: sample_grid(first.numpy()[:64])},
-            example=first,
-            projector=projector,
-            profile=config.profile_steps(),
-            writes=chief,
+    run.fit(
+        Stage(step, batches, config.epochs, validation=validation),
+        best=run.best_weights(
+            "val_accuracy", mode="max", patience=config.patience, last=config.keep == "last"
         ),
-    ]
-    if chief:
-        callbacks.append(
-            Progress(steps, units_per_step=config.batch_size, unit="examples", shown=("accuracy",))
-        )
-    history = fit(
-        model,
-        batches,
-        validation=judge,
-        epochs=config.epochs,
-        metrics=TRAINING_METRICS,
-        callbacks=callbacks,
-        accumulate=config.accumulate,
-        attack=_training_attack(model, config),
-        checkpoints=Checkpoints(
-            folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
-        ),
-        resume=resume,
+        shown=("accuracy",),
+        units_per_step=config.batch_size,
+        images={"augmented": lambda: sample_grid(first.numpy()[:64])},
+        example=first,
+        projector=projector,
     )
-    if not chief:
-        runtime.wait_for_all(strategy)
-        return {}
-    common.tell_if_early(tell, history, config.epochs, best)
-    step = len(history) * batches.steps_per_epoch
-    result = evaluate(network, folder, step=step)
-    metrics = common.write_figures(
-        folder, result, history, best.best_epoch, step, training_accuracy=result["training_accuracy"]
-    )
-    runtime.wait_for_all(strategy)
-    return metrics
+    return run.finish(lambda: Evaluation(**evaluate(network, folder, step=run.steps)))
 
 
 def _training_attack(model: keras.Model, config: ImageSettings) -> Callable[..., Any] | None:
@@ -393,7 +348,7 @@ def evaluate(
     trained = open_model(network, folder)
     config, names = trained.config, trained.names
     own = open_data(network, config)
-    common.check_data(folder, config.data, own.record)
+    check_data(folder, config.data, own.record)
     notes: list[str] = []
     if data:
         size = {"size": config.image_size, "channels": network.channels}
@@ -445,7 +400,7 @@ def evaluate(
             )
         sample = slice(None, None, max(1, len(known) // _JUDGED_OF_TRAINING))
         logits = Logits(trained.served, known.pixels[sample])()
-        result["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[sample]).mean())
+        metrics["training_accuracy"] = float((logits.argmax(axis=1) == known_labels[sample]).mean())
     return result
 
 
@@ -677,8 +632,8 @@ class ImageRecipe(Recipe[ImageSettings]):
 
     network: ClassVar[Network]
 
-    def train(self, config: ImageSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        return train(self.network, config, folder, resume=resume)
+    def train(self, run: Run[ImageSettings]) -> dict[str, float]:
+        return train(self.network, run)
 
     def evaluate(self, folder: RunFolder, options: ImageEvaluateOptions) -> Evaluation:
         data, attack, epsilon = options.data or None, options.attack, options.epsilon

@@ -8,9 +8,7 @@ What it reaches stands in the header of each YAML file beside this one.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,24 +20,24 @@ import tensorflow as tf
 from karpa_tf.data.ngrams import NgramCounts, baselines
 from karpa_tf.data.sources import open_corpus
 from karpa_tf.data.text import Masking, TextData, fixed_batches, load_text, record_of, tokenize_corpus
-from karpa_tf.data.vocabulary import MASK, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.models import build_mlm_gru
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported, Recipe
-from karpa_tf.recipes import common
-from karpa_tf.recipes.words import Claim, explain_words
-from karpa_tf.reports.tensorboard import TensorBoard
+from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import BestWeights, Progress
-from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import evaluate as judge
-from karpa_tf.training.loop import fit
+from karpa_tf.training.evaluation import Evaluator
+from karpa_tf.training.evaluation import evaluate as evaluate_model
+from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.step import SupervisedStep
+from karpa_tf.wordpiece import MASK, WordPiece
 
 from . import ABOUT, MlmGruExportOptions, MlmGruPredictOptions, MlmGruSettings
 
@@ -112,79 +110,43 @@ METRICS = {**TRAINING_METRICS, "top5_accuracy": top5}
 # --- Train ----------------------------------------------------------------------------------------
 
 
-def train(config: MlmGruSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+def train(run: Run[MlmGruSettings]) -> dict[str, float]:
     """Trains into a run folder and returns the final figures, those of the test split."""
-    strategy = runtime.prepare(config)
-    chief = runtime.is_chief(strategy)
+    config, folder = run.settings, run.folder
     vocabulary = folder.assets / "vocab.txt"
-    data = load_data(
-        config,
-        vocabulary
-        if vocabulary.exists()
-        else config.vocabulary or common.first_vocabulary(config.init, config.lowercase),
-    )
-    common.begin_run(folder, config, resume=resume, record=data.record, chief=chief, strategy=config.strategy)
-    if chief and not vocabulary.exists():  # other workers may be reading it, to resume
+    known = vocabulary.exists()
+    first = config.vocabulary or common.first_vocabulary(config.init if not known else "", config.lowercase)
+    data = load_data(config, vocabulary if known else first)
+    run.begin(data.record)
+    if run.chief and not known:  # other workers may be reading it, to resume
         data.wordpiece.save(vocabulary)
-
-    tell = print if chief else lambda *_, **__: None
-    tell(
+    run.say(
         f"{config.data}: {data.splits['train'].size:,} pieces to learn from, "
         f"{len(data.wordpiece):,} in the vocabulary; {config.precision}, {runtime.usable_cores()} cores; "
-        f"run {folder.path}",
-        file=sys.stderr,
+        f"run {folder.path}"
     )
-    steps = config.epochs * data.train.steps_per_epoch
-    with strategy.scope():
+    with run.strategy.scope():
         frequencies = data.splits["train"].counts(len(data.wordpiece))
         model = build_model(config, len(data.wordpiece), frequencies=frequencies)
         if config.init:
             start_from(model, config.init, data.wordpiece)
+        steps = config.epochs * data.train.steps_per_epoch
         model.compile(make_optimizer(config, steps), SparseCrossEntropy())
-
-    tokens = data.train.batch_size * config.sequence_length
+    step = SupervisedStep(model, TRAINING_METRICS, accumulate=config.accumulate)
+    validation = Evaluator(model, data.validation, TRAINING_METRICS, run.strategy)
     fill = FillMask(model, data.wordpiece, config.sequence_length, top_k=5)
-    best = BestWeights(folder.best_weights, patience=config.patience, writes=chief)
     features, _, _ = next(iter(data.validation.dataset(0, 1)))
-    callbacks = [
-        best,
-        TensorBoard(
-            folder.path,
-            hparams=dataclasses.asdict(config),
-            units_per_step=tokens,
-            unit="tokens",
-            texts={"fillings": lambda: fill.markdown(SENTENCES)},
-            example=features,
-            embedding=("embedding", data.wordpiece.pieces),
-            profile=config.profile_steps(),
-            writes=chief,
-        ),
-    ]
-    if chief:
-        callbacks.append(Progress(steps, units_per_step=tokens, unit="tokens", shown=("top1_accuracy",)))
-    checkpoints = Checkpoints(
-        folder.checkpoints, keep=config.keep_checkpoints, seconds=config.checkpoint_seconds
+    run.fit(
+        Stage(step, data.train, config.epochs, validation=validation),
+        best=run.best_weights(patience=config.patience),
+        shown=("top1_accuracy",),
+        unit="tokens",
+        units_per_step=data.train.batch_size * config.sequence_length,
+        texts={"fillings": lambda: fill.markdown(SENTENCES)},
+        example=features,
+        embedding=("embedding", data.wordpiece.pieces),
     )
-    history = fit(
-        model,
-        data.train,
-        validation=data.validation,
-        epochs=config.epochs,
-        metrics=TRAINING_METRICS,
-        callbacks=callbacks,
-        accumulate=config.accumulate,
-        checkpoints=checkpoints,
-        resume=resume,
-    )
-    if not chief:
-        runtime.wait_for_all(strategy)
-        return {}
-    common.tell_if_early(tell, history, config.epochs, best)
-    result = evaluate(folder)
-    step = len(history) * data.train.steps_per_epoch
-    metrics = common.write_figures(folder, result, history, best.best_epoch, step)
-    runtime.wait_for_all(strategy)
-    return metrics
+    return run.finish(lambda: Evaluation(**evaluate(folder)))
 
 
 def start_from(model: keras.Model, run: str, wordpiece: WordPiece) -> None:
@@ -229,7 +191,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
     config, wordpiece, model = open_model(folder)
     training = open_corpus(config.data)
     splits = tokenize_corpus(training, wordpiece)
-    common.check_data(folder, config.data, record_of(training, splits))
+    check_data(folder, config.data, record_of(training, splits))
     if data:
         tested = tokenize_corpus(open_corpus(data).as_test(), wordpiece)["test"]
     else:
@@ -243,7 +205,7 @@ def evaluate(folder: RunFolder, data: str | None = None) -> dict[str, Any]:
         Masking(wordpiece, config.mask_rate, config.whole_word_masking),
         test=True,
     )
-    metrics = judge(model, batches, METRICS)
+    metrics = evaluate_model(model, batches, METRICS)
     metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
     special = np.zeros(len(wordpiece), bool)
     special[wordpiece.special_ids] = True
@@ -451,8 +413,8 @@ class MlmGru(Recipe[MlmGruSettings]):
 
     about = ABOUT
 
-    def train(self, config: MlmGruSettings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        return train(config, folder, resume=resume)
+    def train(self, run: Run[MlmGruSettings]) -> dict[str, float]:
+        return train(run)
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions) -> Evaluation:
         return Evaluation(**evaluate(folder, options.data or None))

@@ -11,3 +11,4 @@ class QLearning(TabularRecipe):
     """Q-learning with a table."""
 
     about = ABOUT
+    on_policy = False

@@ -11,3 +11,4 @@ class Sarsa(TabularRecipe):
     """SARSA with a table."""
 
     about = ABOUT
+    on_policy = True

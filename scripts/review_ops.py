@@ -1,7 +1,7 @@
-"""Lists every op that TensorFlow and TensorFlow Text register, with a judgement each, for a person to read.
+"""Lists every op that TensorFlow and TensorFlow Text register, with a review each, for a person to read.
 
-    python scripts/judge_ops.py            what is not judged yet, with what the rules below would say
-    python scripts/judge_ops.py --write    adds that to karpa_tf/serving/ops.txt; read what it added
+    python scripts/review_ops.py            what is not reviewed yet, with what the rules below would say
+    python scripts/review_ops.py --write    adds that to karpa_tf/serving/ops.txt; read what it added
 
 `karpa_tf/serving/ops.txt` is what the server goes by: an op is loaded if it stands there as `yes`. The rules
 only make proposals, and an op that matches none is proposed as `no`: what nobody has looked at is not loaded.
@@ -91,8 +91,8 @@ def propose(name: str, *, first: bool = False) -> str:
     return "yes" if first and re.fullmatch(ALLOWED, name) else "no   nobody has looked at it yet"
 
 
-def judged() -> dict[str, str]:
-    """Returns the judgements of the list by op."""
+def reviewed() -> dict[str, str]:
+    """Returns the reviews of the list by op."""
     lines = LIST.read_text(encoding="utf-8").splitlines() if LIST.exists() else []
     return dict(line.split(None, 1) for line in lines if line and not line.startswith("#"))
 
@@ -102,16 +102,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--first", action="store_true", help="Propose `yes` where no rule refuses.")
     arguments = parser.parse_args()
-    known = judged()
+    known = reviewed()
     new = {name: propose(name, first=arguments.first) for name in registered() if name not in known}
-    for name, judgement in new.items():
-        print(f"{name:<60} {judgement}")
+    for name, review in new.items():
+        print(f"{name:<60} {review}")
     if arguments.write and new:
         head = (
             "# Every op of TensorFlow 2.21 and TensorFlow Text, and whether a served graph may hold it.\n"
-            "# scripts/judge_ops.py adds what a newer TensorFlow brings; a person reads it.\n"
+            "# scripts/review_ops.py adds what a newer TensorFlow brings; a person reads it.\n"
         )
-        lines = [f"{name:<60} {judgement}".rstrip() for name, judgement in sorted((known | new).items())]
+        lines = [f"{name:<60} {review}".rstrip() for name, review in sorted((known | new).items())]
         LIST.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 

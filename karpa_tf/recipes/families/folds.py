@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy as np
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
-from karpa_tf.recipes.common import printer
+from karpa_tf.recipe import Recipe
 from karpa_tf.recipes.families.settings import SplitSettings
 from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused, write_json
 
@@ -32,18 +33,19 @@ _ENOUGH_OF_CLASS = 5
 Rows = TypeVar("Rows")
 
 
-def cross_validate(
-    train: Callable[..., dict[str, float]], config: SplitSettings, folder: RunFolder, *, resume: bool
-) -> dict[str, float]:
+def cross_validate(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resume: bool) -> dict[str, float]:
     """Trains a run a fold, one after the other, and returns the means of their figures.
 
     Args:
-        train: of the recipe: (config, folder, resume=...).
+        recipe: what is trained.
         config: with `folds`, and `fold` 0.
         folder: of the run that was asked for; its metrics.json gets the means and deviations.
         resume: go on with the folds that have begun.
     """
-    tell = printer(True)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     if config.strategy == "multi-worker":
         raise UserError("--folds trains on one machine. Received: strategy multi-worker.")
     runs: dict[str, str] = {}
@@ -54,7 +56,7 @@ def cross_validate(
         mine = dataclasses.replace(config, fold=number)
         begun = str(number) in runs
         fold = RunFolder(folder.path.parent / runs[str(number)]) if begun else _new_run(folder)
-        tell(f"fold {number} of {config.folds}: {fold.path}")
+        say(f"fold {number} of {config.folds}: {fold.path}")
         done = fold.read_metrics() if begun else None
         if done is None or fold.read_config().get("epochs") != config.epochs:
             runs[str(number)] = fold.path.name
@@ -62,7 +64,7 @@ def cross_validate(
             try:
                 keras.utils.clear_session()
                 with locked(fold.path), _traced_once_more():
-                    train(mine, fold, resume=begun)
+                    recipe.start(mine, fold, resume=begun)
             finally:
                 if not begun and not fold.begun:  # it could not even start
                     remove_if_unused(fold)
@@ -78,7 +80,7 @@ def cross_validate(
     for name in names:
         if not name.startswith("validation_"):
             each = ", ".join(f"{value:.4f}" for value in values[name])
-            tell(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
+            say(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
     return means
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import SPECIAL, WordPiece, learn_wordpiece
 from tests.conftest import make_text
 
 
