@@ -35,20 +35,20 @@ STEPS = 50_000
 def quiet_tensorflow() -> Any:
     """Imports what training imports, without TensorFlow's words."""
     from karpa_tf.cli import _load
-    from karpa_tf.configs import RECIPES
+    from karpa_tf.recipe import find_recipe
 
-    return _load(RECIPES["dqn"], legacy_keras=True)
+    return _load(find_recipe("dqn"), legacy_keras=True)
 
 
 def side_ours(seed: int, logs: str, smoke: bool) -> dict[str, Any]:
     """One run, as `karpa-tf train dqn --seed SEED` makes it."""
-    from karpa_tf.configs import DqnConfig
+    from karpa_tf.recipes.dqn import DqnSettings
     from karpa_tf.training.run_folder import create_run
 
     recipe = quiet_tensorflow()
     imports = time.perf_counter() - BEGIN
     start = time.perf_counter()
-    config = DqnConfig(seed=seed, **({"environment_steps": 1200} if smoke else {}))
+    config = DqnSettings(seed=seed, **({"environment_steps": 1200} if smoke else {}))
     folder = create_run(logs, "dqn", ["benchmark"])
     metrics = recipe.train(config, folder)
     seconds = time.perf_counter() - start
@@ -75,13 +75,13 @@ def side_speed(smoke: bool) -> dict[str, float]:
     """Seconds of tracing, and steps a second once it is done."""
     steps_timed = 80 if smoke else 4000
     quiet_tensorflow()
-    from karpa_tf.configs import DqnConfig
+    from karpa_tf.recipes.dqn import DqnSettings
     from karpa_tf.rl.dqn import Learner
     from karpa_tf.training import runtime
 
     runtime.use_threads(1)
     start = time.perf_counter()
-    learner = Learner(DqnConfig(epsilon_end=1.0))  # short episodes, as many as there can be
+    learner = Learner(DqnSettings(epsilon_end=1.0))  # short episodes, as many as there can be
     build = time.perf_counter() - start
     start = time.perf_counter()
     learner.run(8)
@@ -98,7 +98,7 @@ def side_speed(smoke: bool) -> dict[str, float]:
         "environment_steps_per_second": (int(learner.environment_steps.numpy()) - steps) / seconds,
         "gradient_steps_per_second": (int(learner.gradient_steps.numpy()) - gradients) / seconds,
     }
-    alone = Learner(DqnConfig(initial_steps=10**6))  # it only collects
+    alone = Learner(DqnSettings(initial_steps=10**6))  # it only collects
     alone.run(8)
     start = time.perf_counter()
     alone.run(2 * steps_timed)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from karpa_tf.data.cells import (
     TABLES,
@@ -29,34 +29,7 @@ from karpa_tf.data.cells import (
     unused,
 )
 from karpa_tf.errors import UserError, did_you_mean, writing
-
-# What a value of an input is: a text, an image (the path of its file, or nested lists), or other JSON.
-Kind = Literal["text", "image", "json"]
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a signature.
-
-    Attributes:
-        kind: what its values are.
-        column: the column that a run was trained on; empty: the one of the input's name.
-    """
-
-    kind: Kind
-    column: str = ""
-
-
-def inputs_of_run(config: Mapping[str, Any]) -> dict[str, Input]:
-    """Returns the inputs of a run's signature by name, from its settings alone."""
-    if "image_size" in config:
-        return {"image": Input("image")}
-    if "env" in config:
-        return {"observation": Input("json")}
-    inputs = {"text": Input("text", config.get("text", ""))}
-    if config.get("text_b"):
-        inputs["text_b"] = Input("text", config["text_b"])
-    return inputs
+from karpa_tf.recipe import Input, Kind
 
 
 def columns_of(inputs: Mapping[str, Input]) -> list[str]:

@@ -16,19 +16,20 @@ ARROWS = {
     "quiet": "errors",
     "private": "",
     "wordpiece": "errors",
-    "configs": "errors",
+    "settings": "errors",
+    "recipe": "errors settings recipes training",
     "data": "errors lazy wordpiece",
     "models": "errors lazy private wordpiece",
     "rl": "errors private",
     "judging": "errors",
     "reports": "errors judging private",
-    "training": "errors configs data.batches private reports",
+    "training": "errors settings recipe data.batches private reports",
     "export": "errors lazy quiet",
-    "serving": "errors configs.option",
-    "rows": "errors data",
-    "recipes": "configs data errors export judging models private reports rl rows training wordpiece",
+    "serving": "errors settings",
+    "rows": "errors data recipe",
+    "recipes": "settings recipe data errors export judging models private reports rl rows training wordpiece",
     "doctor": "data.text training",
-    "cli": "configs doctor errors export quiet rows serving training",
+    "cli": "settings recipe doctor errors export quiet rows serving training",
     "__main__": "cli",
     "__init__": "",
 }
@@ -56,8 +57,6 @@ LIBRARIES = {
 PRIVATE = {
     "private.py": "Keras' and TF-Agents', a test each in tests/test_private.py",
     "rl/dqn.py": "what TF-Agents' subclasses override",
-    "training/loop.py": "moves to private.py",
-    "cli.py": "argparse's",
 }
 
 

@@ -89,7 +89,7 @@ def test_ctrl_c_ends_with_130(models) -> None:
     [
         (["missing"], "There is no folder missing"),
         (["."], "holds no model"),
-        (["--port", "99999"], "--port must be at most 65535"),
+        (["--port", "99999"], "--port must be at least 0 and at most 65535. Received: 99999."),
         (["--port", "0", "--rest_api_port", "0"], "nothing to listen on"),
         (["--port", "8501"], "must differ"),
         (["--rest_port", "1"], 'no option --rest_port; did you mean "--rest_api_port"?'),
