@@ -100,6 +100,21 @@ class Step(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has neither update nor __call__.")
 
+    def apply_gradients(self, figures: Any, *updates: tuple[Any, Sequence[Any], Sequence[Any]]) -> None:
+        """Updates variables, after all figures and all gradients were computed from what they were before.
+
+        Without that, TensorFlow's graph optimizer may let an update come first where its gradient does not
+        depend on the variable's value, as with a loss that is linear in what a layer gives.
+
+        Args:
+            figures: tensors, in any structure.
+            updates: each an optimizer of Keras, gradients and the variables that they are of.
+        """
+        gradients = [gradient for _, some, _ in updates for gradient in some]
+        with tf.control_dependencies([*tf.nest.flatten(figures), *map(_values, gradients)]):
+            for optimizer, some, variables in updates:
+                optimizer.apply(some, variables)
+
     def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
         """Makes the update and returns its figures.
 
@@ -255,7 +270,7 @@ class SupervisedStep(Step):
         if not self._whole:
             grads = [rows_with_gradient(g) if i in self._sparse else g for i, g in enumerate(grads)]
         # Every replica makes the same update of its own copy of the weights.
-        self.model.optimizer.apply(grads, variables)
+        self.apply_gradients(sums, (self.model.optimizer, grads, variables))
         *values, total = tf.unstack(sums)
         return dict(zip(["loss", *self.metrics], values, strict=True)), total
 

@@ -57,10 +57,13 @@ class Gan(Step):
         with tf.GradientTape(persistent=True) as tape:
             fake, real = self.critic(self.model(z)), self.critic(batch)
             losses = [tf.reduce_mean(-fake), tf.reduce_mean(fake - real + 0.1 * real**2)]
+        figures = {"loss": losses[0], "critic_loss": losses[1]}
+        updates = []
         for optimizer, model, loss in zip(self.optimizers, (self.model, self.critic), losses, strict=True):
             weights = [v.value for v in model.trainable_variables]
-            optimizer.apply(tape.gradient(loss, weights), model.trainable_variables)
-        return {"loss": losses[0], "critic_loss": losses[1]}, 1.0
+            updates.append((optimizer, tape.gradient(loss, weights), model.trainable_variables))
+        self.apply_gradients(figures, *updates)
+        return figures, 1.0
 
 
 class StopAt(keras.callbacks.Callback):
