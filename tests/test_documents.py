@@ -48,7 +48,7 @@ def test_the_recipe_from_nothing_runs_to_a_served_model(houses: Path, karpa) -> 
         if words[0] == "predict":
             price = result.json["predictions"][0]["price"]
     assert any((houses / "logs" / "houses" / "1" / "train").glob("events.out.tfevents.*"))
-    command = Command(*commands[-1][1:], "savedmodels")
+    command = Command(*commands[-1][1:], "savedmodels", "--json")
     command.ready()
     assert command.predict([120, 3, 5], "houses") == pytest.approx([price], rel=1e-5)
     assert command.end(signal.SIGTERM)[0] == 0

@@ -46,20 +46,20 @@ if TYPE_CHECKING:
     from karpa_tf.data.text import load_text as load_text
     from karpa_tf.wordpiece import WordPiece as WordPiece
     from karpa_tf.wordpiece import learn_wordpiece as learn_wordpiece
-
-__all__, __getattr__ = public(
-    __name__,
-    {
-        ".augmentation": "Augmentation image_batches",
-        ".batches": "Batches array_batches from_dataset",
-        ".images": "ImageData Images decode_image open_images open_test_images read_image",
-        ".intents": "embedded_intents",
-        ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
-        "sequence_batches",
-        ".sources": "Corpus DataRecord open_corpus",
-        ".tables": "Columns Rows Table label_ids open_table open_test_rows",
-        ".tags": "Sentence Tagged open_tagged open_test_sentences tag_names to_iob2",
-        ".text": "Masking TextData Windows fixed_batches load_text",
-        "..wordpiece": "WordPiece learn_wordpiece",
-    },
-)
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".augmentation": "Augmentation image_batches",
+            ".batches": "Batches array_batches from_dataset",
+            ".images": "ImageData Images decode_image open_images open_test_images read_image",
+            ".intents": "embedded_intents",
+            ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
+            "sequence_batches",
+            ".sources": "Corpus DataRecord open_corpus",
+            ".tables": "Columns Rows Table label_ids open_table open_test_rows",
+            ".tags": "Sentence Tagged open_tagged open_test_sentences tag_names to_iob2",
+            ".text": "Masking TextData Windows fixed_batches load_text",
+            "..wordpiece": "WordPiece learn_wordpiece",
+        },
+    )
