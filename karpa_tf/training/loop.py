@@ -369,7 +369,8 @@ class _Training:
                 callbacks.on_test_end(figures)
                 logs |= {f"val_{name}": value for name, value in figures.items()}
             self.history.append(logs)
-            callbacks.on_epoch_end(epoch, logs)
+            for callback in self.callbacks:  # Keras' list would make every count a float
+                callback.on_epoch_end(epoch, logs)
         self.watch.stopped = from_chief(self.strategy, lambda: self._stopped)
         self._set_stopped(self.watch.stopped)
 

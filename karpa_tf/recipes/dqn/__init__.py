@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from karpa_tf.errors import UserError
-from karpa_tf.recipe import About
+from karpa_tf.recipe import About, ExportOptions
 from karpa_tf.recipes.families.settings import EnvironmentSeed, observation_inputs
 from karpa_tf.settings import (
     Count,
@@ -67,10 +67,20 @@ class DqnSettings(RunSettings):
             )
 
 
+@dataclass(kw_only=True)
+class DqnExportOptions(ExportOptions):
+    """In which forms a policy is written."""
+
+    policy_saver: bool = option(
+        True, "Write dqn-policy as well, in the form of TF-Agents' PolicySaver, where that is installed."
+    )
+
+
 ABOUT = About(
     summary="TF-Agents DQN on CartPole-v1, its loop inside TensorFlow",
     default_data="CartPole-v1; --env takes any Gymnasium environment with discrete actions",
     settings=DqnSettings,
     inputs=observation_inputs,
+    export=DqnExportOptions,
     legacy_keras=True,
 )

@@ -22,7 +22,7 @@ import tensorflow as tf
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import publish
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, PredictOptions
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.environments import EnvironmentRecipe
 from karpa_tf.reports.classification import event_writer, write_image
@@ -43,7 +43,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 
-from . import ABOUT, DqnSettings
+from . import ABOUT, DqnExportOptions, DqnSettings
 from .policy_saver import write_policy_warmup
 from .training import LAST_EPISODES, BestPolicy, DqnStep, build_model
 
@@ -78,20 +78,26 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
         best = BestPolicy(folder, step)
         run.say(f"{config.env}: {config.environments} side by side; run {folder.path}")
         run.fit(
-            Stage(step, length=config.environment_steps, validation=best.evaluate),
+            Stage(
+                step,
+                length=config.environment_steps,
+                validation=best.evaluate,
+                stop_if_diverged=False,  # a TD error may rise
+            ),
             callbacks=[best],
-            shown=("episodes", "return", "epsilon"),
+            shown=("episodes", "return", "greedy_return", "epsilon"),
             unit="environment steps",
             period="step",
             lines_every=_EVERY,
             tags={
                 "return": "episode/return",
+                "greedy_return": "episode/return",  # of the validation, on the same chart
                 "length": "episode/length",
                 "loss": "batch/loss",
                 "q": "q",
                 "epsilon": "epsilon",
-                "gradient_steps_per_second": "speed/gradient_steps_per_second",
             },
+            rates={"gradient_steps": "speed/gradient_steps_per_second"},
             every=1,
             graph=learner.graph,
             weights=lambda: {f"weights/{v.name.split(':')[0]}": v for v in learner.q_network.variables},
@@ -155,14 +161,14 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
 
     # --- Export
 
-    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
+    def export(self, folder: RunFolder, options: DqnExportOptions) -> Exported:
         """Writes the next version of `savedmodels/dqn`; and of `dqn-policy`, where TF-Agents is installed.
 
         That is the same policy in the form of TF-Agents' PolicySaver, for those who feed it time steps.
         """
         metrics = common.learned_or_refuse(folder, "mean_return", "random", options.force)
         config, model = open_model(folder)
-        if with_agents := has_tf_agents():
+        if with_agents := options.policy_saver and has_tf_agents():
             from karpa_tf.rl.dqn import Learner
         rows = first_observations(config)
         examples = [{"observation": row} for row in rows]
@@ -170,9 +176,10 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
         card = self.model_card(folder, metrics)
         exported = common.export(folder, options, signature, examples=examples, model_card=card)
         if not with_agents:
-            exported.lines.append(
-                "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
-            )
+            if options.policy_saver:
+                exported.lines.append(
+                    "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
+                )
             return exported
         learner = Learner(config)
         learner.set_weights(model.get_weights())
