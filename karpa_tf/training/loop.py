@@ -1,4 +1,4 @@
-"""The training loop: one worker or several, and resume from any step. It knows no loss.
+"""The training loop: one worker or several, and resume from any step. No loss stands here.
 
 Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras #20585), restarts its counters and
 cannot go on inside an epoch. This one does the same work with the step as its only clock: data, masks,
@@ -138,7 +138,7 @@ def fit(
 
     Args:
         model: any Keras model that is compiled with an optimizer and a loss, made under the strategy's
-            scope if there is one. What `compile` was told of metrics is not read: see `metrics`.
+            scope if there is one. The metrics of `compile` are not read: see `metrics`.
         data: the training batches. A `tf.data.Dataset` of (features, labels) or (features, labels, sample
             weights) will do on one worker; it does not resume at the same batch.
         validation: batches to evaluate the model on after each epoch, or a function that evaluates it and

@@ -50,8 +50,8 @@ class DqnSettings(RunSettings):
     epsilon_start: UnitInterval = option(1.0, "Share of random actions when training begins.")
     epsilon_end: UnitInterval = option(0.04, "Share of random actions in the end.")
     epsilon_steps: CountOrNone = option(5_000, "Environment steps in which it falls.")
-    judge_every: Count = option(200, "Environment steps between two judgements of the greedy policy.")
-    judge_episodes: Count = option(20, "Episodes of a judgement; promising policies play 100 more.")
+    judge_every: Count = option(200, "Environment steps between two evaluations of the greedy policy.")
+    judge_episodes: Count = option(20, "Episodes of an evaluation; promising policies play 100 more.")
     init: str = option("", "A run whose best weights to start from.")
 
     length: ClassVar[str] = "environment_steps"

@@ -147,7 +147,7 @@ class BestPolicy(keras.callbacks.Callback):
     def write(self) -> None:
         """Writes the best weights, if there are new ones, and what choosing them cost."""
         weights = self._weights
-        if self.mean is None:  # stopped before the first judgement: what there is, is the best there is
+        if self.mean is None:  # stopped before the first evaluation: what there is, is the best there is
             weights = self.learner.get_weights()
         with writing(self.folder.path):
             if weights is not None:
