@@ -361,13 +361,14 @@ def _plain(tensor: tf.Tensor) -> tf.Tensor:
 
 def _tensor(array: np.ndarray, dtype: str) -> tf.Tensor:
     """As `tf.constant`, which copies an array twice and holds Python's lock all the while."""
-    if array.nbytes < _LARGE or array.dtype == object or array.dtype.name != dtype:
+    known = array.dtype.isbuiltin == 1 and array.dtype != object
+    # Strings are taken over one by one; numbers of 8 bits have no other way.
+    if array.nbytes < _LARGE or array.dtype.name != dtype or not (known or dtype == "bfloat16"):
         return tf.constant(array, dtype)
-    # NumPy hands out the types that it knows itself; a view of the others is told its type afterwards.
-    own = array.dtype.kind == "V"
-    there = buffers.in_place(array.view(f"u{array.itemsize}") if own else array)
+    # NumPy hands out the types that are its own; another's bits are told their type afterwards.
+    there = buffers.in_place(array if known else array.view(np.uint16))
     tensor = tf.experimental.dlpack.from_dlpack(there.__dlpack__())
-    return tf.bitcast(tensor, dtype) if own else tensor
+    return tensor if known else tf.bitcast(tensor, dtype)
 
 
 def _array(value: Any) -> np.ndarray:
