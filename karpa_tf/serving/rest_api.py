@@ -119,6 +119,7 @@ class RestApi:
         self._in_flight = 0
         self._held_bytes = 0
         self._drained: asyncio.Future[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers one request. Nothing that it brings raises an error here or is logged."""
@@ -192,7 +193,8 @@ class RestApi:
                 )
             return response
         if path == self._metrics_path:
-            text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
+            async with self._one_at_a_time:  # each more thread that writes makes the loop wait longer
+                text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
             return web.Response(body=text, content_type="text/plain")
         if path == "/" and request.method in ("GET", "HEAD"):
             return page.respond(self._registry, self._observer, f"{request.scheme}://{request.host}")

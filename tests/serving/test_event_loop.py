@@ -145,6 +145,29 @@ def test_a_large_answer_is_not_written_in_the_loop(server, pool, monkeypatch) ->
     assert answer.result(SECONDS).json == {"predictions": [n + 3 for n in range(10_000)]}
 
 
+def test_metrics_are_written_by_one_thread_at_a_time(server, pool, monkeypatch) -> None:
+    """Each more that holds Python's lock again and again makes the loop wait longer at every turn."""
+    go = threading.Event()
+    entered = []
+    metrics = server.server._observer.metrics
+
+    def held() -> bytes:
+        entered.append(threading.get_ident())
+        assert go.wait(SECONDS)
+        return metrics()
+
+    monkeypatch.setattr(server.server._observer, "metrics", held)
+    answers = [pool.submit(server.get, "/monitoring/prometheus/metrics") for _ in range(3)]
+    try:
+        until(lambda: server.server._api._in_flight == 3 and entered, "all three have come")
+        others_are_answered(server)
+        assert len(entered) == 1
+    finally:
+        go.set()
+    assert all(b"request_count" in answer.result(SECONDS).body for answer in answers)
+    assert len(entered) == 3
+
+
 class Spread(tf.Module):
     """Small requests whose answers are large: each number is followed by `WIDE` larger ones."""
 
