@@ -43,7 +43,6 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     import keras
     import numpy as np
 
-    from karpa_tf.configs import BertClassifierConfig
     from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
     from karpa_tf.data.tables import Columns, label_ids, read_table
     from karpa_tf.export.savedmodel import export_savedmodel
@@ -51,17 +50,18 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     from karpa_tf.models.bert import build_bert
     from karpa_tf.models.bert_classifier import build_bert_classifier
     from karpa_tf.models.presets import load_preset
-    from karpa_tf.recipes import bert
-    from karpa_tf.recipes.bert_classifier import Classify
+    from karpa_tf.recipes.bert_classifier import BertClassifierSettings
+    from karpa_tf.recipes.bert_classifier.recipe import Classify
+    from karpa_tf.recipes.families import encoders as bert
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
-    from karpa_tf.training.loop import Outputs
+    from karpa_tf.training.evaluation import Outputs
 
-    config = BertClassifierConfig(
+    config = BertClassifierSettings(
         data=str(arguments.data),
         preset=str(arguments.preset),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=BertClassifierConfig.learning_rates["full"],
+        learning_rate=BertClassifierSettings.learning_rates["full"],
     )
     runtime.prepare(config)
     rows = read_table(arguments.data / "train.csv", Columns())

@@ -8,7 +8,7 @@ Python environment, one step and one gradient step a call).
     python benchmarks/dqn_cartpole.py [--seeds 10] [--peers 3] [--picture docs/dqn.svg]
 
 The last line is one JSON object. `sb3_time` is Stable-Baselines3's median time of `learn` over our median
-time of all that `train` does, from its first line to the certificate and the last file: tracing, judging,
+time of all that `train` does, from its first line to the certificate and the last file: tracing, evaluating,
 TensorBoard, checkpoints, filmstrip. `sb3_process` is the same with the imports of both, `sb3_cpu` that in
 processor time. `stock_*` are TF-Agents' times of a step over ours.
 """
@@ -35,20 +35,20 @@ STEPS = 50_000
 def quiet_tensorflow() -> Any:
     """Imports what training imports, without TensorFlow's words."""
     from karpa_tf.cli import _load
-    from karpa_tf.configs import RECIPES
+    from karpa_tf.recipe import find_recipe
 
-    return _load(RECIPES["dqn"], legacy_keras=True)
+    return _load(find_recipe("dqn"), legacy_keras=True)
 
 
 def side_ours(seed: int, logs: str, smoke: bool) -> dict[str, Any]:
     """One run, as `karpa-tf train dqn --seed SEED` makes it."""
-    from karpa_tf.configs import DqnConfig
+    from karpa_tf.recipes.dqn import DqnSettings
     from karpa_tf.training.run_folder import create_run
 
     recipe = quiet_tensorflow()
     imports = time.perf_counter() - BEGIN
     start = time.perf_counter()
-    config = DqnConfig(seed=seed, **({"environment_steps": 1200} if smoke else {}))
+    config = DqnSettings(seed=seed, **({"environment_steps": 1200} if smoke else {}))
     folder = create_run(logs, "dqn", ["benchmark"])
     metrics = recipe.train(config, folder)
     seconds = time.perf_counter() - start
@@ -75,20 +75,20 @@ def side_speed(smoke: bool) -> dict[str, float]:
     """Seconds of tracing, and steps a second once it is done."""
     steps_timed = 80 if smoke else 4000
     quiet_tensorflow()
-    from karpa_tf.configs import DqnConfig
+    from karpa_tf.recipes.dqn import DqnSettings
     from karpa_tf.rl.dqn import Learner
     from karpa_tf.training import runtime
 
     runtime.use_threads(1)
     start = time.perf_counter()
-    learner = Learner(DqnConfig(epsilon_end=1.0))  # short episodes, as many as there can be
+    learner = Learner(DqnSettings(epsilon_end=1.0))  # short episodes, as many as there can be
     build = time.perf_counter() - start
     start = time.perf_counter()
     learner.run(8)
     tracing = time.perf_counter() - start
     start = time.perf_counter()
-    learner.judge(20, 1)
-    judge_tracing = time.perf_counter() - start
+    learner.evaluate(20, 1)
+    evaluation_tracing = time.perf_counter() - start
     learner.run(1008 if smoke else 2000)  # it trains after a thousand
     steps, gradients = int(learner.environment_steps.numpy()), int(learner.gradient_steps.numpy())
     start = time.perf_counter()
@@ -98,7 +98,7 @@ def side_speed(smoke: bool) -> dict[str, float]:
         "environment_steps_per_second": (int(learner.environment_steps.numpy()) - steps) / seconds,
         "gradient_steps_per_second": (int(learner.gradient_steps.numpy()) - gradients) / seconds,
     }
-    alone = Learner(DqnConfig(initial_steps=10**6))  # it only collects
+    alone = Learner(DqnSettings(initial_steps=10**6))  # it only collects
     alone.run(8)
     start = time.perf_counter()
     alone.run(2 * steps_timed)
@@ -108,7 +108,7 @@ def side_speed(smoke: bool) -> dict[str, float]:
         **both,
         "build_seconds": build,
         "tracing_seconds": tracing,
-        "judge_tracing_seconds": judge_tracing,
+        "evaluation_tracing_seconds": evaluation_tracing,
         "collect_step_seconds": collect,
         "gradient_step_seconds": train,
     }

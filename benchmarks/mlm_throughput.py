@@ -148,20 +148,17 @@ def configure(threads: int) -> None:
 def ours(sizes: dict, objective: str, dtype: str, **size):
     """karpa_tf's model, compiled, and the train step of its loop."""
     import keras
-    import tensorflow as tf
 
     from karpa_tf.models import build_mlm_gru
-    from karpa_tf.training.loop import train_step
     from karpa_tf.training.losses import SparseCrossEntropy
     from karpa_tf.training.optimizers import AdamW
+    from karpa_tf.training.step import SupervisedStep
 
     keras.utils.set_random_seed(0)
     model = build_mlm_gru(sizes["vocabulary"], objective=objective, dtype=dtype, **size)
     model.compile(AdamW(sizes["learning_rate"], weight_decay=0.0), SparseCrossEntropy())
-    model.optimizer.build(model.trainable_variables)
-    step = train_step(model, {}, tf.distribute.get_strategy())
-    going = tf.constant(0.0)
-    return model, lambda batch: step(batch, going)[0].numpy()
+    step = SupervisedStep(model)
+    return model, lambda batch: dict(step(batch))  # waits for the device
 
 
 def run_ours(sizes: dict, dtype: str) -> dict[str, float]:
@@ -352,7 +349,7 @@ def run_essay_to_loss(sizes: dict) -> dict[str, float]:
 
 def run_ours_to_loss(sizes: dict, target: float) -> dict[str, float]:
     """Trains what karpa_tf ships by default until the validation loss is as low."""
-    from karpa_tf.training.loop import evaluate
+    from karpa_tf.training.evaluation import evaluate
 
     data = text_batches(sizes, "every")
     frequencies = data.splits["train"].counts(sizes["vocabulary"])
@@ -394,14 +391,13 @@ def measure_time_to_loss(rounds: int, sizes: dict) -> tuple[dict, dict, list[str
 
 def run_pipeline(sizes: dict) -> dict[str, float]:
     """Tokens per second of the batches alone, and of the default settings' training on them."""
-    import tensorflow as tf
 
-    from karpa_tf.configs import MlmGruConfig
-    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.recipes.mlm_gru import MlmGruSettings
+    from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.training import runtime
-    from karpa_tf.training.loop import train_step
+    from karpa_tf.training.step import SupervisedStep
 
-    config = MlmGruConfig(**(small_text() if sizes["smoke"] else {}))
+    config = MlmGruSettings(**(small_text() if sizes["smoke"] else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     tokens = config.batch_size * config.sequence_length
@@ -409,10 +405,8 @@ def run_pipeline(sizes: dict) -> dict[str, float]:
     alone = best_seconds(lambda: next(batches), {**sizes, "steps": 200})
     model = mlm_gru.build_model(config, len(data.wordpiece))
     model.compile(mlm_gru.make_optimizer(config, 1000), mlm_gru.SparseCrossEntropy())
-    model.optimizer.build(model.trainable_variables)
-    step = train_step(model, mlm_gru.TRAINING_METRICS, tf.distribute.get_strategy())
-    going = tf.constant(0.0)
-    training = best_seconds(lambda: step(next(batches), going)[0].numpy(), sizes)
+    step = SupervisedStep(model, mlm_gru.TRAINING_METRICS)
+    training = best_seconds(lambda: dict(step(next(batches))), sizes)  # waits for the device
     return {"pipeline_tokens_per_second": tokens / alone, "default_tokens_per_second": tokens / training}
 
 

@@ -34,17 +34,18 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     import dataclasses
 
     import keras
-    import tensorflow as tf
 
-    from karpa_tf.configs import MlmGruConfig
     from karpa_tf.data.batches import Batches
-    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.recipes.mlm_gru import MlmGruSettings
+    from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.reports.tensorboard import TensorBoard
+    from karpa_tf.reports.terminal import Progress
     from karpa_tf.training import loop, runtime
-    from karpa_tf.training.callbacks import BestWeights, Progress
+    from karpa_tf.training.callbacks import BestWeights
     from karpa_tf.training.checkpoint import Checkpoints
+    from karpa_tf.training.step import SupervisedStep
 
-    config = MlmGruConfig(deterministic=deterministic, **(small_text() if smoke else {}))
+    config = MlmGruSettings(deterministic=deterministic, **(small_text() if smoke else {}))
     runtime.prepare(config)
     data = mlm_gru.load_data(config)
     # An epoch without an end: what happens there is not the loop's cost.
@@ -57,12 +58,9 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
         model.optimizer.build(model.trainable_variables)
         return model
 
-    bare_model = compiled()
-    strategy = tf.distribute.get_strategy()
-    step = loop.train_step(bare_model, mlm_gru.TRAINING_METRICS, strategy)
+    step = SupervisedStep(compiled(), mlm_gru.TRAINING_METRICS)
     batches = iter(data.train.dataset(0, 10**6))
-    going = tf.constant(0.0)
-    step(next(batches), going)
+    dict(step(next(batches)))
 
     class Clock(keras.callbacks.Callback):
         """The last callback: after each block of the loop's steps it makes as many bare ones."""
@@ -80,7 +78,7 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
                 self.loop.append((now - self.start) / BLOCK)
                 now = time.perf_counter()
                 for _ in range(BLOCK):
-                    step(next(batches), going)[0].numpy()
+                    dict(step(next(batches)))  # waits for the device
                 self.bare.append((time.perf_counter() - now) / BLOCK)
                 self.model.stop_training = len(self.loop) == rounds
             self.start = time.perf_counter()

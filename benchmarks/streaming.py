@@ -45,9 +45,9 @@ def train(path: str, smoke: bool) -> None:
     """Trains for a hundred steps and prints the peak memory in bytes."""
     import keras
 
-    from karpa_tf.configs import MlmGruConfig
     from karpa_tf.data.text import load_text
-    from karpa_tf.recipes import mlm_gru
+    from karpa_tf.recipes.mlm_gru import MlmGruSettings
+    from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.training import runtime
     from karpa_tf.training.loop import fit
 
@@ -55,7 +55,7 @@ def train(path: str, smoke: bool) -> None:
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = batch >= (1 if smoke else 99)
 
-    config = MlmGruConfig(**(small_text() if smoke else {"data": path}))
+    config = MlmGruSettings(**(small_text() if smoke else {"data": path}))
     runtime.prepare(config)
     start = time.perf_counter()
     data = load_text(config.data, vocabulary_size=config.vocabulary_size, batch_size=config.batch_size)

@@ -42,15 +42,17 @@ def train_ours(side: str, count: int) -> dict[str, float]:
     """Images per second of the second epoch of a recipe's own settings, over so many images."""
     import keras
 
-    from karpa_tf.configs import RECIPES, read_settings
     from karpa_tf.data.augmentation import image_batches
-    from karpa_tf.recipes import cifar10_cnn, mnist_mlp, vision
+    from karpa_tf.recipe import find_recipe
+    from karpa_tf.recipes.cifar10_cnn import recipe as cifar10_cnn
+    from karpa_tf.recipes.families import images as vision
+    from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
 
     dataset, settings = side.split("_")
     network = {"cifar10": cifar10_cnn.NETWORK, "mnist": mnist_mlp.NETWORK}[dataset]
-    recipe = RECIPES[{"cifar10": "cifar10-cnn", "mnist": "mnist-mlp"}[dataset]]
-    config = recipe.config(**read_settings(recipe, settings))
+    recipe = find_recipe({"cifar10": "cifar10-cnn", "mnist": "mnist-mlp"}[dataset])
+    config = recipe.about.settings(**recipe.read_settings(settings))
     runtime.prepare(config)  # type: ignore[arg-type]
     x, y = random_images(count, config.image_size, network.channels)  # type: ignore[attr-defined]
     data = image_batches(
@@ -160,9 +162,9 @@ def main() -> None:
 
 def measure(rounds: int, files: dict[str, str]) -> dict[str, float]:
     """The best figures of each side, in images per second, and what else it says of itself."""
-    from karpa_tf.configs import RECIPES, read_settings
+    from karpa_tf.recipe import find_recipe
 
-    settings = read_settings(RECIPES["cifar10-cnn"], "default")
+    settings = find_recipe("cifar10-cnn").read_settings("default")
     peer = [peer_python(), str(PEERS / "torch_airbench.py"), files["cifar10"]]
     for flag in ("batch_size", "widths", "activation"):
         if flag in settings:

@@ -1,37 +1,30 @@
-"""The command line: verbs and nothing else. What a verb does stands in the room that it calls.
+"""The command line: verbs and nothing else. What a verb does stands in the package that it calls.
 
 TensorFlow takes seconds to import, so a verb imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
 import importlib.util
-import inspect
 import json
 import os
-import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
-
-from jsonargparse import ArgumentParser, Namespace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from karpa_tf import __version__
-from karpa_tf.configs import (
-    RECIPES,
-    Recipe,
-    RunConfig,
-    find_recipe,
-    read_settings,
-    shipped_settings,
-)
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.quiet import stderr_aside
+from karpa_tf.recipe import Recipe, RecipeFolder, all_recipes, copy_recipe, find_recipe, recipe_of
 from karpa_tf.serving.options import ServeOptions
+from karpa_tf.settings import BOOLEANS, Fields, RunSettings, convert, types_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,65 +51,195 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+# --- The parser -----------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the words behind a verb; whatever is wrong with them is a UserError of one sentence.
+
+    Options and words come in any order. A field of type bool may stand alone or take a value, as
+    `--deterministic` and `--deterministic false`.
+
+    Args:
+        command: the verb, and perhaps more.
+        description: for `--help`.
+        words: names and help of what is given without a flag; a name ending in `?` may be left out, and one
+            ending in `*` takes all that is left.
+    """
+
+    def __init__(self, command: str, description: str, words: dict[str, str] | None = None) -> None:
+        super().__init__(f"karpa-tf {command}", None, description, allow_abbrev=False, add_help=False)
+        self.words = words or {}
+        self.flags = ["--help", "--logs", "--json"]
+        self._booleans: set[str] = set()
+        self.add_argument("--help", "-h", action="store_true", help="Print this.")
+        self.add_argument("--logs", default="logs", metavar="FOLDER", help="Folder of the runs.")
+        self.add_argument("--json", action="store_true", help="Print one JSON object on standard output.")
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{self.prog}: {message}.")
+
+    def add_fields(self, cls: type[Fields]) -> None:
+        """Adds a flag for each field of a dataclass; in what is parsed stand only those that are given."""
+        for field in dataclasses.fields(cls):
+            self.add_field(f"--{field.name}", types_of(cls)[field.name], _help(field))
+
+    def add_field(self, flag: str, hint: Any, help: str, group: Any = None, *, checked: bool = True) -> None:
+        """Adds a flag for a value of that type, to a group of `add_argument_group` or to all."""
+        metavar = _metavar(hint)
+        self.flags.append(flag)
+        if metavar == _BOOLEAN:
+            self._booleans.add(flag)
+        read = functools.partial(convert, flag, hint, text=True) if checked else str
+        (group or self).add_argument(
+            flag, type=read, default=SUPPRESS, metavar=metavar, help=help.replace("%", "%%")
+        )
+
+    def read(self, words: Sequence[str], elsewhere: Callable[[str], str] = lambda flag: "") -> Namespace:
+        """Returns the words and options by name.
+
+        Args:
+            words: behind the verb.
+            elsewhere: a flag that the verb does not take to a sentence on it, or to nothing.
+        """
+        args, more = self.read_known(words)
+        for word in more:
+            flag = word.split("=")[0]
+            near = did_you_mean(flag, self.flags)
+            raise UserError(elsewhere(flag) or f"{self.prog} has no option {flag}{near}")
+        return args
+
+    def read_known(self, words: Sequence[str]) -> tuple[Namespace, list[str]]:
+        """Returns the words and options by name, and the flags that are none of its own."""
+        end = words.index("--") if "--" in words else len(words)
+        args, rest = self.parse_known_args(self._with_values(words[:end]))
+        if args.help:
+            self._print_help()
+        flags = [
+            word for word in rest if word[:1] == "-" and word[1:2] not in "0123456789." and " " not in word
+        ]
+        left = [word for word in rest if word not in flags] + list(words[end + 1 :])
+        for name in self.words:
+            key = name.rstrip("?*")
+            if name.endswith("*"):
+                setattr(args, key, left)
+                left = []
+            elif left:
+                setattr(args, key, left.pop(0))
+            elif name.endswith("?"):
+                setattr(args, key, "")
+            elif not flags:
+                self.error(f"{key.upper()} is missing: {self.words[name].rstrip('.')}")
+        if left and not flags:
+            raise UserError(f"{self.prog} takes no more words. Received: {left[0]}.")
+        return args, flags
+
+    def _with_values(self, words: Sequence[str]) -> list[str]:
+        """Gives flags that stand alone their value."""
+        alone = [
+            word in self._booleans and (not behind or behind[0].lower() not in (*BOOLEANS, "null"))
+            for word, behind in ((word, words[place + 1 : place + 2]) for place, word in enumerate(words))
+        ]
+        return [f"{word}=true" if is_alone else word for word, is_alone in zip(words, alone, strict=True)]
+
+    def _print_help(self) -> None:
+        for name, help in self.words.items():
+            nargs = {"?": "?", "*": "*"}.get(name[-1])
+            self.add_argument(name.rstrip("?*"), nargs=nargs, metavar=name.rstrip("?*").upper(), help=help)
+        self.print_help()
+        raise SystemExit(0)
+
+
+_BOOLEAN = "[true|false]"
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    shown = "" if field.default in ("", None) else f" (default: {default})"
+    return field.metadata["help"] + shown
+
+
+def _metavar(hint: Any) -> str:
+    """Returns what stands for a value in `--help`."""
+    if get_origin(hint) is Literal:
+        return "{" + ",".join(filter(None, get_args(hint))) + "}"
+    if isinstance(hint, UnionType) or hasattr(hint, "__metadata__"):
+        return _metavar(get_args(hint)[0])
+    return {bool: _BOOLEAN, int: "N", float: "X"}.get(hint, "TEXT")
+
+
 # --- The verbs ------------------------------------------------------------------------------------
 
 
-def _list(args: Namespace) -> dict[str, Any]:
+def _list(words: Sequence[str]) -> int:
+    args = _parser("list").read(words)
     rows = [
         {
             "recipe": recipe.name,
-            "summary": recipe.summary,
-            "default_data": recipe.default_data,
+            "summary": recipe.about.summary,
+            "default_data": recipe.about.default_data,
             "expected": recipe.expected(),
-            "settings": shipped_settings(recipe.name),
+            "settings": recipe.shipped_settings(),
         }
-        for recipe in RECIPES.values()
+        for recipe in all_recipes().values()
     ]
     for row in rows:
         print(f"{row['recipe']}  {row['summary']}", file=_text(args))
         print(f"    data      {row['default_data']}", file=_text(args))
         print(f"    expected  {row['expected']}", file=_text(args))
         print(f"    settings  --config {', '.join(row['settings'])}", file=_text(args))
-    return {"recipes": rows}
+    return _done(args, {"recipes": rows})
 
 
-def _doctor(args: Namespace) -> dict[str, Any]:
+def _doctor(words: Sequence[str]) -> int:
     from karpa_tf import doctor
 
+    args = _parser("doctor").read(words)
     with _quiet_import():
         report = doctor.check(args.logs)
     for check in report["checks"]:
         mark = "ok  " if check["ok"] else "FAIL"
         mend = f"\n      -> {check['mend']}" if check["mend"] else ""
         print(f"{mark}  {check['name']}{mend}", file=_text(args))
-    return report
+    return _done(args, report)
 
 
-def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, Any]:
+def _train(words: Sequence[str]) -> int:
+    if not words or words[0].startswith("-"):
+        about = f"{', '.join(all_recipes())}; or the folder of one of your own, as ./mine."
+        first = "karpa-tf train: RECIPE comes before its options."
+        _parser("train", {"recipe": about}).read(words, lambda flag: first)
+        raise UserError(first)
+    recipe = find_recipe(words[0])
+    args = _train_parser(recipe).read(words[1:])
+    typed = {name: value for name, value in vars(args).items() if name in types_of(recipe.about.settings)}
     from karpa_tf.training import run_folder
 
+    code = str(recipe.path) if recipe.own else ""
     if args.resume:
         folder = run_folder.open_run(args.resume, args.logs)
         config = _config_to_resume(recipe, folder, typed, args.config)
     else:
-        config = _config(recipe, args.config or "default", typed)
+        config = _config(recipe, args.config, typed)
         folder = None
     run_folder.resolve_init(config, args.logs)
-    module = _load(recipe, legacy_keras=recipe.legacy_keras)
+    loaded = _load(recipe, legacy_keras=recipe.about.legacy_keras)
     from karpa_tf.training import runtime
 
     if not runtime.will_be_chief(config):
         # One worker makes the folder, writes and speaks; the others only read from it, to resume.
-        module.train(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
-        return {"run": None, "metrics": {}}
+        loaded.start(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
+        return _done(args, {"run": None, "metrics": {}})
     if folder is None:
-        folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:])
+        folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:], code)
     try:
         with run_folder.locked(folder.path):
-            metrics = module.train(config, folder, resume=bool(args.resume))
+            if code and code != folder.code:  # it was moved
+                folder.write_environment(config.seed, code=code)
+            metrics = loaded.start(config, folder, resume=bool(args.resume))
     except KeyboardInterrupt:
         said = "Stopped before the first step; nothing is kept."
-        go_on = f"karpa-tf train {recipe.name} --resume {folder.path}"
+        go_on = folder.resume_command
         if folder.has_checkpoint:
             said = f"Stopped; the best weights are kept. Go on with: {go_on}"
         elif folder.begun:
@@ -128,47 +251,64 @@ def _train(args: Namespace, recipe: Recipe, typed: dict[str, Any]) -> dict[str, 
             run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
     _print_table({recipe.name: metrics}, args)
-    return {"run": str(folder.path), "metrics": _numbers(metrics)}
+    return _done(args, {"run": str(folder.path), "metrics": _numbers(metrics)})
 
 
-def _runs(args: Namespace) -> dict[str, Any]:
+def _new(words: Sequence[str]) -> int:
+    parser = _parser("new", {"folder": "Of the recipe; its name is the recipe's."})
+    parser.add_field("--like", str, "The recipe to begin with. (default: bert-classifier)")
+    args = parser.read(words)
+    like = find_recipe(getattr(args, "like", "bert-classifier"))
+    name = copy_recipe(like, Path(args.folder))
+    own = args.folder if os.sep in args.folder else f"./{args.folder}"
+    print(f"{own}: a recipe like {like.name}. Edit its files, then:", file=_text(args))
+    for line in (f"train {own}", f"evaluate {name}/latest", f"export {name}/latest"):
+        print(f"  karpa-tf {line}", file=_text(args))
+    return _done(args, {"recipe": name, "folder": args.folder, "like": like.name})
+
+
+def _runs(words: Sequence[str]) -> int:
     from karpa_tf.training import run_folder
 
-    if args.recipe:
-        find_recipe(args.recipe)
+    args = _parser("runs", {"recipe?": "Only this recipe's."}).read(words)
     rows = run_folder.list_runs(args.logs, args.recipe)
     if not rows:
         print(f"No runs in {args.logs}.", file=_text(args))
     for line in run_folder.format_runs(rows):
         print(line, file=_text(args))
-    return {"runs": rows}
+    return _done(args, {"runs": rows})
 
 
-def _evaluate(args: Namespace) -> dict[str, Any]:
-    folder, recipe = _open(args)
-    module = _load(recipe)
-    options = _options(args, recipe, module.evaluate, {"attack": "none", "epsilon": "8/255"})
-    result = module.evaluate(folder, data=args.data or None, **options)
-    _print_table({"model": result["metrics"], **result["baselines"]}, args)
-    for name, value in result.get("facts", {}).items():
+def _evaluate(words: Sequence[str]) -> int:
+    args, folder, recipe, options = _of_a_run("evaluate", words)
+    result = _load(recipe).evaluate(folder, options)
+    _print_table({"model": result.metrics, **result.baselines}, args)
+    for name, value in result.facts.items():
         print(f"{name}: {value}", file=_text(args))
-    for lines in result.get("tables", []):
+    for lines in result.tables:
         print("", *lines, sep="\n", file=_text(args))
-    return {
-        "recipe": recipe.name,
-        "run": str(folder.path),
-        "data": result["data"],
-        "metrics": _numbers(result["metrics"]),
-        "baselines": {name: _numbers(row) for name, row in result["baselines"].items()},
-    }
+    return _done(
+        args,
+        {
+            "recipe": recipe.name,
+            "run": str(folder.path),
+            "data": result.data,
+            "metrics": _numbers(result.metrics),
+            "baselines": {name: _numbers(row) for name, row in result.baselines.items()},
+        },
+    )
 
 
-def _predict(args: Namespace) -> dict[str, Any]:
+def _predict(words: Sequence[str]) -> int:
     from karpa_tf import rows
 
+    model = _model_file(Path(_find_run("predict", words).run))
+    if model:
+        args = _verb_parser("predict").read(words, _takers("predict", f"{model}, which is no run"))
+    else:
+        args, folder, recipe, options = _of_a_run("predict", words)
     if args.output:
         rows.check_output(args.output)
-    model = _model_file(Path(args.run))
     # What can be said of the rows is said before TensorFlow is imported: the inputs of a run are known.
     if model:
         given = rows.read(args.inputs, args.input)
@@ -178,19 +318,15 @@ def _predict(args: Namespace) -> dict[str, Any]:
             signature = loader.load_model(model)
         asked = given.match(rows.inputs_of_signature(signature.inputs))
     else:
-        folder, recipe = _open(args)
-        inputs = rows.inputs_of_run(folder.read_config())
+        inputs = recipe.about.inputs(folder.read_config())
         given = rows.read(args.inputs, args.input, rows.columns_of(inputs))
         asked = given.match(inputs, filled=True)
         if not folder.has_weights:
-            raise UserError(
-                f"{folder.path} has no weights yet; go on with `karpa-tf train {recipe.name} --resume "
-                f"{folder.path}`."
-            )
-        signature = _load(recipe).signature(folder)
+            raise UserError(f"{folder.path} has no weights yet; go on with `{folder.resume_command}`.")
+        signature = _load(recipe).signature(folder, options)
     for note in given.notes:
         print(note, file=sys.stderr)
-    outputs = signature.predict(asked.inputs, broken="skip")
+    outputs = signature.predict(asked.inputs, broken="skip", read=rows.read_value)
     if args.output:
         for note in rows.write(args.output, asked.given, outputs, signature.names):
             print(note, file=sys.stderr)
@@ -203,7 +339,7 @@ def _predict(args: Namespace) -> dict[str, Any]:
     if failed:
         print(f"{failed} of {len(outputs)} rows could not be read.", file=sys.stderr)
         result["ok"] = False
-    return result
+    return _done(args, result)
 
 
 def _model_file(path: Path) -> Path | None:
@@ -225,33 +361,31 @@ def _model_file(path: Path) -> Path | None:
     return None
 
 
-def _explain(args: Namespace) -> dict[str, Any]:
-    folder, recipe = _open(args)
-    module = _load(recipe)
-    if not hasattr(module, "explain"):
-        raise UserError(f"explain does not go with {recipe.name}.")
-    result = module.explain(folder, args.inputs)
-    for line in result.pop("lines"):
+def _explain(words: Sequence[str]) -> int:
+    args, folder, recipe, options = _of_a_run("explain", words)
+    result = _load(recipe).explain(folder, args.inputs, options)
+    for line in result.lines:
         print(line, file=_text(args))
-    return result
+    return _done(args, {"explanations": result.explanations, **result.more})
 
 
-def _export(args: Namespace) -> dict[str, Any]:
-    folder, recipe = _open(args)
-    module = _load(recipe, legacy_keras=recipe.legacy_keras)
-    options = _options(args, recipe, module.export, {"top_k": 0, "quantize": "", "format": "savedmodel"})
-    result = module.export(folder, to=Path(args.to), force=args.force, **options)
-    print(f"{args.format}: {result[args.format]}", file=_text(args))
-    for line in result.pop("lines", []):
+def _export(words: Sequence[str]) -> int:
+    args, folder, recipe, options = _of_a_run("export", words)
+    result = _load(recipe, legacy_keras=recipe.about.legacy_keras).export(folder, options)
+    print(f"{result.format}: {result.path}", file=_text(args))
+    for line in result.lines:
         print(line, file=_text(args))
-    for name, signature in result["signatures"].items():
+    for name, signature in result.signatures.items():
         print(f"  {name}: {signature['inputs']} -> {signature['outputs']}", file=_text(args))
-    return result
+    return _done(args, {result.format: result.path, "signatures": result.signatures, **result.more})
 
 
-def _serve(args: Namespace) -> None:
+def _serve(words: Sequence[str]) -> int:
     """Serves until it is stopped; what is printed is printed when it is ready."""
-    options = ServeOptions(**{field.name: args[field.name] for field in dataclasses.fields(ServeOptions)})
+    parser = _parser("serve", {"models?": "Folder of models: savedmodels, if none is given."})
+    parser.add_fields(ServeOptions)
+    args = parser.read(words)
+    options = _fields_of(ServeOptions, args)
     with _quiet_import():
         from karpa_tf.serving import server
 
@@ -263,26 +397,15 @@ def _serve(args: Namespace) -> None:
             print(f"{model}: version {', '.join(map(str, versions)) or 'none'}")
         print(f"REST {description['rest']}  gRPC {description['grpc']}  stop with Ctrl-C", flush=True)
 
-    server.run(options, args.models, ready)
+    server.run(options, args.models or "savedmodels", ready)
+    return 0
 
 
-def _options(
-    args: Namespace, recipe: Recipe, function: Callable[..., Any], defaults: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the options that were given and that a recipe's function takes."""
-    options = {name: args[name] for name, default in defaults.items() if args[name] != default}
-    for name in options:
-        if name not in inspect.signature(function).parameters:
-            raise UserError(f"--{name} does not go with {recipe.name}.")
-    return options
-
-
-# --- The parser -----------------------------------------------------------------------------------
-
-_VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
+_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
+    "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
     "predict": ("Predict with a run or a SavedModel.", _predict),
@@ -292,259 +415,167 @@ _VERBS: dict[str, tuple[str, Callable[..., dict[str, Any] | None]]] = {
 }
 
 
-def _options_first(argv: list[str], leaves: dict[tuple[str, ...], ArgumentParser]) -> list[str]:
-    """Puts options before the words: argparse takes no more words of a list behind an option."""
-    leaf = leaves.get(tuple(argv[:1]))
-    if leaf is None or argv[0] not in ("predict", "explain"):
-        return argv
-    options: list[str] = []
-    words: list[str] = []
-    rest = iter(argv[1:])
-    for word in rest:
-        if word == "--":
-            words += ["--", *rest]
-            break
-        action = leaf._option_string_actions.get(word.split("=")[0])
-        if action is None:
-            words.append(word)
-            continue
-        options.append(word)
-        if "=" not in word and action.nargs != 0:
-            options += [value for value in (next(rest, None),) if value is not None]
-    return [argv[0], *options, *words]
-
-
 def _run(argv: list[str]) -> int:
-    parser, leaves = _parsers()
-    argv = _options_first(argv, leaves)
-    if "--version" in argv[:1]:
+    if not argv or argv[0] in ("--help", "-h"):
+        print("usage: karpa-tf VERB ...\n\nFrom data to a served model. `karpa-tf VERB --help` says more.\n")
+        for verb, (summary, _) in _VERBS.items():
+            print(f"  {verb:<10}{summary}")
+        print("  --version Print the version.")
+        return 0
+    if argv[0] == "--version":
         print(__version__)
         return 0
-    if not argv:
-        parser.print_help()
-        return 0
-    args = _parse(parser, leaves, argv, defaults=True)
+    if argv[0] not in _VERBS:
+        near = did_you_mean(argv[0], _VERBS)
+        raise UserError(f'There is no verb "{argv[0]}"{near} Known: {", ".join(_VERBS)}.')
     _choose_keras(False)
-    verb = args.verb
-    verb_args = args[verb]
-    result: dict[str, Any] | None
-    if verb == "train":
-        recipe = find_recipe(verb_args.recipe)
-        typed = _parse(parser, leaves, argv, defaults=False)["train"].get(recipe.name)
-        typed = vars(typed) if typed else {}  # an empty namespace counts as false
-        fields = {field.name for field in dataclasses.fields(recipe.config)}
-        result = _train(
-            verb_args[recipe.name],
-            recipe,
-            {name: value for name, value in dict(typed).items() if name in fields},
-        )
-        verb_args = verb_args[recipe.name]
-    else:
-        result = _VERBS[verb][1](verb_args)
-    if result is None:
-        return 0
-    if verb_args.json:
+    return _VERBS[argv[0]][1](argv[1:])
+
+
+def _done(args: Namespace, result: dict[str, Any]) -> int:
+    if args.json:
         print(json.dumps(result, ensure_ascii=False))
     return 0 if result.get("ok", True) else 1
 
 
-def _parsers() -> tuple[ArgumentParser, dict[tuple[str, ...], ArgumentParser]]:
-    parser = _parser("karpa-tf", "From data to a served model. `karpa-tf VERB --help` says more.")
-    parser.add_argument("--version", action="store_true", help="Print the version.")
-    verbs = parser.add_subcommands(dest="verb", required=True, metavar="VERB")
-    leaves: dict[tuple[str, ...], ArgumentParser] = {}
-    for verb, (summary, _) in _VERBS.items():
-        leaf = leaves[(verb,)] = _parser(f"karpa-tf {verb}", summary)
-        verbs.add_subcommand(verb, leaf, help=summary)
-        if verb == "train":
-            recipes = leaf.add_subcommands(dest="recipe", required=True, metavar="RECIPE")
-            for recipe in RECIPES.values():
-                leaves[(verb, recipe.name)] = _train_parser(recipe)
-                recipes.add_subcommand(recipe.name, leaves[(verb, recipe.name)], help=recipe.summary)
-            continue
-        if verb == "runs":
-            leaf.add_argument("recipe", type=str, nargs="?", default="", help="Only this recipe's.")
-        if verb in ("evaluate", "explain", "export"):
-            leaf.add_argument("run", type=str, help="A run's folder, or RECIPE/latest.")
-        if verb == "evaluate":
-            leaf.add_argument(
-                "--data", type=str, default="", help="Other data than the run's own test split."
-            )
-            leaf.add_argument(
-                "--attack",
-                type=Literal["none", "fgsm", "pgd"],
-                default="none",
-                help="Images: change them against the model as well, and say what it still gets right.",
-            )
-            leaf.add_argument(
-                "--epsilon", type=str, default="8/255", help="Most that an attack changes a pixel."
-            )
-        if verb == "explain":
-            leaf.add_argument(
-                "inputs",
-                type=str,
-                nargs="*",
-                default=[],
-                help="Image files (none: some of the run's), or texts (none: standard input).",
-            )
-        if verb == "predict":
-            leaf.add_argument(
-                "run", type=str, help="A run, RECIPE/latest, a SavedModel folder, a .tflite or .onnx file."
-            )
-            leaf.add_argument("inputs", type=str, nargs="*", default=[], help="Inputs; else standard input.")
-            leaf.add_argument(
-                "--input",
-                type=str,
-                default="",
-                help="Read inputs from a .txt (a row a line), .csv, .tsv, .jsonl, .xlsx or .parquet.",
-            )
-            leaf.add_argument(
-                "--output",
-                type=str,
-                default="",
-                help="Write the rows and their predictions to a .csv or .jsonl.",
-            )
-        if verb == "export":
-            leaf.add_argument("--to", type=str, default="savedmodels", help="Where models live.")
-            leaf.add_argument(
-                "--top_k", type=int, default=0, help="mlm-gru: how many fillings of a mask; 0: five."
-            )
-            leaf.add_argument(
-                "--quantize",
-                type=Literal["", "none", "int8"],
-                default="",
-                help="int8: a quarter of the size. bert-*: none by default; litert: int8 by default.",
-            )
-            leaf.add_argument(
-                "--format",
-                type=Literal["savedmodel", "litert", "onnx"],
-                default="savedmodel",
-                help="Images: also LiteRT for phones and small devices, or ONNX.",
-            )
-            leaf.add_argument(
-                "--force",
-                action="store_true",
-                help="Export even a model that has not learned its task.",
-            )
-        if verb == "serve":
-            leaf.add_argument("models", type=str, nargs="?", default="savedmodels", help="Folder of models.")
-            _add_fields(leaf, ServeOptions)
-        _common(leaf)
-    return parser, leaves
+# --- What a verb takes ----------------------------------------------------------------------------
+
+# The words of the verbs that begin with a run.
+_WORDS: dict[str, dict[str, str]] = {
+    "evaluate": {"run": "A run's folder, or RECIPE/latest."},
+    "predict": {
+        "run": "A run, RECIPE/latest, a SavedModel folder, a .tflite or .onnx file.",
+        "inputs*": "Inputs; else standard input.",
+    },
+    "explain": {
+        "run": "A run's folder, or RECIPE/latest.",
+        "inputs*": "Image files (none: some of the run's), or texts (none: standard input).",
+    },
+    "export": {"run": "A run's folder, or RECIPE/latest."},
+}
 
 
-# A flag that may stand alone or take a value, as `--deterministic` and `--deterministic false`.
-_FLAG: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
+def _parser(verb: str, words: dict[str, str] | None = None) -> Parser:
+    return Parser(verb, _VERBS[verb][0], words)
 
 
-def _train_parser(recipe: Recipe) -> ArgumentParser:
-    parser = _parser(f"karpa-tf train {recipe.name}", f"{recipe.summary}. {recipe.expected()}")
+def _train_parser(recipe: RecipeFolder) -> Parser:
+    parser = Parser(f"train {recipe.name}", f"{recipe.about.summary}. {recipe.expected()}")
     parser.add_argument(
         "--config",
-        type=str,
         default="",
-        help=f"Settings: {', '.join(shipped_settings(recipe.name))}, or a YAML file of yours.",
+        help=f"Settings: {', '.join(recipe.shipped_settings())}, or a YAML file of yours.",
     )
-    parser.add_argument(
-        "--resume",
-        type=str,
-        default="",
-        help=f"Go on with this run; only --{recipe.config.length} may grow.",
-    )
-    _add_fields(parser, recipe.config)
-    _common(parser)
+    length = recipe.about.settings.length
+    parser.add_argument("--resume", default="", help=f"Go on with this run; only --{length} may grow.")
+    parser.flags += ["--config", "--resume"]
+    parser.add_fields(recipe.about.settings)
     return parser
 
 
-def _add_fields(parser: ArgumentParser, fields_of: type[Any]) -> None:
-    """Adds a flag for each field of a dataclass."""
-    hints = get_type_hints(fields_of)
-    for field in dataclasses.fields(fields_of):
-        kind: dict[str, Any] = {"type": hints[field.name]}
-        if hints[field.name] in (bool, bool | None):
-            kind = _FLAG | {"type": hints[field.name]}
-        kind["default"] = field.default
-        parser.add_argument(f"--{field.name}", **kind, help=field.metadata["help"])
+def _verb_parser(verb: str) -> Parser:
+    """Returns the parser of a verb that begins with a run, without the options of recipes."""
+    parser = _parser(verb, _WORDS[verb])
+    if verb == "predict":
+        file = ".txt (a row a line), .csv, .tsv, .jsonl, .xlsx or .parquet"
+        parser.add_argument("--input", default="", metavar="FILE", help=f"Read inputs from a {file}.")
+        parser.add_argument(
+            "--output",
+            default="",
+            metavar="FILE",
+            help="Write the rows and their predictions to a .csv or .jsonl.",
+        )
+        parser.flags += ["--input", "--output"]
+    return parser
 
 
-def _parser(prog: str, description: str) -> ArgumentParser:
-    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+def _options_by_recipe(verb: str) -> dict[str, dict[str, list[str]]]:
+    """Returns the flags of a verb's options, of each what it is for, and of that which recipes take it so."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for recipe in all_recipes().values():
+        options = getattr(recipe.about, verb)
+        for field in dataclasses.fields(options) if options else ():
+            found.setdefault(f"--{field.name}", {}).setdefault(_help(field), []).append(recipe.name)
+    return found
 
 
-def _common(parser: ArgumentParser) -> None:
-    parser.add_argument("--logs", type=str, default="logs", help="Folder of the runs.")
-    parser.add_argument("--json", action="store_true", help="Print one JSON object on standard output.")
+def _find_run(verb: str, words: Sequence[str]) -> Namespace:
+    """Reads the words with the options of all recipes, to find out which run is meant; or prints them all."""
+    parser = _verb_parser(verb)
+    every = [name for name, recipe in all_recipes().items() if getattr(recipe.about, verb)]
+    hints = {
+        f"--{name}": hint
+        for recipe in every
+        for name, hint in types_of(getattr(all_recipes()[recipe].about, verb)).items()
+    }
+    groups: dict[str, Any] = {}
+    for flag, uses in _options_by_recipe(verb).items():
+        recipes = [name for names in uses.values() for name in names]
+        title = ", ".join(recipes) if recipes != every else "options of every recipe"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        helps = [f"{', '.join(names)}: {help}" if len(uses) > 1 else help for help, names in uses.items()]
+        # What a value may be, the recipe of the run says.
+        parser.add_field(flag, hints[flag], "; ".join(helps), groups[title], checked=False)
+    args, _ = parser.read_known(words)
+    if "run" not in args:
+        parser.read(words)
+    return args
 
 
-def _parse(
-    parser: ArgumentParser,
-    leaves: dict[tuple[str, ...], ArgumentParser],
-    argv: list[str],
-    *,
-    defaults: bool,
-) -> Namespace:
-    try:
-        return parser.parse_args(argv, defaults=defaults)
-    except ArgumentError as error:
-        raise UserError(_one_sentence(str(error), leaves, argv)) from None
+def _of_a_run(verb: str, words: Sequence[str]) -> tuple[Namespace, Any, RecipeFolder, Any]:
+    """Returns the words of a verb, the run that they begin with, its recipe, and the options given for it."""
+    found = _find_run(verb, words)
+    folder, recipe = _open(found)
+    options = getattr(recipe.about, verb)
+    if options is None:
+        raise UserError(f"{verb} does not go with {recipe.name}.")
+    parser = _verb_parser(verb)
+    parser.add_fields(options)
+    args = parser.read(words, _takers(verb, recipe.name))
+    return args, folder, recipe, _fields_of(options, args)
 
 
-def _one_sentence(message: str, leaves: dict[tuple[str, ...], ArgumentParser], argv: list[str]) -> str:
-    """Turns the parser's report into one sentence that names the nearest right word."""
-    choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-    if choice:
-        known = re.findall(r"[\w-]+", choice[2])
-        what = "recipe" if "recipe" in message.split(":")[0].lower() else "verb"
-        return f'There is no {what} "{choice[1]}"{did_you_mean(choice[1], known)} Known: {", ".join(known)}.'
-    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-    if unknown:
-        words = tuple(word for word in argv if not word.startswith("-"))
-        leaf = leaves.get(words[:2]) or leaves[words[:1]]
-        flags = [flag for a in leaf._actions for flag in a.option_strings]
-        flag = unknown[1].split("=")[0]
-        command = " ".join(["karpa-tf", *next(k for k, v in leaves.items() if v is leaf)])
-        return f"{command} has no option {flag}{did_you_mean(flag, flags)}"
-    wrong = re.search(r'Parser key "(.*?)":\s*(.*)', message, re.DOTALL)
-    if wrong:
-        reason = " ".join(wrong[2].split())
-        reason = re.sub(r"an? <class '(\w+)'>", r"\1", reason)
-        reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
-        value = re.search(r"Got value: (.*)$", reason)
-        options = re.search(r"one of (.*?)\. Got", reason)
-        hint = "."
-        if value and options:
-            hint = did_you_mean(value[1], re.findall(r"'(.*?)'", options[1]))
-        return f"--{wrong[1]}: {reason}{hint}"
-    return " ".join(message.split())
+def _takers(verb: str, name: str) -> Callable[[str], str]:
+    """Returns what says of a flag which recipes take it, if there are any."""
+
+    def say(flag: str) -> str:
+        uses = _options_by_recipe(verb).get(flag, {})
+        recipes = ", ".join(name for names in uses.values() for name in names)
+        return f"{flag} does not go with {name}; it goes with {recipes}." if recipes else ""
+
+    return say
+
+
+def _fields_of(cls: type[Any], args: Namespace) -> Any:
+    """Returns a dataclass of the options that were given."""
+    return cls(**{name: getattr(args, name) for name in types_of(cls) if name in args})
 
 
 # --- Shared by the verbs --------------------------------------------------------------------------
 
 
-def _config(recipe: Recipe, name_or_path: str, typed: dict[str, Any]) -> RunConfig:
+def _config(recipe: RecipeFolder, name_or_path: str, typed: dict[str, Any]) -> RunSettings:
     """The defaults of the fields, under the settings file, under the typed flags."""
-    values = read_settings(recipe, name_or_path)
-    # The same parser checks the types of a file and of the flags.
-    try:
-        checked = _train_parser(recipe).parse_object(values, defaults=False)
-    except ArgumentError as error:
-        raise UserError(f"{name_or_path}: {_one_sentence(str(error), {}, [])}") from None
-    return recipe.config(**{**{key: checked[key] for key in values}, **typed})
+    values = recipe.read_settings(name_or_path) if name_or_path else {}
+    return recipe.about.settings(**{**values, **typed})
 
 
-def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config_option: str) -> RunConfig:
+def _config_to_resume(
+    recipe: RecipeFolder, folder: Any, typed: dict[str, Any], config_option: str
+) -> RunSettings:
     if folder.recipe != recipe.name:
         raise UserError(f"--resume: {folder.path} is a run of {folder.recipe}, not of {recipe.name}.")
     if config_option:
         raise UserError("--config cannot go with --resume: the run's own config.yaml is used.")
-    length = recipe.config.length
+    length = recipe.about.settings.length
     for name in typed:
         if name != length:
             raise UserError(
                 f"--{name} cannot go with --resume: everything comes from the run's config.yaml, "
                 f"and only --{length} may grow."
             )
-    config = folder.open_config(recipe.config)
+    config = folder.open_config(recipe.about.settings)
     if length in typed:
         before = getattr(config, length)
         if typed[length] < before:
@@ -555,7 +586,7 @@ def _config_to_resume(recipe: Recipe, folder: Any, typed: dict[str, Any], config
     return config
 
 
-def _open(args: Namespace) -> tuple[Any, Recipe]:
+def _open(args: Namespace) -> tuple[Any, RecipeFolder]:
     from karpa_tf.training import run_folder
 
     folder = run_folder.open_run(args.run, args.logs)
@@ -565,15 +596,10 @@ def _open(args: Namespace) -> tuple[Any, Recipe]:
             f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
             "its metrics.json lists them."
         )
-    if folder.recipe not in RECIPES:
-        raise UserError(
-            f'{folder.path} lies in a folder "{folder.recipe}", which is no recipe: a run lies in '
-            f"LOGS/RECIPE/NUMBER, and RECIPE is one of {', '.join(RECIPES)}."
-        )
-    return folder, find_recipe(folder.recipe)
+    return folder, recipe_of(folder)
 
 
-def _load(recipe: Recipe, legacy_keras: bool = False) -> Any:
+def _load(recipe: RecipeFolder, legacy_keras: bool = False) -> Recipe[Any]:
     _choose_keras(legacy_keras)
     with _quiet_import():
         return recipe.load()
@@ -608,7 +634,7 @@ def _quiet_import() -> Iterator[None]:
 
 def _text(args: Namespace) -> Any:
     """Where people read: standard output, unless that is kept for one JSON object."""
-    return sys.stderr if args.get("json") else sys.stdout
+    return sys.stderr if args.json else sys.stdout
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from karpa_tf.training.run_folder import environment
 
 _MODULES = {
     "tensorflow": "pip install karpa-tf",
-    "keras": "pip install 'keras>=3.15'",
+    "keras": "pip install 'keras~=3.15.0'",
     "keras_hub": "pip install keras-nlp",
     "tensorflow_text": "pip install 'tensorflow-text~=2.21.1', of TensorFlow's own minor release",
     "tensorboard": "pip install tensorboard",

@@ -1,9 +1,11 @@
-"""The one error that users see."""
+"""The one error that users see, and what makes it of others."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -17,3 +19,15 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
     """Returns the end of a sentence: `; did you mean "..."?` with the nearest known word, or `otherwise`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f'; did you mean "{near[0]}"?' if near else otherwise
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write below `path` into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be written: {reason}; free some space or choose another folder."
+        ) from error

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from karpa_tf.data.cells import (
     TABLES,
@@ -28,36 +28,8 @@ from karpa_tf.data.cells import (
     read_text,
     unused,
 )
-from karpa_tf.errors import UserError, did_you_mean
-from karpa_tf.training.run_folder import writing
-
-# What a value of an input is: a text, an image (the path of its file, or nested lists), or other JSON.
-Kind = Literal["text", "image", "json"]
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a signature.
-
-    Attributes:
-        kind: what its values are.
-        column: the column that a run was trained on; empty: the one of the input's name.
-    """
-
-    kind: Kind
-    column: str = ""
-
-
-def inputs_of_run(config: Mapping[str, Any]) -> dict[str, Input]:
-    """Returns the inputs of a run's signature by name, from its settings alone."""
-    if "image_size" in config:
-        return {"image": Input("image")}
-    if "env" in config:
-        return {"observation": Input("json")}
-    inputs = {"text": Input("text", config.get("text", ""))}
-    if config.get("text_b"):
-        inputs["text_b"] = Input("text", config["text_b"])
-    return inputs
+from karpa_tf.errors import UserError, did_you_mean, writing
+from karpa_tf.recipe import Input, Kind
 
 
 def columns_of(inputs: Mapping[str, Input]) -> list[str]:
@@ -74,6 +46,25 @@ def inputs_of_signature(specs: Mapping[str, Any]) -> dict[str, Input]:
         return "image" if spec.shape.rank in (3, 4) else "json"
 
     return {name: Input(kind(spec)) for name, spec in specs.items()}
+
+
+def read_value(value: Any, spec: Any) -> Any:
+    """Returns the pixels of the image whose path was given to an input of images; else the value itself.
+
+    Args:
+        value: of a row.
+        spec: the input's `tf.TensorSpec`, (n, size, size) for grey images, or (n, size, size, channels).
+
+    Raises:
+        UserError: the file is not there or is no image.
+    """
+    if not isinstance(value, str) or spec.shape.rank not in (3, 4):
+        return value
+    from karpa_tf.data.images import read_image
+
+    grey = spec.shape.rank == 3
+    image = read_image(value, int(spec.shape[1]), 1 if grey else int(spec.shape[3]))
+    return image[..., 0] if grey else image
 
 
 def is_error(result: Mapping[str, Any]) -> bool:
@@ -205,7 +196,7 @@ def _from_line(line: str, inputs: Mapping[str, Input], where: str) -> dict[str, 
     if not more and name == "text":
         return {"text": line}
     if not more and name == "image" and not line.lstrip().startswith(("[", "{")):
-        return {"image": line}  # the path of a file; the signature reads it
+        return {"image": line}  # the path of a file; `read_value` reads it
     if not more and not line.lstrip().startswith("{"):
         try:
             value = json.loads(line)

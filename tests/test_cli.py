@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from karpa_tf.cli import _options_first, _parse, _parsers
-from karpa_tf.configs import RECIPES, read_settings, shipped_settings
+from karpa_tf.cli import _find_run, _train_parser
+from karpa_tf.recipe import all_recipes
+from karpa_tf.settings import convert
 from tests.conftest import TINY
 
 
@@ -36,23 +37,18 @@ def test_help_and_list_import_nothing_heavy(command: list[str], tmp_path: Path) 
 
 
 def test_every_field_is_documented_in_help() -> None:
-    for recipe in RECIPES.values():
-        done = subprocess.run(
-            [sys.executable, "-m", "karpa_tf", "train", recipe.name, "--help"],
-            capture_output=True,
-            text=True,
-        )
-        text = " ".join(done.stdout.split())
-        for field in dataclasses.fields(recipe.config):
+    for recipe in all_recipes().values():
+        text = " ".join(_train_parser(recipe).format_help().split())
+        for field in dataclasses.fields(recipe.about.settings):
             assert f"--{field.name} " in text
             assert " ".join(field.metadata["help"].split()) in text
 
 
 def test_shipped_settings_load_and_tell_what_to_expect() -> None:
-    for recipe in RECIPES.values():
+    for recipe in all_recipes().values():
         assert recipe.expected()
-        for name in shipped_settings(recipe.name):
-            recipe.config(**read_settings(recipe, name))
+        for name in recipe.shipped_settings():
+            recipe.about.settings(**recipe.read_settings(name))
 
 
 @pytest.mark.parametrize(
@@ -61,10 +57,21 @@ def test_shipped_settings_load_and_tell_what_to_expect() -> None:
         ("trian mlm-gru", 'There is no verb "trian"; did you mean "train"?'),
         ("train mlm-gr", 'There is no recipe "mlm-gr"; did you mean "mlm-gru"?'),
         ("train mlm-gru --epoch 3", 'no option --epoch; did you mean "--epochs"?'),
-        ("train mlm-gru --epochs many", "--epochs: Expected int. Got value: many"),
+        ("train mlm-gru --epochs many", "--epochs must be a whole number. Received: many."),
         ("train mlm-gru --epochs 0", "epochs must be at least 1. Received: 0."),
         ("train mlm-gru --dropout 1.5", "dropout must be at least 0 and below 1. Received: 1.5."),
-        ("train mlm-gru --objective evry", 'did you mean "every"?'),
+        (
+            "train mlm-gru --objective evry",
+            'one of masked, every. Received: evry; did you mean "every"?',
+        ),
+        (
+            "train mlm-gru --deterministic perhaps",
+            "mlm-gru takes no more words. Received: perhaps",
+        ),
+        ("train mlm-gru --epochs", "karpa-tf train mlm-gru: argument --epochs: expected one argument."),
+        ("train mlm-gru --learning_rate nan", "--learning_rate must be a finite number. Received: nan."),
+        ("train", "karpa-tf train: RECIPE is missing"),
+        ("train ./nowhere", "nowhere is no recipe: it has no __init__.py"),
         ("train mlm-gru --config defalt", 'did you mean "default"?'),
         ("train mlm-gru --resume nowhere", "There is no run nowhere"),
         ("train mlm-gru --profile 3", "--profile takes START:STOP"),
@@ -91,7 +98,11 @@ def test_settings_file_with_a_wrong_key_or_type(karpa, tmp_path) -> None:
     assert result.status == 2 and 'did you mean "learning_rate"?' in result.err
     path.write_text("learning_rate: fast\n")
     result = karpa("train", "mlm-gru", "--config", path)
-    assert result.status == 2 and "--learning_rate: Expected float. Got value: fast" in result.err
+    assert result.status == 2
+    assert f"{path}: learning_rate must be a finite number. Received: fast." in result.err
+    path.write_text("learning_rate: 1e-2\nepochs: 0\n")
+    result = karpa("train", "mlm-gru", "--config", path)
+    assert result.status == 2 and f"{path}: epochs must be at least 1. Received: 0." in result.err
 
 
 def test_a_folder_that_is_no_run(karpa, tmp_path) -> None:
@@ -163,6 +174,36 @@ def test_ctrl_c_keeps_the_best_weights_and_says_how_to_go_on(text_file, tmp_path
     ],
 )
 def test_options_and_words_come_in_any_order(words) -> None:
-    parser, leaves = _parsers()
-    args = _parse(parser, leaves, _options_first(words, leaves), defaults=True)["predict"]
+    args = _find_run("predict", words[1:])
     assert (args.run, args.logs, args.inputs) == ("R", "L", ["a text", "more"])
+
+
+def test_a_flag_may_stand_alone_or_take_a_value() -> None:
+    for words, expected in (
+        (["--force", "R"], True),
+        (["R", "--force"], True),
+        (["--force", "false", "R"], False),
+        (["--force=yes", "R"], True),
+    ):
+        args = _find_run("export", words)
+        assert (args.run, convert("force", bool, args.force, text=True)) == ("R", expected)
+
+
+def test_help_says_which_recipe_takes_what(karpa, capsys) -> None:
+    for verb, lines in {
+        "evaluate": [
+            "cifar10-cnn, mnist-mlp: --attack {none,fgsm,pgd}",
+            "options of every recipe: --data TEXT",
+        ],
+        "export": [
+            "mlm-gru: --top_k N",
+            "bert-tagger: int8: a quarter of the size. (default: none); cifar10-cnn, mnist-mlp: With",
+        ],
+        "predict": ["mlm-gru: --top_k N", "--input FILE", "INPUTS Inputs; else standard input."],
+        "explain": ["INPUTS Image files"],
+    }.items():
+        with pytest.raises(SystemExit):
+            karpa(verb, "--help")
+        text = " ".join(capsys.readouterr().out.split())
+        for line in lines:
+            assert line in text, text

@@ -14,6 +14,7 @@ import yaml
 
 from karpa_tf import rows
 from karpa_tf.errors import UserError
+from karpa_tf.recipe import find_recipe
 from tests.conftest import write_csv
 
 TEXT = {"text": rows.Input("text")}
@@ -75,7 +76,7 @@ def test_tables_of_every_kind_keep_their_columns(tmp_path) -> None:
 
 
 def test_the_column_of_the_run(tmp_path) -> None:
-    inputs = rows.inputs_of_run({"text": "review", "text_b": "title"})
+    inputs = find_recipe("bert-classifier").about.inputs({"text": "review", "text_b": "title"})
     path = write(tmp_path / "in.csv", "title,text,review\nt,x,r\n")
     assert match(path, inputs).inputs == [{"text": "r", "text_b": "t"}]
     # A file made for the signature goes as well.
@@ -132,7 +133,7 @@ def test_standard_input_is_decoded_as_files_are(monkeypatch) -> None:
 
 
 def test_numbers_in_cells_are_read_as_json(tmp_path) -> None:
-    inputs = rows.inputs_of_run({"env": "CartPole-v1"})
+    inputs = find_recipe("dqn").about.inputs({"env": "CartPole-v1"})
     path = write(tmp_path / "in.csv", 'observation,id\n"[0.5, 1]",a\n7,b\n')
     assert [row["observation"] for row in match(path, inputs).inputs] == [[0.5, 1], 7]
     with pytest.raises(UserError, match='line 3: "image" is empty'):
@@ -202,21 +203,31 @@ def test_an_output_that_cannot_be_written(tmp_path, name, sentence) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words", "sentence"),
+    ("recipe", "config", "words", "sentence"),
     [
-        ({"text": "text", "text_b": ""}, ["--input", "none.csv"], "none.csv cannot be read: No such file"),
-        ({"text": "review", "text_b": ""}, ["--input", "in.csv"], 'has no column "review"'),
-        ({}, ["--input", "in.csv", "--output", "out.xls"], "--output takes a .csv or .jsonl"),
-        ({"image_size": 8}, ["a.png", "b.png"], 'There is no image "a.png"'),
-        ({"env": "CartPole-v1"}, ["one"], "Row 1: A row is one JSON object with observation"),
-        ({}, ["one"], "has no weights yet; go on with"),
-        ({"folds": 3, "fold": 0}, ["one"], "is the mean of 3 folds, and holds no model"),
+        (
+            "bert-classifier",
+            {"text": "text", "text_b": ""},
+            ["--input", "none.csv"],
+            "none.csv cannot be read: No such file",
+        ),
+        (
+            "bert-classifier",
+            {"text": "review", "text_b": ""},
+            ["--input", "in.csv"],
+            'has no column "review"',
+        ),
+        ("mlm-gru", {}, ["--input", "in.csv", "--output", "out.xls"], "--output takes a .csv or .jsonl"),
+        ("mnist-mlp", {"image_size": 8}, ["a.png", "b.png"], 'There is no image "a.png"'),
+        ("dqn", {"env": "CartPole-v1"}, ["one"], "Row 1: A row is one JSON object with observation"),
+        ("mlm-gru", {}, ["one"], "has no weights yet; go on with"),
+        ("bert-tagger", {"folds": 3, "fold": 0}, ["one"], "is the mean of 3 folds, and holds no model"),
     ],
 )
 def test_what_is_wrong_with_files_is_said_before_tensorflow_is_imported(
-    tmp_path, config, words, sentence
+    tmp_path, recipe, config, words, sentence
 ) -> None:
-    run = tmp_path / "mlm-gru" / "1"
+    run = tmp_path / recipe / "1"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     write(tmp_path / "in.csv", "x\na\n")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 
 Flip = Literal["none", "random", "alternating"]
-# Numbers that tell the random streams of a step apart.
+# Numbers that keep the random streams of a step apart.
 _CHANGES, _FILL = 5, 6
 
 

@@ -303,7 +303,7 @@ class _Sampler:
                     self._say(value, names, slot, said)
 
     def _variety(self, expression: Expression, names: Sequence[str]) -> int:
-        """Counts the ways to fill a template, roughly; 0: it holds a list or rule that we do not know."""
+        """Counts the ways to fill a template, roughly; 0: it holds an unknown list or rule."""
         match expression:
             case Group(items=items):
                 counts = [self._variety(item, names) for item in items]

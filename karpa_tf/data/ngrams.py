@@ -89,7 +89,7 @@ class _Rows:
 
 
 def baselines(counts: NgramCounts, data: Iterable) -> dict[str, dict[str, float]]:
-    """Judges both baselines at the masked positions of fixed batches.
+    """Evaluates both baselines at the masked positions of fixed batches.
 
     Args:
         counts: of the training split.

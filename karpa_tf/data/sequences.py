@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths, slice_part
-from karpa_tf.data.vocabulary import END, START, UNKNOWN, WordPiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import END, START, UNKNOWN, WordPiece
 
 _AT_ONCE = 1024
-# A word's pieces beyond this many tell nothing more of it.
+# A word's pieces beyond this many say nothing more of it.
 _PIECES_OF_A_WORD = 16
 
 
@@ -69,7 +69,7 @@ def pack_words(
         ragged (rows, words). All words are there, in their order.
     """
     most = max(1, min(_PIECES_OF_A_WORD, (length - 2) // 2))
-    room = length - 2 - most + 1  # a word that starts in here ends inside the row
+    free = length - 2 - most + 1  # a word that starts in here ends inside the row
     flat = words.flat_values
     pieces = wordpiece.tokenize(flat)[:, :most]
     # Every word needs a piece, those too of which nothing is left, e.g. a control character.
@@ -84,7 +84,7 @@ def pack_words(
     text = words.value_rowids()
     before = tf.concat([[0], ends], axis=0)
     start = ends - counts - tf.gather(tf.gather(before, words.row_starts()), text)
-    window = start // room
+    window = start // free
     key = text * (tf.reduce_max(tf.concat([window, [0]], 0)) + 1) + window
     new = tf.concat([tf.ones_like(key[:1], tf.bool), key[1:] != key[:-1]], axis=0)
     row = tf.cumsum(tf.cast(new, tf.int64)) - 1
@@ -307,7 +307,7 @@ def split_words(text: tf.Tensor) -> tf.RaggedTensor:
     Returns:
         string ragged (n, words).
     """
-    # RE2's \s and TensorFlow's split know ASCII alone.
+    # RE2's \s and TensorFlow's split go by ASCII alone.
     text = tf.strings.regex_replace(text, r"[\s\p{Z}\x{85}]+", " ")
     text = tf.strings.regex_replace(text, f"({_IDEOGRAPH}|[。，、！？；：])", r" \1 ")
     # Signs side by side part; twice, as no sign counts in two pairs at once.

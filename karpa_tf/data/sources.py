@@ -38,12 +38,12 @@ _SMALLEST_BLOCK = 200
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a run notes of its data, to know it again.
+    """What a run notes of its data, to recognize it.
 
     Attributes:
         fingerprint: hash of the data and of how they are split.
         sizes: of the splits.
-        labels: those that training knows; none for text.
+        labels: those of the training split; none for text.
     """
 
     fingerprint: str

@@ -425,7 +425,7 @@ def label_ids(labels: Sequence[str], names: Sequence[str], where: str) -> np.nda
         more = f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else ""
         raise UserError(
             f'{where} has the label "{label}" ({rows}{more}), which training never saw'
-            f"{did_you_mean(label, names)} It knows: {', '.join(islice(names, 10))}"
+            f"{did_you_mean(label, names)} Its labels: {', '.join(islice(names, 10))}"
             f"{' ...' if len(names) > 10 else ''}."
         )
     return np.array([place[label] for label in labels], np.int32)

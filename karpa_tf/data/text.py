@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.data.sources import SPLITS, Corpus, DataRecord, Split, open_corpus
-from karpa_tf.data.vocabulary import WordPiece, learn_wordpiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Part of the cache's key: raise it when the tokenized form changes.
 _FORMAT = 2
@@ -33,7 +33,7 @@ _COUNT_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class TextData:
-    """Everything a masked language model is trained and judged with.
+    """Everything a masked language model is trained and evaluated with.
 
     Attributes:
         corpus: where the text comes from.
@@ -175,7 +175,7 @@ def tokenize_corpus(corpus: Corpus, wordpiece: WordPiece) -> dict[Split, Tokeniz
     """Tokenizes a corpus into files in the cache, or opens those made before.
 
     A sentence of the training split is left out of the other two, and one of the test split out of
-    validation, so that nothing a model is judged by has been seen.
+    validation, so that nothing a model is evaluated on has been seen.
 
     Raises:
         UserError: the cache cannot be written.
@@ -432,7 +432,7 @@ def fixed_batches(
     *,
     test: bool = False,
 ) -> Batches:
-    """Returns batches to judge a model by: at most 2,000 windows for validation, all of them for test.
+    """Returns batches to evaluate a model on: at most 2,000 windows for validation, all of them for test.
 
     A short test split appears under up to eight different masks, because accuracy on a thousand
     positions would say little.

@@ -60,7 +60,7 @@ def export_litert(
         converter.representative_dataset = lambda: _one_by_one(calibration)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     try:
-        with stderr_aside():  # it tells of its passes
+        with stderr_aside():  # it prints its passes
             content = converter.convert()
     except Exception as error:  # the converter raises whatever comes
         reason = " ".join(str(error).split())[:200]

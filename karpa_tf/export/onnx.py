@@ -37,7 +37,7 @@ def export_onnx(
 
     Args:
         model: a chain of layers, from images to logits.
-        flip: whether an image and its mirror image are judged together.
+        flip: whether an image and its mirror image are classified together.
         signature: what is served, to check the file by.
         to: the folder of all models.
         name: of the recipe.

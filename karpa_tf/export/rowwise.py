@@ -19,7 +19,7 @@ _SIZES = (2, 3, 8, 17)
 _NAMED = 3
 
 
-def judge(
+def compare(
     run: Callable[[Arrays], Arrays],
     inputs: Arrays,
     open_inputs: Mapping[str, Sequence[int]],
@@ -142,14 +142,16 @@ def _length_of(name: str, alone: list[Arrays], batches: list[tuple[list[int], Ar
     if len(widths) < len(alone) or len(set(widths)) < 2:
         return None  # nothing varies, so that anything could be it
 
-    def tells(length: str, outputs: Arrays) -> bool:
+    def is_width(length: str, outputs: Arrays) -> bool:
         value = outputs[length]
         rows = outputs[name]
         fits = value.dtype.kind == "i" and value.ndim == 1 and rows.ndim > 1 and len(value) == len(rows)
         return fits and rows.shape[1] == int(value.max(initial=0))
 
     runs = [*alone, *(outputs for _, outputs in batches)]
-    found = [other for other in alone[0] if other != name and all(tells(other, outputs) for outputs in runs)]
+    found = [
+        other for other in alone[0] if other != name and all(is_width(other, outputs) for outputs in runs)
+    ]
     return found[0] if found else None
 
 

@@ -231,7 +231,7 @@ def _verify(
         ],
         capture_output=True,
         text=True,
-        # A server knows nothing of legacy Keras, which the recipe may have asked for.
+        # A server has no legacy Keras, which the recipe may have asked for.
         env={**os.environ, "PYTHONPATH": "", "TF_USE_LEGACY_KERAS": "0"},
     )
     lines = result.stdout.strip().splitlines()

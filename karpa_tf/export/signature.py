@@ -40,16 +40,17 @@ class Signature:
         rows: Sequence[Mapping[str, Any]],
         *,
         broken: Literal["stop", "skip"] = "stop",
+        read: Callable[[Any, tf.TensorSpec], Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Calls the function on rows of plain Python values and returns a dict of them a row.
 
         Args:
-            rows: a value for each input; an image may be the path of its file. An empty row gets an empty
-                answer.
-            broken: `skip` gives a row whose file cannot be read `{"error": reason}` and answers the others.
+            rows: a value for each input. An empty row gets an empty answer.
+            broken: `skip` gives a row that `read` refuses `{"error": reason}` and answers the others.
+            read: makes of a row's value, e.g. the path of an image's file, what its input takes.
 
         Raises:
-            UserError: a row makes no sense, a file cannot be read, or none of them can.
+            UserError: a row makes no sense, `read` refuses one, or all of them.
         """
         for number, row in enumerate(rows, 1):
             if row and self.check:
@@ -57,21 +58,24 @@ class Signature:
         results: dict[int, dict[str, Any]] = {}
         answered = 0
         for begin in range(0, len(rows), _AT_ONCE):
-            read: dict[int, dict[str, Any]] = {}
+            usable: dict[int, dict[str, Any]] = {}
             for number, row in enumerate(rows[begin : begin + _AT_ONCE], begin + 1):
                 results[number] = {}
                 if row:
                     try:
-                        read[number] = {name: _read(row[name], spec) for name, spec in self.inputs.items()}
+                        usable[number] = {
+                            name: read(row[name], spec) if read else row[name]
+                            for name, spec in self.inputs.items()
+                        }
                     except UserError as error:
                         if broken == "stop":
                             raise
                         results[number] = {"error": str(error)}
-            if read:
-                outputs = self(stack(list(read.values()), self.inputs, list(read)))
-                for index, number in enumerate(read):
+            if usable:
+                outputs = self(stack(list(usable.values()), self.inputs, list(usable)))
+                for index, number in enumerate(usable):
                     results[number] = {name: plain(value[index]) for name, value in outputs.items()}
-            answered += len(read)
+            answered += len(usable)
         reasons = [] if answered else [result["error"] for result in results.values() if result]
         if reasons:
             every = f"None of {len(reasons)} rows can be read: " if len(reasons) > 1 else ""
@@ -107,20 +111,8 @@ def stack(
         if spec.dtype == tf.string:
             arrays[name] = np.array([_bytes(value) for value in values], object)
         else:
-            values = [_read(value, spec) for value in values]
             arrays[name] = _numbers(name, values, spec, numbers or range(1, len(rows) + 1))
     return arrays
-
-
-def _read(value: Any, spec: tf.TensorSpec) -> Any:
-    """Reads an image from its file, where an input takes images and is given a path."""
-    if not isinstance(value, str) or spec.shape.rank not in (3, 4):
-        return value
-    from karpa_tf.data.images import read_image
-
-    grey = spec.shape.rank == 3
-    image = read_image(value, int(spec.shape[1]), 1 if grey else int(spec.shape[3]))
-    return image[..., 0] if grey else image
 
 
 def _numbers(name: str, values: list[Any], spec: tf.TensorSpec, numbers: Sequence[int]) -> np.ndarray:

@@ -79,7 +79,7 @@ def _rows(session, name, signature, arrays, tolerance) -> dict[str, Any]:  # typ
         return {key: axes for key, axes in found.items() if axes}
 
     inputs = {key: arrays[f"{name}|in|{key}"] for key in signature.inputs}
-    return rowwise.judge(run, inputs, open_axes(signature.inputs), open_axes(signature.outputs), tolerance)
+    return rowwise.compare(run, inputs, open_axes(signature.inputs), open_axes(signature.outputs), tolerance)
 
 
 def _graph_problems(graph: tf.compat.v1.GraphDef) -> list[str]:

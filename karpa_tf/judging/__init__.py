@@ -1,1 +1,1 @@
-"""Figures from arrays: metrics, baselines, attributions, attacks. Imports neither TensorBoard nor a terminal."""
+"""Figures from arrays: metrics, baselines, attributions, attacks."""

@@ -22,7 +22,7 @@ _LEARNED_FROM = 10_000
 
 
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Judges predicted probabilities.
+    """Evaluates predicted probabilities.
 
     Args:
         labels: int (n,): the true classes.
@@ -84,7 +84,7 @@ def _calibration_error(right: np.ndarray, confidence: np.ndarray) -> float:
 
 
 def class_table(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Judges every class on its own.
+    """Evaluates every class on its own.
 
     Args:
         labels: int (n,): the true classes.
@@ -151,7 +151,7 @@ def svm_baseline(
     labels: Sequence[Any] | np.ndarray,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Judges a linear support vector machine on TF-IDF of words and pairs of words.
+    """Evaluates a linear support vector machine on TF-IDF of words and pairs of words.
 
     In scripts without spaces a word is a character. If no training text has a word, or all have the same
     label, the most frequent label is predicted.
@@ -159,7 +159,7 @@ def svm_baseline(
     Args:
         train_texts: what it learns from.
         train_labels: a label each, numbers or names.
-        texts: what it is judged on.
+        texts: what it is evaluated on.
         labels: a label each, of the same kind.
         seed: of the solver.
 
@@ -191,12 +191,12 @@ def svm_baseline(
 def pixel_baselines(
     train_pixels: np.ndarray, train_labels: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Judges two classifiers that look at pixels one by one: the nearest class mean, and ridge regression.
+    """Evaluates two classifiers that look at pixels one by one: the nearest class mean, and ridge regression.
 
     Args:
         train_pixels: uint8 (n, height, width, channels); regression learns from 10,000 of them at most.
         train_labels: int (n,).
-        pixels: uint8 (m, height, width, channels), what they are judged on.
+        pixels: uint8 (m, height, width, channels), what they are evaluated on.
         labels: int (m,).
 
     Returns:
@@ -224,5 +224,5 @@ def pixel_baselines(
 
 
 def most_frequent_baseline(train_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Judges the guess that everything is of the most frequent class."""
+    """Evaluates the guess that everything is of the most frequent class."""
     return {"accuracy": float((labels == np.bincount(train_labels).argmax()).mean())}

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def tag_metrics(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Judges predicted tags by the entities they make up; one counts if its type and both ends are right.
+    """Evaluates predicted tags by the entities they make up; one counts if its type and both ends are right.
 
     Args:
         true: IOB2 tags, a sequence a sentence.
@@ -43,7 +43,7 @@ def tag_metrics(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
 
 
 def type_table(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Judges every type of entity on its own, strictly.
+    """Evaluates every type of entity on its own, strictly.
 
     Args:
         true: IOB2 tags, a sequence a sentence.
@@ -100,7 +100,7 @@ def gazetteer_baseline(
     words: Sequence[Sequence[str]],
     tags: Sequence[Sequence[str]],
 ) -> dict[str, float]:
-    """Judges looking up the entities of the training data, word for word.
+    """Evaluates looking up the entities of the training data, word for word.
 
     A sentence is read from left to right; the longest entity that begins at a word is taken, with the type
     that it has most often in training (of equals, the one seen first).
@@ -108,7 +108,7 @@ def gazetteer_baseline(
     Args:
         train_words: what it learns from, a sequence of words a sentence.
         train_tags: their IOB2 tags.
-        words: what it is judged on.
+        words: what it is evaluated on.
         tags: their IOB2 tags.
 
     Returns:

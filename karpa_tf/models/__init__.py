@@ -1,4 +1,40 @@
-"""Keras builders: hyper-parameters in, a `keras.Model` out. This room knows no data."""
+"""Keras builders and layers: hyper-parameters in, a `keras.Model` out."""
 
-from karpa_tf.models.mlm_gru import build_mlm_gru as build_mlm_gru
-from karpa_tf.models.q_network import build_q_network as build_q_network
+from typing import TYPE_CHECKING
+
+from karpa_tf.lazy import public
+
+if TYPE_CHECKING:
+    from karpa_tf.models.airbench import build_airbench as build_airbench
+    from karpa_tf.models.bert import build_bert as build_bert
+    from karpa_tf.models.bert_classifier import build_bert_classifier as build_bert_classifier
+    from karpa_tf.models.bert_masked_lm import build_bert_masked_lm as build_bert_masked_lm
+    from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
+    from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
+    from karpa_tf.models.image_cnn import build_image_cnn as build_image_cnn
+    from karpa_tf.models.image_mlp import build_image_mlp as build_image_mlp
+    from karpa_tf.models.lora import enable_lora as enable_lora
+    from karpa_tf.models.lora import freeze_encoder as freeze_encoder
+    from karpa_tf.models.lora import merge_lora as merge_lora
+    from karpa_tf.models.mlm_gru import build_mlm_gru as build_mlm_gru
+    from karpa_tf.models.presets import Preset as Preset
+    from karpa_tf.models.presets import load_preset as load_preset
+    from karpa_tf.models.q_network import build_q_network as build_q_network
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".airbench": "build_airbench",
+            ".bert": "build_bert",
+            ".bert_classifier": "build_bert_classifier",
+            ".bert_masked_lm": "build_bert_masked_lm",
+            ".bert_tagger": "build_bert_tagger",
+            ".bidirectional_gru": "BidirectionalGRU",
+            ".image_cnn": "build_image_cnn",
+            ".image_mlp": "build_image_mlp",
+            ".lora": "enable_lora freeze_encoder merge_lora",
+            ".mlm_gru": "build_mlm_gru",
+            ".presets": "Preset load_preset",
+            ".q_network": "build_q_network",
+        },
+    )

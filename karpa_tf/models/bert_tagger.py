@@ -21,7 +21,7 @@ def build_bert_tagger(
     Args:
         bert: the encoder.
         tags: number of tags.
-        cases: an uncased vocabulary reads "Turkey" and "turkey" alike, and names are told by their capitals:
+        cases: an uncased vocabulary reads "Turkey" and "turkey" alike, and capitals mark names:
             an embedding of them, zero at the start, is added to that of the pieces.
         dropout: share of the encoder's output dropped in training.
     """

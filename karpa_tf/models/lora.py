@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
+from karpa_tf import private
 from karpa_tf.models.bert import DENSE_LAYERS
 from karpa_tf.models.presets import blocks, encoder_variables
 
@@ -33,7 +34,7 @@ def enable_lora(model: keras.Model, rank: int, targets: Sequence[str] = DENSE_LA
     freeze_encoder(model)
     for block in blocks(model):
         block.trainable = True
-        for part in block._flatten_layers(include_self=False):
+        for part in private.inner_layers(block):
             part.trainable = False
         for name in targets:
             layer = block.dense_layer(name)
@@ -41,7 +42,7 @@ def enable_lora(model: keras.Model, rank: int, targets: Sequence[str] = DENSE_LA
             layer.enable_lora(rank, lora_alpha=rank)
 
 
-def merge(model: keras.Model, plain: keras.Model) -> None:
+def merge_lora(model: keras.Model, plain: keras.Model) -> None:
     """Copies a model with adapters into one without: each kernel plus the product of its adapters."""
     source, target = encoder_variables(model), encoder_variables(plain)
     for name, variable in target.items():
@@ -52,7 +53,9 @@ def merge(model: keras.Model, plain: keras.Model) -> None:
             if layer.lora_enabled:
                 # Not `layer.kernel`: in mixed precision that is rounded to bfloat16.
                 product = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
-                copy.dense_layer(name)._kernel.assign_add(product * (layer.lora_alpha / layer.lora_rank))
+                private.kernel(copy.dense_layer(name)).assign_add(
+                    product * (layer.lora_alpha / layer.lora_rank)
+                )
     encoder = [plain.get_layer("embeddings"), *blocks(plain)]
     for layer in plain.layers:
         if layer.weights and layer not in encoder:

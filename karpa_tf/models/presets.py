@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
+from karpa_tf import private
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.models.bert import DENSE_LAYERS, TransformerBlock
+from karpa_tf.models.preset_tokenizer import read_object, read_tokenizer, reason
+from karpa_tf.wordpiece import WordPiece
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.ckpt*", "*.bin", "*.pt")
-# Tokenizers that read text as BERT's does.
-_TOKENIZERS = (
-    *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer", "PreTrainedTokenizer"),
-    "TokenizersBackend",
-)
 # Settings of config.json that may have these values alone, the first one if they are not there.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),
@@ -98,7 +95,7 @@ def load_preset(name: str) -> Preset:
         what = "folder" if "/" in name or name.startswith(".") else "preset or folder"
         hint = did_you_mean(name, known, "; give a folder, a preset's name, hf://USER/MODEL, or scratch.")
         raise UserError(f'There is no {what} "{name}"{hint}')
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     if "registered_name" in config or "class_name" in config:
         if config.get("class_name") != "BertBackbone":
             raise UserError(
@@ -122,9 +119,7 @@ def _download(repository: str) -> Path:
         weights = [_WEIGHTS, _INDEX, "model-*.safetensors"]
         return Path(snapshot_download(repository, allow_patterns=[*files, *weights]))
     except Exception as error:  # whatever its HTTP library raises
-        raise UserError(
-            f"hf://{repository} could not be downloaded ({_reason(error)}); {_OFFLINE}."
-        ) from None
+        raise UserError(f"hf://{repository} could not be downloaded ({reason(error)}); {_OFFLINE}.") from None
 
 
 def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
@@ -146,7 +141,7 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
             f"{folder}: only {', '.join(activations)} are known as hidden_act. Received: {activation}."
         )
     files = _weight_files(folder)
-    vocabulary, lowercase, tokenization = _vocabulary(folder)
+    vocabulary, lowercase, tokenization = read_tokenizer(folder)
     try:
         architecture = {
             "layers": config["num_hidden_layers"],
@@ -177,7 +172,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     if (folder / _INDEX).is_file():
-        parts = _json(folder / _INDEX).get("weight_map")
+        parts = read_object(folder / _INDEX).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise UserError(f"{folder / _INDEX} is damaged: it has no weight_map.")
         names = sorted({str(name) for name in parts.values()})
@@ -218,7 +213,7 @@ def _read_weights(files: Sequence[Path], architecture: dict[str, Any]) -> dict[s
             # Task checkpoints put "bert." before the encoder's names; float16 and bfloat16 become float32.
             tensors |= {name.removeprefix("bert."): tensor for name, tensor in load_file(path).items()}
         except Exception as error:  # a damaged file raises whatever its reader does
-            raise UserError(f"{path} cannot be read ({_reason(error)}); bring back the whole file.") from None
+            raise UserError(f"{path} cannot be read ({reason(error)}); bring back the whole file.") from None
 
     def read(name: str, older: str = "") -> np.ndarray:
         # Old checkpoints call a layer norm's parts gamma and beta.
@@ -258,138 +253,6 @@ def _read_weights(files: Sequence[Path], architecture: dict[str, Any]) -> dict[s
     return weights
 
 
-def _vocabulary(folder: Path) -> tuple[list[str], bool, dict[str, Any]]:
-    """Returns the pieces, whether text is read in lower case, and further options of `WordPiece`."""
-    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    tokenizer = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
-    if (folder / "vocab.txt").exists():
-        pieces = WordPiece.load(folder / "vocab.txt").pieces
-    else:
-        model = tokenizer.get("model") or {}
-        ids = model.get("vocab")
-        if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
-            raise UserError(
-                f"{folder} lacks a vocabulary: neither vocab.txt nor a WordPiece tokenizer.json is there."
-            )
-        by_id = {index: piece for piece, index in ids.items()}
-        pieces = [by_id.get(index, "") for index in range(len(ids))]
-        if not all(pieces):
-            raise UserError(f"{folder / 'tokenizer.json'} is damaged: its ids are not 0 to {len(ids) - 1}.")
-    reading = {**_normalizer(folder, tokenizer), **_reading(folder, settings)}
-    _check_tokenizer(folder, tokenizer)
-    lowercase = reading.pop("lowercase", None)
-    if lowercase is None:
-        # Nothing says so but the pieces themselves: one with a capital is of a cased model.
-        lowercase = all(piece == piece.lower() for piece in pieces if not piece.startswith("["))
-    pieces, reading["added"] = _with_added(folder, pieces, settings, tokenizer)
-    return pieces, bool(lowercase), WordPiece(pieces, bool(lowercase), **reading).options
-
-
-def _reading(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what tokenizer_config.json says of how text is read."""
-    path = folder / "tokenizer_config.json"
-    kind = settings.get("tokenizer_class") or "BertTokenizer"
-    if str(kind).removesuffix("Fast") not in _TOKENIZERS:
-        raise _unread(path, "tokenizer_class", kind)
-    for name, usual in (("do_basic_tokenize", True), ("never_split", None)):
-        if (settings.get(name) or usual) != usual or settings.get(name) is (not usual):
-            raise _unread(path, name, settings[name])
-    names = {
-        "do_lower_case": "lowercase",
-        "strip_accents": "strip_accents",
-        "tokenize_chinese_chars": "split_ideographs",
-    }
-    return {ours: settings[name] for name, ours in names.items() if settings.get(name) is not None}
-
-
-def _normalizer(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what tokenizer.json says of how text is read."""
-    path = folder / "tokenizer.json"
-    if "normalizer" not in tokenizer:
-        return {}
-    parts = list(_normalizers(tokenizer["normalizer"]))
-    kinds = [part.get("type", "BertNormalizer") for part in parts]
-    for kind in kinds:
-        if kind not in ("BertNormalizer", "Lowercase", "NFD", "StripAccents"):
-            raise _unread(path, "normalizer", kind)
-    if "BertNormalizer" not in kinds:
-        if "NFD" in kinds and "StripAccents" not in kinds:
-            raise _unread(path, "normalizer", "NFD")
-        strips = "StripAccents" in kinds
-        return {"lowercase": "Lowercase" in kinds, "strip_accents": strips, "split_ideographs": False}
-    if len(kinds) > 1:
-        raise _unread(path, "normalizer", ", ".join(kinds))
-    (bert,) = parts
-    if not bert.get("clean_text", True):
-        raise _unread(path, "clean_text", False)
-    names = {
-        "lowercase": "lowercase",
-        "strip_accents": "strip_accents",
-        "handle_chinese_chars": "split_ideographs",
-    }
-    return {ours: bert[name] for name, ours in names.items() if bert.get(name) is not None}
-
-
-def _normalizers(value: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, dict) and value.get("type") == "Sequence":
-        for part in value.get("normalizers") or []:
-            yield from _normalizers(part)
-    elif isinstance(value, dict):
-        yield value
-
-
-def _check_tokenizer(folder: Path, tokenizer: Mapping[str, Any]) -> None:
-    """Raises a UserError for what tokenizer.json may ask beside its normalizer and cannot get here."""
-    before = (tokenizer.get("pre_tokenizer") or {}).get("type", "BertPreTokenizer")
-    model = tokenizer.get("model") or {}
-    found = {
-        "pre_tokenizer": (before, "BertPreTokenizer"),
-        "unk_token": (model.get("unk_token", "[UNK]"), "[UNK]"),
-        "continuing_subword_prefix": (model.get("continuing_subword_prefix", "##"), "##"),
-        "max_input_chars_per_word": (model.get("max_input_chars_per_word", 100), 100),
-    }
-    for name, (value, usual) in found.items():
-        if value != usual:
-            raise _unread(folder / "tokenizer.json", name, value)
-
-
-def _unread(path: Path, name: str, value: Any) -> UserError:
-    said = textwrap.shorten(json.dumps(value, ensure_ascii=False), 80)
-    return UserError(
-        f"{path} asks for a way of reading text that is not built here, and with another one the model would "
-        f"see other pieces than it was trained on: {name}. Received: {said}."
-    )
-
-
-def _with_added(
-    folder: Path, pieces: Sequence[str], settings: Mapping[str, Any], tokenizer: Mapping[str, Any]
-) -> tuple[list[str], dict[str, bool]]:
-    """Returns the pieces with those that were added later, and which ones are found as `WordPiece` says."""
-    later: dict[str, dict[str, Any]] = {}
-    if (folder / "added_tokens.json").exists():
-        later |= {content: {"id": i} for content, i in _json(folder / "added_tokens.json").items()}
-    decoder = settings.get("added_tokens_decoder") or {}
-    later |= {token["content"]: {**token, "id": int(i)} for i, token in decoder.items()}
-    later |= {token["content"]: token for token in tokenizer.get("added_tokens") or []}
-    result, added = list(pieces), {}
-    for content, token in sorted(later.items(), key=lambda item: item[1]["id"]):
-        place = token["id"]
-        if place == len(result):
-            result.append(content)
-        elif place > len(result) or result[place] != content:
-            has = f'has "{result[place]}"' if place < len(result) else f"ends at {len(result) - 1}"
-            raise UserError(
-                f'{folder}: the added token "{content}" has the number {place}, where the vocabulary {has}; '
-                "bring back the files that belong together."
-            )
-        if content in SPECIAL:
-            continue  # a text that holds [SEP] says nothing to the model here
-        if token.get("single_word"):
-            raise _unread(folder, "single_word of an added token", content)
-        added[content] = not token.get("normalized", not token.get("special", False))
-    return result, added
-
-
 # --- keras-hub's form -----------------------------------------------------------------------------
 
 
@@ -409,7 +272,7 @@ def _from_preset(kind: Any, name: str) -> Any:
     except Exception as error:  # a damaged file raises whatever its reader does
         what = "cannot be read" if Path(name).is_dir() else "could not be downloaded"
         mend = "bring back the file that is damaged or missing" if Path(name).is_dir() else _OFFLINE
-        raise UserError(f"The preset {name} {what} ({_reason(error)}); {mend}.") from None
+        raise UserError(f"The preset {name} {what} ({reason(error)}); {mend}.") from None
 
 
 def _architecture(backbone: Any) -> dict[str, Any]:
@@ -474,7 +337,7 @@ def encoder_variables(model: keras.Model) -> dict[str, Any]:
     for block in blocks(model):
         for name in DENSE_LAYERS:
             layer = block.dense_layer(name)
-            named[f"{block.name}/{name}/kernel"] = layer._kernel
+            named[f"{block.name}/{name}/kernel"] = private.kernel(layer)
             named[f"{block.name}/{name}/bias"] = layer.bias
         for norm in (block.attention_norm, block.output_norm):
             named[f"{block.name}/{norm.name}/gamma"] = norm.gamma
@@ -520,22 +383,6 @@ def _hub_weights(backbone: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable) for name, variable in found.items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is no preset: it lacks {path.name}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {_reason(error)}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no object.")
-    return value
-
-
 def _must_exist(folder: Path, file: str) -> None:
     if not (folder / file).is_file():
         raise UserError(f"{folder} is no whole preset: it lacks {file}.")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {textwrap.shorten(str(error), 150, placeholder=' ...')}"

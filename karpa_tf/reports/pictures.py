@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from karpa_tf.training.run_folder import writing
+from karpa_tf.errors import writing
 
 _TILE = 112
 _CAPTION = 14

@@ -1,7 +1,7 @@
 """What TensorBoard shows of a run. docs/tensorboard.md is the table of the tags.
 
 Keras 3's own callback writes no op graph and no projector that TensorBoard can read, and restarts its
-step at each `fit`; here the step is always `optimizer.iterations`.
+step at each `fit`; here the step is always that of the run.
 """
 
 from __future__ import annotations
@@ -33,13 +33,24 @@ class TensorBoard(keras.callbacks.Callback):
         unit: its name.
         texts: Markdown by tag, made anew after each epoch.
         images: makes images uint8 (height, width, 3) by tag, shown when training begins.
-        example: features of one batch, to draw the op graph with.
+        example: features of one batch, to draw the op graph of the model with.
+        graph: makes the op graph, where there is no Keras model to be drawn.
         embedding: the name of an Embedding layer to show in the projector, and its labels as
             `write_projector` takes them.
         projector: makes, at the end, another matrix (rows, width) to show there, and its labels.
         profile: first and last step that the profiler records, or None.
+        tags: of figures by name, where they are not `batch/NAME` and `epoch/NAME`; what is not among them is
+            not written.
+        every: steps between two points of a curve.
+        weights: returns arrays by tag to write histograms of; by default the model's trainable weights.
+        weights_every: epochs between two histograms.
+        stage: whose events these are, where a run has several: it begins the tags.
+        begin: the step of the run at which the stage begins.
         writes: whether this process writes at all: the chief alone.
     """
+
+    # The steps of the run so far; the loop sets it.
+    clock = 0
 
     def __init__(
         self,
@@ -51,9 +62,16 @@ class TensorBoard(keras.callbacks.Callback):
         texts: Mapping[str, Callable[[], str]] | None = None,
         images: Mapping[str, Callable[[], np.ndarray]] | None = None,
         example: Any = None,
+        graph: Callable[[], Any] | None = None,
         embedding: tuple[str, Labels] | None = None,
         projector: Callable[[], tuple[Any, Labels]] | None = None,
         profile: tuple[int, int] | None = None,
+        tags: Mapping[str, str] | None = None,
+        every: int = _EVERY,
+        weights: Callable[[], Mapping[str, Any]] | None = None,
+        weights_every: int = 1,
+        stage: str = "",
+        begin: int = 0,
         writes: bool = True,
     ) -> None:
         super().__init__()
@@ -64,12 +82,18 @@ class TensorBoard(keras.callbacks.Callback):
         self.texts = dict(texts or {})
         self.images = dict(images or {})
         self.example = example
+        self.graph = graph
         self.embedding = embedding
         self.projector = projector
         self.profile = profile
+        self.tags = tags
+        self.every = every
+        self.weights = weights or self._model_weights
+        self.weights_every = weights_every
+        self.stage = f"{stage}/" if stage else ""
+        self.begin = begin
         self.writes = writes
         self._profiling = False
-        self._resumed = False
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     # Each writer makes its file when it first writes.
@@ -78,12 +102,21 @@ class TensorBoard(keras.callbacks.Callback):
             self._writers[name] = tf.summary.create_file_writer(str(self.folder / name))
         return self._writers[name].as_default()
 
-    def _step(self) -> int:
-        return int(self.model.optimizer.iterations.numpy())
+    def _tag(self, kind: str, name: str) -> str:
+        tag = f"{kind}/{name}" if self.tags is None else self.tags.get(name, "")
+        return tag and self.stage + tag
+
+    def _scalars(self, kind: str, figures: Mapping[str, float]) -> None:
+        for name in figures:
+            if tag := self._tag(kind, name):
+                tf.summary.scalar(tag, figures[name], self.clock)
+
+    def _model_weights(self) -> Mapping[str, Any]:
+        variables = self.model.trainable_variables if self.model is not None else []
+        return {f"weights/{variable.path}": variable.value for variable in variables}
 
     def on_resume(self, step: int | None) -> None:
         """Takes out what lies beyond the step at which the run goes on."""
-        self._resumed = step is not None
         if self.writes:
             for name in ("train", "validation"):
                 cut_events(self.folder / name, step)
@@ -100,65 +133,73 @@ class TensorBoard(keras.callbacks.Callback):
         pass
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        self._time, self._time_step = time.perf_counter(), self._step()
+        self._time, self._time_step = time.perf_counter(), self.clock
         if not self.writes:
             return
         if self.hparams:
             with self._write("hparams"):
                 write_hparams(self.hparams, f"{self.folder.parent.name}/{self.folder.name}")
-        if self.example is not None and not self._resumed:
+        if self.clock > self.begin:
+            return  # a resumed run has these
+        graph = self.graph
+        if self.example is not None:
+            forward = tf.function(lambda x: self.model(x, training=False), autograph=False)
+
+            def graph() -> Any:
+                return forward.get_concrete_function(self.example).graph
+
+        if graph:
             with self._write("train"):
-                forward = tf.function(lambda x: self.model(x, training=False), autograph=False)
-                tf.summary.graph(forward.get_concrete_function(self.example).graph)
-        if not self._resumed:
-            for tag, make in self.images.items():
-                with self._write("train"):
-                    tf.summary.image(tag, make()[None], 0)
+                tf.summary.graph(graph())
+        for tag, make in self.images.items():
+            with self._write("train"):
+                tf.summary.image(tag, make()[None], self.clock)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         starts = self.profile[0] if self.profile and not self._profiling else None
-        if self.writes and starts is not None and self._step() == starts:
+        if self.writes and starts is not None and self.clock == starts:
             tf.profiler.experimental.start(str(self.folder / "train"))
             self._profiling = True
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if not self.writes:
             return
-        step = self._step()
-        if self._profiling and self.profile and step >= self.profile[1]:
+        if self._profiling and self.profile and self.clock >= self.profile[1]:
             self._stop_profiler()
-        if step % _EVERY:
+        if self.clock % self.every:
             return
         now = time.perf_counter()
-        speed = (step - self._time_step) * self.units_per_step / (now - self._time)
-        self._time, self._time_step = now, step
+        speed = (self.clock - self._time_step) * self.units_per_step / (now - self._time)
+        self._time, self._time_step = now, self.clock
         with self._write("train"):
-            for name, value in (logs or {}).items():
-                tf.summary.scalar(f"batch/{name}", value, step)
-            tf.summary.scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
-            tf.summary.scalar(f"speed/{self.unit}_per_second", speed, step)
+            self._scalars("batch", logs or {})
+            if getattr(self.model, "optimizer", None) is not None:
+                rate = float(self.model.optimizer.learning_rate)
+                tf.summary.scalar(f"{self.stage}learning_rate", rate, self.clock)
+            tf.summary.scalar(
+                f"{self.stage}speed/{self.unit.replace(' ', '_')}_per_second", speed, self.clock
+            )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         if not self.writes:
             return
-        step = self._step()
         with self._write("train"):
-            for variable in self.model.trainable_variables:
-                write_histogram(f"weights/{variable.path}", variable.value, step)
+            if epoch % self.weights_every == 0:
+                for tag, value in self.weights().items():
+                    write_histogram(self.stage + tag, value, self.clock)
             for tag, make in self.texts.items():
-                tf.summary.text(tag, make(), step)
-        for name, value in (logs or {}).items():
-            if name.startswith("val_"):
-                name = name.removeprefix("val_")
-                with self._write("validation"):
+                tf.summary.text(self.stage + tag, make(), self.clock)
+            if self.tags is None:
+                self._scalars("epoch", {k: v for k, v in (logs or {}).items() if k[:4] != "val_"})
+        validation = {k[4:]: v for k, v in (logs or {}).items() if k[:4] == "val_"}
+        if validation:
+            with self._write("validation"):
+                self._scalars("batch", validation)
+                if self.tags is None:
                     # Under both names, so that it lies on the chart of the steps as well.
-                    tf.summary.scalar(f"epoch/{name}", value, step)
-                    tf.summary.scalar(f"batch/{name}", value, step)
-            else:
-                with self._write("train"):
-                    tf.summary.scalar(f"epoch/{name}", value, step)
+                    self._scalars("epoch", validation)
         # The next speed leaves the validation out.
-        self._time, self._time_step = time.perf_counter(), step
+        self._time, self._time_step = time.perf_counter(), self.clock
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._profiling:

@@ -1,7 +1,7 @@
 """Reinforcement learning: environments, the DQN agent, tabular control.
 
-Importing this room imports nothing. `environment.py` and `dqn.py` need TF-Agents, and with it legacy Keras;
-the rest runs on Keras 3 like all of karpa_tf.
+Importing this package imports nothing. `environment.py` and `dqn.py` need TF-Agents, and with it legacy
+Keras; the rest runs on Keras 3 like all of karpa_tf.
 """
 
 from __future__ import annotations

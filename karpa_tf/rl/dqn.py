@@ -1,6 +1,6 @@
 """TF-Agents' DQN: agent, replay buffer, and the loop of collecting and training inside TensorFlow.
 
-The only file that knows legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after
+The only file that uses legacy Keras. TF-Agents' parts do the learning (`DqnAgent` and `DdqnAgent`, after
 Mnih et al. 2015 and van Hasselt et al. 2015; `TFUniformReplayBuffer`). What is written here is what stands
 between them: random numbers that are functions of counters, and so can be saved, and one `tf.function` for
 many steps.
@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import DqnConfig
+from karpa_tf import private
 from karpa_tf.rl import require_tf_agents
 
 require_tf_agents()
@@ -40,6 +40,32 @@ from karpa_tf.rl.episodes import first_action, make_flat, observation_scale, pla
 # Gymnasium's seeds of the episodes that choose a policy begin here; those of training lie far below, and
 # those of the certificate (`karpa_tf.rl.episodes.CERTIFICATE_SEEDS`) between the two.
 SELECTION_SEEDS = 2_000_000_000
+
+
+class LearnerSettings(Protocol):
+    """What a learner reads of a recipe's settings, which say what each means."""
+
+    env: str
+    environments: int
+    initial_steps: int
+    updates: int
+    batch_size: int
+    learning_rate: float
+    clip_norm: float
+    units: int
+    layers: int
+    double: bool
+    dueling: bool
+    n_step: int
+    loss: Literal["mse", "huber"]
+    gamma: float
+    target_update_period: int
+    target_update_tau: float
+    buffer_size: int
+    epsilon_start: float
+    epsilon_end: float
+    epsilon_steps: int
+    seed: int
 
 
 class QNetwork(network.Network):
@@ -168,14 +194,14 @@ class Learner:
         config: the recipe's settings.
     """
 
-    def __init__(self, config: DqnConfig) -> None:
+    def __init__(self, config: LearnerSettings) -> None:
         self.config = config
         self.environment: tf_environment.TFEnvironment = load_environment(
             config.env,
             config.environments,
             4 * config.seed if config.env == "CartPole-v1" else 1000 * config.seed,
         )
-        # Four streams of random numbers: first states, draws from the buffer, exploration, judgement.
+        # Four streams of random numbers: first states, draws from the buffer, exploration, evaluation.
         observation, action = self.environment.observation_spec(), self.environment.action_spec()
         self.actions = int(action.maximum) + 1
         self.first_action = first_action(config.env)
@@ -183,7 +209,7 @@ class Learner:
         # tf.Variables of the optimizer that are one fused op a variable: a step is hundreds of small ops.
         self.optimizer = tf_keras.optimizers.legacy.Adam(config.learning_rate)
         self.gradient_steps = _counter("gradient_steps")
-        self.q_network, target = (
+        self.q_network, self.target_network = (
             QNetwork(
                 observation,
                 self.scale,
@@ -202,7 +228,7 @@ class Learner:
             self.q_network,
             self.optimizer,
             n_step_update=config.n_step,
-            target_q_network=target,
+            target_q_network=self.target_network,
             target_update_tau=config.target_update_tau,
             target_update_period=config.target_update_period,
             td_errors_loss_fn={
@@ -214,7 +240,7 @@ class Learner:
             train_step_counter=self.gradient_steps,
         )
         self.agent.initialize()
-        self.optimizer._create_all_weights(self.q_network.trainable_variables)
+        private.create_optimizer_variables(self.optimizer, self.q_network.trainable_variables)
         length = config.buffer_size // config.environments
         self.buffer = ReplayBuffer(
             self.agent.collect_data_spec, config.environments, length, 4 * config.seed + 1
@@ -225,7 +251,7 @@ class Learner:
         self._return = tf.Variable(tf.zeros([config.environments]), trainable=False, name="return")
         self._length = tf.Variable(tf.zeros([config.environments]), trainable=False, name="length")
         self._run = tf.function(self._iterations, autograph=False)
-        self._judge = tf.function(self._cartpole_returns, autograph=False, reduce_retracing=True)
+        self._evaluate = tf.function(self._cartpole_returns, autograph=False, reduce_retracing=True)
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -236,10 +262,10 @@ class Learner:
         environment = self.environment.variables if isinstance(self.environment, CartPole) else []
         return [
             *self.q_network.variables,
-            *self.agent._target_q_network.variables,
+            *self.target_network.variables,
             *self.optimizer.variables(),
             self.gradient_steps,
-            self.agent._update_target._counter,
+            private.target_update_counter(self.agent),
             *self.buffer.variables(),
             *environment,
             self.environment_steps,
@@ -290,15 +316,15 @@ class Learner:
         )
         return tf.where(steps < config.initial_steps, 1.0, falling)
 
-    def judge(self, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Plays greedy episodes that training never sees; returns their returns and lengths, (count,) each.
 
         Args:
             count: how many.
-            number: of the judgement; each has first states of its own.
+            number: of the evaluation; each has first states of its own.
         """
         if isinstance(self.environment, CartPole):
-            returns = self._judge(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
+            returns = self._evaluate(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
             return returns, returns  # a reward of 1 a step
         first = SELECTION_SEEDS + number * 10_000
         return play(lambda: make_flat(self.config.env), self._greedy, range(first, first + count))

@@ -151,7 +151,7 @@ class CartPole(tf_environment.TFEnvironment):
 
 
 class GymnasiumEnvironment(py_environment.PyEnvironment):
-    """Environments of Gymnasium with discrete actions, behind TF-Agents, which itself only knows gym.
+    """Environments of Gymnasium with discrete actions, behind TF-Agents, which itself supports only gym.
 
     Args:
         name: the environment's id, e.g. `Acrobot-v1`.

@@ -19,7 +19,7 @@ Policy = Callable[[np.ndarray], np.ndarray]
 _AT_ONCE = 100
 
 # The seeds of the episodes that certify a policy. Training's lie below a billion, those that choose a policy
-# from two billion on: no episode that judges was seen before.
+# from two billion on: no episode of an evaluation was seen before.
 CERTIFICATE_SEEDS = range(1_000_000_000, 1_000_000_100)
 
 # Where an episode of CartPole-v1 ends, and speeds that are usual on the way: divided by these, the numbers

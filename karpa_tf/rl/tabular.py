@@ -50,7 +50,7 @@ def play_and_learn(
             return int(generator.integers(len(values)))
         return values.index(max(values))
 
-    # Below a billion: no episode that judges is among those that teach.
+    # Below a billion: no episode of an evaluation is among those that train.
     state, _ = env.reset(seed=int(generator.integers(1_000_000_000)))
     action = choose(state)
     total, steps, over = 0.0, 0, False

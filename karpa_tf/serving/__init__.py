@@ -1,4 +1,4 @@
 """The embedded server: SavedModels behind TensorFlow Serving's REST and gRPC API.
 
-Imports tensorflow and tensorflow_text when it loads a model, no Keras, and no other room of karpa_tf.
+Imports tensorflow and tensorflow_text when it loads a model, no Keras, and no other package of karpa_tf.
 """

@@ -103,7 +103,7 @@ class Batcher:
             joining: whether requests are joined, and how an answer's width is known.
             limits: how much may run and wait.
             executor: where it runs.
-            report: told of every run.
+            report: called after every run.
             steady: whether what a run costs follows from the shapes of its inputs alone.
         """
         self._run = run
@@ -297,7 +297,7 @@ class Batcher:
         return results
 
     def _without_padding(self, outputs: Arrays) -> Arrays:
-        """Cuts off the columns that only the neighbours' longer rows needed, as the signature tells them."""
+        """Cuts off the columns that only the neighbours' longer rows needed, as the signature says."""
         for name, length in self._lengths.items():
             outputs[name] = outputs[name][:, : max(int(outputs[length].max(initial=0)), 0)]
         return outputs

@@ -56,7 +56,7 @@ def add_services(
     workers: Executor,
     limits: Limits,
 ) -> health.aio.HealthServicer:
-    """Adds everything this server answers over gRPC; returns the health service, to be told the truth."""
+    """Adds everything this server answers over gRPC; returns the health service, to set its status."""
     calls = _Calls(registry, observer, readers, workers, limits)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(calls), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(calls), server)
@@ -68,7 +68,7 @@ def add_services(
     return health_service
 
 
-class Doorkeeper(grpc.aio.ServerInterceptor):
+class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without an accepted token, and messages that cannot be read.
 
     Only the health of the server is open to all.
@@ -80,7 +80,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
-                "Send the metadata authorization: Bearer TOKEN with a token this server knows.",
+                "Send the metadata authorization: Bearer TOKEN with one of this server's tokens.",
             )
 
         self._refusal = grpc.unary_unary_rpc_method_handler(refuse)

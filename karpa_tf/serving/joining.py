@@ -1,8 +1,8 @@
 """Which signatures may be joined: those of which it was shown that each row is answered as if alone.
 
 `karpa-tf export` runs every row of its examples alone and in batches of several sizes, and writes what it
-saw into `assets.extra/rowwise.json`, which TensorFlow Serving ignores. Nothing in a graph's shapes tells a
-softmax over the batch from one over the columns.
+saw into `assets.extra/rowwise.json`, which TensorFlow Serving ignores. A graph's shapes do not show whether a
+softmax is over the batch or over the columns.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Observer:
         self._access = _open(access_log, "access_log")
         self._inputs = _open(request_log, "request_log")
         # Labels are looked up once; the clients' names of models do not become labels.
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._children: dict[tuple[Any, ...], Any] = {}
         self.recent: dict[str, Recent] = defaultdict(Recent)
 
     def finished(self, call: Call) -> None:
@@ -207,7 +207,7 @@ class Observer:
         return re.sub(rb"(:tensorflow:serving:request_count)_total\b", rb"\1", text)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        key = (metric._name, *labels)
+        key = (metric, *labels)
         if key not in self._children:
             self._children[key] = metric.labels(*labels)
         return self._children[key]

@@ -1,30 +1,33 @@
-"""What `karpa-tf serve` can be told: a documented line a flag. Imports nothing heavy.
+"""The flags of `karpa-tf serve`, each with its line of `--help`. Imports nothing heavy.
 
 Where TensorFlow Serving has the same flag, it has the same name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
-from karpa_tf.configs import option
 from karpa_tf.errors import UserError
+from karpa_tf.settings import Bounds, CountOrNone, Fields, NonNegative, option
+
+Port = Annotated[int, Bounds(least=0, most=65_535)]
 
 
 @dataclass(kw_only=True)
-class ServeOptions:
+class ServeOptions(Fields):
     """The flags of `karpa-tf serve`."""
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every one of this machine.")
-    port: int = option(8500, "Port of gRPC; 0: none.")
-    rest_api_port: int = option(8501, "Port of REST; 0: none.")
+    port: Port = option(8500, "Port of gRPC; 0: none.")
+    rest_api_port: Port = option(8501, "Port of REST; 0: none.")
     grpc_socket_path: str = option("", "Also listen for gRPC on this unix socket.")
     rest_api_socket_path: str = option("", "Also listen for REST on this unix socket.")
     rest_api_enable_cors_support: bool = option(False, "Let pages of other origins ask (CORS).")
     model_name: str = option("", "With --model_base_path: the name of the one model.")
     model_base_path: str = option("", "Serve one model, from the folder that holds its versions.")
     model_config_file: str = option("", "Serve the models of this file, TensorFlow Serving's models.config.")
-    model_config_file_poll_wait_seconds: int = option(
+    model_config_file_poll_wait_seconds: CountOrNone = option(
         0, "Seconds between looks whether that file has changed; 0: it is read once."
     )
     allow_version_labels_for_unavailable_models: bool = option(
@@ -37,20 +40,22 @@ class ServeOptions:
         "each row is answered as if alone.",
     )
     batching_parameters_file: str = option("", "Limits of batches and queues: a BatchingParameters.")
-    file_system_poll_wait_seconds: float = option(
+    file_system_poll_wait_seconds: NonNegative = option(
         1.0, "Seconds between looks for new versions; 0: only at the start."
     )
-    max_num_load_retries: int = option(5, "How often to try again to load a version that failed.")
-    load_retry_interval_micros: int = option(60_000_000, "Microseconds between these tries.")
+    max_num_load_retries: CountOrNone = option(5, "How often to try again to load a version that failed.")
+    load_retry_interval_micros: CountOrNone = option(60_000_000, "Microseconds between these tries.")
     enable_model_warmup: bool = option(True, "Replay assets.extra/tf_serving_warmup_requests.")
-    rest_api_timeout_in_ms: int = option(30_000, "Milliseconds until a REST request is given up.")
-    max_run_seconds: float = option(
+    rest_api_timeout_in_ms: CountOrNone = option(30_000, "Milliseconds until a REST request is given up.")
+    max_run_seconds: NonNegative = option(
         600.0,
         "Seconds that a run of a model may take; then its requests are refused and /healthz fails. 0: any.",
     )
-    max_request_bytes: int = option(32 << 20, "Largest body of a request.")
-    drain_seconds: float = option(30.0, "Seconds that requests get to finish after SIGTERM.")
-    tensorflow_session_parallelism: int = option(0, "Threads that TensorFlow computes with; 0: one a core.")
+    max_request_bytes: CountOrNone = option(32 << 20, "Largest body of a request.")
+    drain_seconds: NonNegative = option(30.0, "Seconds that requests get to finish after SIGTERM.")
+    tensorflow_session_parallelism: CountOrNone = option(
+        0, "Threads that TensorFlow computes with; 0: one a core."
+    )
     allow_unsafe_ops: bool = option(False, "Load graphs that call Python or read and write files.")
     tls_certificate_file: str = option("", "PEM certificate (chain); with it both ports speak TLS only.")
     tls_key_file: str = option("", "PEM private key of the certificate.")
@@ -60,13 +65,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         """Raises a UserError for flags that make no sense."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-                raise UserError(f"--{field.name} must be at least 0. Received: {value}.")
-        for name in ("port", "rest_api_port"):
-            if getattr(self, name) > 65_535:
-                raise UserError(f"--{name} must be at most 65535. Received: {getattr(self, name)}.")
+        super().__post_init__()
         sockets = self.grpc_socket_path or self.rest_api_socket_path
         if not self.port and not self.rest_api_port and not sockets:
             raise UserError("--port and --rest_api_port are both 0: there is nothing to listen on.")

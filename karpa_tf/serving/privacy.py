@@ -11,7 +11,7 @@ import numpy as np
 # Neither expression looks at a character more than a few times, whatever the text: a match begins where a
 # word does, and what has been read is not read again.
 _EMAIL = re.compile(r"(?<![^\s@<>\"'(),;:])[^\s@<>\"'(),;:]++@[^\s@<>\"'(),;:]+\.\w{2,}")
-# Digits with at most three separators between them; the number of digits tells cards from phones.
+# Digits with at most three separators between them; their number separates cards from phones.
 _DIGITS = re.compile(r"(?<![\w.])[+(]{0,2}\d(?:[\s().\-/]{0,3}\d)*+")
 # Characters of a string that are written; the log is no place for more.
 _LONGEST = 10_000

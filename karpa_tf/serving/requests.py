@@ -59,7 +59,7 @@ def is_encoded(encoding: str) -> bool:
     """Whether a body has to be unpacked.
 
     Raises:
-        Refusal: in a way that this server does not know.
+        Refusal: in a way that this server does not read.
     """
     if encoding.strip().lower() in ("", "identity"):
         return False

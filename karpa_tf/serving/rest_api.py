@@ -52,7 +52,7 @@ _CORS = {
 _NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-class PatientServer(web.Server):
+class TimedServer(web.Server):
     """aiohttp's server, which by itself waits for ever for a connection's first request.
 
     Args:
@@ -182,7 +182,7 @@ class RestApi:
             response = _error(
                 Refusal(
                     "UNAUTHENTICATED",
-                    "Send a header Authorization: Bearer TOKEN with a token this server knows.",
+                    "Send a header Authorization: Bearer TOKEN with one of this server's tokens.",
                 )
             )
             call.status = "UNAUTHENTICATED"

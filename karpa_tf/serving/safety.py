@@ -1,8 +1,8 @@
 """What a SavedModel may hold: ops that compute, and nothing that reaches out.
 
 A graph is a program, and runs with the server's rights on whatever a request brings. So an op is loaded
-only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each with a
-judgement (`scripts/judge_ops.py`). Left out are Python, files, the network, other processes, state that
+only if `ops.txt` says so: the list of every op that TensorFlow and TensorFlow Text register, each
+reviewed (`scripts/review_ops.py`). Left out are Python, files, the network, other processes, state that
 requests or models share, memory that others have used, and code that is compiled. Of some ops an
 attribute decides. Two uses of files are part of every SavedModel and allowed: the functions with which it
 saves and restores its own variables, and the initialisers of tables that read a file of its own
@@ -40,7 +40,7 @@ def _inside(value: bytes) -> bool:
 
 
 # Attributes of allowed ops that can name a file, and what they may say.
-JUDGED_ATTRIBUTES: dict[tuple[str, str], Callable[[bytes], bool]] = {
+REVIEWED_ATTRIBUTES: dict[tuple[str, str], Callable[[bytes], bool]] = {
     ("FixedUnigramCandidateSampler", "vocab_file"): lambda value: not value,
     ("DecodeProtoV2", "descriptor_source"): _inside,
     ("EncodeProto", "descriptor_source"): _inside,
@@ -49,14 +49,14 @@ JUDGED_ATTRIBUTES: dict[tuple[str, str], Callable[[bytes], bool]] = {
 
 
 @functools.cache
-def judgements() -> Mapping[str, str]:
-    """Returns the judgement of every op: `yes`, or `no` and why."""
+def reviews() -> Mapping[str, str]:
+    """Returns the review of every op: `yes`, or `no` and why."""
     lines = _OPS.read_text(encoding="utf-8").splitlines()
     return dict(line.split(None, 1) for line in lines if line and not line.startswith("#"))
 
 
 def check(graph: meta_graph_pb2.MetaGraphDef, folder: Path) -> None:
-    """Refuses a graph with an op that could reach out of it, or that nobody has judged.
+    """Refuses a graph with an op that could reach out of it, or that nobody has reviewed.
 
     Args:
         graph: the SavedModel's graph.
@@ -125,11 +125,11 @@ class _Program:
         if node.op in self._functions:
             return ""  # a call, of which every node is looked at
         answer, _, reason = (
-            judgements().get(node.op, "no an op that this server does not know").partition(" ")
+            reviews().get(node.op, "no an op that is not on this server's list").partition(" ")
         )
         if answer != "yes":
             return reason.strip()
-        for (op, attribute), allowed in JUDGED_ATTRIBUTES.items():
+        for (op, attribute), allowed in REVIEWED_ATTRIBUTES.items():
             if op == node.op and not allowed(node.attr[attribute].s):
                 return f"{attribute} names a file"
         return ""

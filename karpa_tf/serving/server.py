@@ -29,7 +29,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.serving import access, config_files
 from karpa_tf.serving.batching import BatchLimits
 from karpa_tf.serving.examples import Limits
-from karpa_tf.serving.grpc_api import Doorkeeper, add_services
+from karpa_tf.serving.grpc_api import TokenInterceptor, add_services
 from karpa_tf.serving.log_writer import LogHandler, LogWriter
 from karpa_tf.serving.model import Model, load_model
 from karpa_tf.serving.observing import Observer
@@ -37,7 +37,7 @@ from karpa_tf.serving.options import ServeOptions
 from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
 from karpa_tf.serving.registry import Registry, check_base_path
-from karpa_tf.serving.rest_api import PatientServer, RestApi
+from karpa_tf.serving.rest_api import RestApi, TimedServer
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run(options: ServeOptions, folder: str, ready: Callable[[dict[str, Any]], No
     Args:
         options: the flags.
         folder: the folder of models, where no flag names others.
-        ready: told where the server listens and what it serves, once it answers.
+        ready: called with where the server listens and what it serves, once it answers.
 
     Raises:
         UserError: it cannot start.
@@ -224,7 +224,7 @@ class Server:
         if not options.port and not options.grpc_socket_path:
             return
         self._grpc = grpc.aio.server(
-            interceptors=[Doorkeeper(self._tokens)],
+            interceptors=[TokenInterceptor(self._tokens)],
             options=[
                 ("grpc.max_receive_message_length", options.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -272,7 +272,7 @@ class Server:
         silent = logging.getLogger("karpa_tf.serving.http")
         silent.disabled = True
         # Who sends a body that was refused unread gets a second to read the answer.
-        handler = PatientServer(
+        handler = TimedServer(
             api.handle,
             timeout=options.rest_api_timeout_in_ms / 1e3,
             access_log=None,

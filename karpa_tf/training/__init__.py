@@ -1,29 +1,39 @@
-"""What every recipe shares: the loop, checkpoints, the run folder, callbacks, TensorBoard.
+"""Training: the loop and its steps, checkpoints, the run folder, optimizers, losses.
 
-Importing this room imports nothing; its names come when they are asked for, because the command line reads
+Importing this package imports nothing; its names come when they are asked for, because the command line reads
 run folders without TensorFlow.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from karpa_tf.lazy import public
 
 if TYPE_CHECKING:
+    from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
-    from karpa_tf.training.loop import evaluate as evaluate
+    from karpa_tf.training.evaluation import evaluate as evaluate
+    from karpa_tf.training.loop import Stage as Stage
     from karpa_tf.training.loop import fit as fit
+    from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
+    from karpa_tf.training.optimizers import SGD as SGD
     from karpa_tf.training.optimizers import AdamW as AdamW
-
-_PUBLIC = {
-    "Checkpoints": "karpa_tf.training.checkpoint",
-    "evaluate": "karpa_tf.training.loop",
-    "fit": "karpa_tf.training.loop",
-    "SparseCrossEntropy": "karpa_tf.training.losses",
-    "AdamW": "karpa_tf.training.optimizers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from karpa_tf.training.run import Run as Run
+    from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
+    from karpa_tf.training.step import Step as Step
+    from karpa_tf.training.step import SupervisedStep as SupervisedStep
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".callbacks": "BestWeights",
+            ".checkpoint": "Checkpoints",
+            ".evaluation": "evaluate",
+            ".loop": "Stage fit train",
+            ".losses": "SparseCrossEntropy",
+            ".optimizers": "SGD AdamW",
+            ".run": "Run",
+            ".schedule": "WarmupThenDecay",
+            ".step": "Step SupervisedStep",
+        },
+    )

@@ -1,17 +1,15 @@
-"""Keras callbacks that every recipe uses: best weights with early stopping, and the progress bar."""
+"""The best weights of a training, with early stopping, and files of trained weights alone."""
 
 from __future__ import annotations
 
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from karpa_tf.training.run_folder import writing
+from karpa_tf.errors import writing
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -81,6 +79,17 @@ class BestWeights(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._write()
+
+    def early_stop(self, made: int, epochs: int) -> str:
+        """Returns a line on why training has stopped after `made` of its epochs; "" where it has not."""
+        if made >= epochs or self.best is None:
+            return ""
+        waited = "1 epoch" if self.wait == 1 else f"{self.wait} epochs"
+        return (
+            f"Stopped early, after epoch {made} of {epochs}: for {waited} no {self.monitor} was better than "
+            f"{self.best:.4f}, that of epoch {self.best_epoch}, whose weights are kept (--patience "
+            f"{self.patience})."
+        )
 
     def get_state(self) -> dict[str, Any]:
         self._write()
@@ -164,92 +173,3 @@ def load_trained(model: keras.Model, path: str | Path) -> None:
         raise ValueError(f"it holds other variables than the model trains, e.g. {min(odd)}")
     for name, variable in variables.items():
         variable.assign(found[name])
-
-
-class Progress(keras.callbacks.Callback):
-    """A progress bar on standard error: loss, accuracy, speed and the time that is left.
-
-    Where standard error is a file, a line an epoch.
-
-    Args:
-        total: steps of the whole training.
-        start: steps done before a resume.
-        units_per_step: what a step counts for the speed, e.g. tokens.
-        unit: its name.
-        shown: figures beside the loss.
-        period: what `on_epoch_end` counts, the first word of its line.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        *,
-        units_per_step: int,
-        unit: str,
-        shown: tuple[str, ...] = (),
-        period: str = "epoch",
-    ) -> None:
-        super().__init__()
-        self.total = total
-        self.units_per_step = units_per_step
-        self.unit = unit
-        self.shown = ("loss", *shown)
-        self.period = period
-        self._bar: Any = None
-        self._start = 0
-
-    def on_resume(self, step: int | None) -> None:
-        self._start = step or 0
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        from tqdm import tqdm
-
-        self._terminal = sys.stderr.isatty()
-        self._begin = time.monotonic()
-        self._done = 0
-        self._bar = tqdm(
-            total=self.total * self.units_per_step,
-            initial=self._start * self.units_per_step,
-            unit=f" {self.unit}",
-            unit_scale=True,
-            disable=not self._terminal,
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}, {rate_fmt}]",
-            leave=False,
-        )
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None, *, steps: int = 1) -> None:
-        self._done += steps
-        if self._terminal:
-            figures = "  ".join(_figure(name, logs[name], 3) for name in self.shown if logs and name in logs)
-            self._bar.set_description_str(figures, refresh=False)
-            self._bar.update(steps * self.units_per_step)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        seconds = time.monotonic() - self._begin
-        speed = self._done * self.units_per_step / max(seconds, 1e-9)
-        # An environment may overshoot by a few steps.
-        left = max(self.total - self._start - self._done, 0) * seconds / max(self._done, 1)
-        figures = "  ".join(
-            _figure(name, value, 4)
-            for name, value in (logs or {}).items()
-            if name.removeprefix("val_") in self.shown
-        )
-        self._bar.write(
-            f"{self.period} {epoch + 1}  {figures}  {speed:,.0f} {self.unit}/s  {_clock(left)} left",
-            file=sys.stderr,
-        )
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _figure(name: str, value: float, digits: int) -> str:
-    """Returns `name value`; a whole number, such as a count, without decimals."""
-    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.{digits}f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"

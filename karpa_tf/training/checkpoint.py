@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from filelock import FileLock
 
-from karpa_tf.errors import UserError
-from karpa_tf.training.run_folder import lock_folder, writing
+from karpa_tf.errors import UserError, writing
+from karpa_tf.training.run_folder import lock_folder
 
 _NAME = re.compile(r"step-(\d+)\.npz$")
 
@@ -90,33 +90,51 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         self._last = time.monotonic()
 
-    def restore(self, variables: Sequence[keras.Variable]) -> dict[str, Any] | None:
+    def restore(self, variables: Sequence[keras.Variable], stage: str = "") -> dict[str, Any] | None:
         """Puts the newest whole checkpoint into the variables.
 
         A damaged one is passed over with a warning.
 
+        Args:
+            variables: as they were given to `save`.
+            stage: of the training; a checkpoint of another one is left alone.
+
         Returns:
-            The saved state with `step`, or None where there is no whole checkpoint.
+            The saved state with `step`, or None where there is no whole checkpoint (of this stage).
 
         Raises:
             UserError: the checkpoint belongs to another model.
         """
         for path in reversed(self._found()):
-            try:
-                with np.load(path) as file:
-                    values = {name: file[name] for name in file.files}
-                state = json.loads(values.pop("state").tobytes())
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                warnings.warn(
-                    f"The checkpoint {path} is damaged ({error}); the one before it is used.",
-                    stacklevel=2,
-                )
+            found = self._load(path)
+            if found is None:
                 continue
+            values, state = found
+            if stage and state.get("stage", stage) != stage:
+                return None
             self._check(path, [value for _, value in sorted(values.items())], state, variables)
             for variable, (_, value) in zip(variables, sorted(values.items()), strict=True):
                 variable.assign(value)
             return state
         return None
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """Returns the state of the newest whole checkpoint; None where there is none."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `restore` says it
+            return next((found[1] for found in map(self._load, reversed(self._found())) if found), None)
+
+    def _load(self, path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Returns the arrays and the state of a checkpoint; None, and a warning, if it is damaged."""
+        try:
+            with np.load(path) as file:
+                values = {name: file[name] for name in file.files}
+            return values, json.loads(values.pop("state").tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(
+                f"The checkpoint {path} is damaged ({error}); the one before it is used.", stacklevel=3
+            )
+            return None
 
     def _found(self) -> list[Path]:
         if not self.folder.is_dir():

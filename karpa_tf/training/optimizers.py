@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from karpa_tf import private
+
 
 @keras.saving.register_keras_serializable(package="karpa_tf")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(private.OptimizerHooks, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` with TensorFlow's fused multi-threaded kernel.
 
     The arguments, the update rule (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, with the
@@ -71,13 +73,13 @@ class AdamW(keras.optimizers.AdamW):
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Updates one variable, given its gradient of the same shape."""
-        index = self._get_variable_index(variable)
+        index = private.index_of(self, variable)
         factor = self._rates[index]
         if factor != 1.0:
             learning_rate = learning_rate * factor
-        moments = [self._momentums[index].value, self._velocities[index].value]
+        moments = private.moments(self, index)
         kept = 1.0
-        if self._decay is not None and self._use_weight_decay(variable):
+        if self._decay is not None and private.decays(self, variable):
             kept = 1.0 - self._decay * factor
         if isinstance(gradient, tf.IndexedSlices):
             self._update_rows(gradient, variable, moments, learning_rate, kept)
@@ -114,17 +116,13 @@ class AdamW(keras.optimizers.AdamW):
         super().build(variables)
         self._rates = [self.rates.get(getattr(v, "path", ""), 1.0) for v in variables]
 
-    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        pass  # `update_step` does it, in one pass
-
-    def _clip_gradients(self, grads: Sequence[tf.Tensor | None]) -> Sequence[tf.Tensor | None]:
-        if not self.global_clipnorm or self.global_clipnorm <= 0:
-            return super()._clip_gradients(grads)
+    def clip_by_global_norm(self, gradients: Sequence[tf.Tensor | None]) -> Sequence[tf.Tensor | None]:
+        """Returns the gradients scaled down to `global_clipnorm` together, as Keras does it."""
         # l2_loss sums the squares in one pass, without a tensor of them.
-        squares = [tf.nn.l2_loss(tf.cast(_values(g), tf.float32)) for g in grads if g is not None]
+        squares = [tf.nn.l2_loss(tf.cast(_values(g), tf.float32)) for g in gradients if g is not None]
         norm = tf.sqrt(2.0 * tf.add_n(squares))
         scale = self.global_clipnorm / tf.maximum(norm, self.global_clipnorm)
-        return [None if g is None else _scaled(g, tf.cast(scale, g.dtype)) for g in grads]
+        return [None if g is None else _scaled(g, tf.cast(scale, g.dtype)) for g in gradients]
 
 
 @keras.saving.register_keras_serializable(package="karpa_tf")
@@ -190,7 +188,7 @@ class SGD(keras.optimizers.SGD):
     def _meet(self, step: tf.Tensor) -> tf.Tensor:
         progress = tf.minimum(tf.cast(step, tf.float32) / float(self.lookahead), 1.0)
         kept = 0.95**5 * progress**3
-        for slow, variable in zip(self._slow, self._trainable_variables, strict=True):
+        for slow, variable in zip(self._slow, private.trained_variables(self), strict=True):
             share = tf.cast(kept, variable.dtype)
             value = share * tf.convert_to_tensor(slow) + (1.0 - share) * tf.convert_to_tensor(variable)
             for target in (slow, variable):
@@ -200,7 +198,7 @@ class SGD(keras.optimizers.SGD):
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Updates one variable, given its gradient of the same shape."""
-        index = self._get_variable_index(variable)
+        index = private.index_of(self, variable)
         factor, dtype = self._rates[index], variable.dtype
         gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
         if self.l2:

@@ -29,10 +29,11 @@ from typing import Any, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
-from karpa_tf.configs import FORMAT, RECIPES, RunConfig, check_format, read_yaml
-from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.errors import UserError, did_you_mean, writing
+from karpa_tf.recipe import all_recipes, find_recipe
+from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
-_Config = TypeVar("_Config", bound=RunConfig)
+_Settings = TypeVar("_Settings", bound=RunSettings)
 
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
@@ -74,7 +75,7 @@ class RunFolder:
         """Whether there is something to go on with."""
         return any(self.checkpoints.rglob("step-*.npz"))
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self, config: RunSettings) -> None:
         values = {"format": FORMAT, **dataclasses.asdict(config)}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_whole(self.path / "config.yaml", text)
@@ -95,22 +96,22 @@ class RunFolder:
         check_format(path, values.pop("format", FORMAT))
         return values
 
-    def open_config(self, config: type[_Config]) -> _Config:
+    def open_config(self, config: type[_Settings]) -> _Settings:
         """Returns the run's settings; a field that an older version did not have gets its default.
 
         Raises:
             UserError: config.yaml is damaged, or holds fields or values that this version does not know.
         """
         values = self.read_config()
-        known = {field.name for field in dataclasses.fields(config)}
-        odd = sorted(set(map(str, values)) - known)
+        known = types_of(config)
+        odd = sorted(set(map(str, values)) - set(known))
         if odd:
             raise UserError(
                 f"{self.path / 'config.yaml'} was written by another version of karpa_tf (environment.json "
                 f'beside it names that): this one has no field "{odd[0]}"{did_you_mean(odd[0], known)}'
             )
         try:
-            return config(**values)
+            return config(**{key: convert(key, known[key], values[key], text=True) for key in values})
         except UserError as error:
             raise UserError(f"{self.path / 'config.yaml'} is damaged: {error}") from None
 
@@ -118,7 +119,26 @@ class RunFolder:
         """Returns what a JSON file of the run holds, e.g. `assets/policy.json`."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
-    def write_environment(self, seed: int, **facts: Any) -> None:
+    @property
+    def code(self) -> str:
+        """The folder of the recipe that the run is of, if it is the user's own; else nothing."""
+        path = self.path / "environment.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("recipe", {}).get("path", "")
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run."""
+        return shlex.join(["karpa-tf", "train", self.code or self.recipe, "--resume", str(self.path)])
+
+    def write_environment(self, seed: int | None = None, *, code: str = "", **facts: Any) -> None:
+        """Writes environment.json; where the recipe's code is stays, unless it is given."""
+        if code := code or self.code:
+            facts["recipe"] = {"name": self.recipe, "path": code}
         write_json(self.path / "environment.json", {**environment(), "seed": seed, **facts})
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -139,8 +159,14 @@ class RunFolder:
             ) from None
 
 
-def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFolder:
+def create_run(logs: str | Path, recipe: str, command: Sequence[str], code: str = "") -> RunFolder:
     """Makes the next numbered folder; two processes never get the same one.
+
+    Args:
+        logs: of all runs.
+        recipe: its name.
+        command: the words behind `karpa-tf`.
+        code: the folder of the recipe, if it is the user's own.
 
     Raises:
         UserError: `logs` cannot be written to.
@@ -158,6 +184,8 @@ def create_run(logs: str | Path, recipe: str, command: Sequence[str]) -> RunFold
         folder = RunFolder(parent / str(number))
         folder.assets.mkdir()
         write_whole(folder.path / "command.txt", shlex.join(["karpa-tf", *command]) + "\n")
+        if code:
+            folder.write_environment(code=code)
     return folder
 
 
@@ -202,7 +230,7 @@ def lock_folder(folder: str | Path) -> FileLock:
     return lock
 
 
-def resolve_init(config: RunConfig, logs: str | Path) -> None:
+def resolve_init(config: RunSettings, logs: str | Path) -> None:
     """Puts the path of the run that is meant into `config.init`: `RECIPE/latest` is another one tomorrow.
 
     Raises:
@@ -221,15 +249,15 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     """
     path = Path(run)
     if path.name == "latest" and not path.exists():
-        parent = path.parent if path.parent.is_dir() else Path(logs) / path.parent
-        numbers = [int(p.name) for p in _runs_in(parent)]
-        if not numbers:
+        # The folder of a recipe of one's own may have the same name.
+        runs = _runs_in(path.parent) or _runs_in(Path(logs) / path.parent)
+        if not runs:
             recipe = path.parent.name
             hint = "; train one first."
-            if recipe not in RECIPES:
-                hint = did_you_mean(recipe, RECIPES, hint)
+            if recipe not in (known := recipes_in(logs)):
+                hint = did_you_mean(recipe, known, hint)
             raise UserError(f"There is no run of {recipe} in {logs}{hint}")
-        return RunFolder(parent / str(max(numbers)))
+        return RunFolder(runs[-1])
     for candidate in (path, Path(logs) / path):
         if (candidate / "config.yaml").is_file():
             return RunFolder(candidate)
@@ -248,10 +276,23 @@ def _numbered(parent: Path) -> list[Path]:
     return sorted((p for p in parent.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
 
 
+def recipes_in(logs: str | Path) -> list[str]:
+    """Returns the names of the recipes that there are, and of those that there are runs of."""
+    parents = sorted(Path(logs).iterdir()) if Path(logs).is_dir() else []
+    return list(dict.fromkeys([*all_recipes(), *(p.name for p in parents if _numbered(p))]))
+
+
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
-    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`."""
+    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    recipes = recipes_in(logs)
+    if recipe and recipe not in recipes:
+        find_recipe(recipe)
     rows = []
-    for name in [recipe] if recipe else list(RECIPES):
+    for name in [recipe] if recipe else recipes:
         for path in _numbered(Path(logs) / name):
             if not (path / "config.yaml").is_file() and not RunFolder(path).begun:
                 continue  # it has not begun yet
@@ -329,15 +370,3 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that is there whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write below `path` into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason}; free some space or choose another folder."
-        ) from error

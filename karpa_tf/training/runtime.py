@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.configs import RunConfig, TrainingConfig
 from karpa_tf.errors import UserError
+from karpa_tf.settings import RunSettings, TrainingSettings
 
 
 def usable_cores() -> int:
@@ -87,8 +87,12 @@ def _cpu_flags() -> set[str]:
         return set()
 
 
-def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
-    """Sets up this process for a run, and makes `config.precision` definite.
+def prepare(config: RunSettings, threads: int | None = None) -> tf.distribute.Strategy:
+    """Sets up this process for a run, and makes `config.precision` definite, if it has one.
+
+    Args:
+        config: of the run.
+        threads: that TensorFlow uses; None: as many as there are cores.
 
     Returns:
         The strategy under whose scope the model is to be built.
@@ -97,11 +101,13 @@ def prepare(config: TrainingConfig) -> tf.distribute.Strategy:
         UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`, or the CPU cannot do what
             `precision` says.
     """
-    use_threads()
+    use_threads(threads)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(config.strategy)
+    strategy = make_strategy(getattr(config, "strategy", "none"))
     keras.utils.set_random_seed(config.seed)
+    if not isinstance(config, TrainingSettings):
+        return strategy
     if config.precision == "auto":
         config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
     elif config.precision == "mixed_bfloat16" and bfloat16_is_broken():
@@ -130,13 +136,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return _leads(resolver.task_type, resolver.task_id, resolver.cluster_spec().jobs)
 
 
-def will_be_chief(config: RunConfig) -> bool:
+def will_be_chief(config: RunSettings) -> bool:
     """Says what `is_chief` will, before there is a strategy.
 
     Raises:
         UserError: TF_CONFIG is missing or wrong for `strategy: multi-worker`.
     """
-    if not isinstance(config, TrainingConfig) or config.strategy != "multi-worker":
+    if not isinstance(config, TrainingSettings) or config.strategy != "multi-worker":
         return True
     cluster, kind, index = _tf_config()
     return _leads(kind, index, cluster)

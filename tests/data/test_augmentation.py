@@ -113,8 +113,8 @@ def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
     assert epochs[0] | epochs[1] == both and len(epochs[0]) == 50
 
 
-def test_judging_changes_nothing_and_keeps_the_order() -> None:
-    judged = read(batches(None, 32), 0, 2)
-    images = np.concatenate([b[0] for b in judged])[:50]
+def test_evaluating_changes_nothing_and_keeps_the_order() -> None:
+    evaluated = read(batches(None, 32), 0, 2)
+    images = np.concatenate([b[0] for b in evaluated])[:50]
     np.testing.assert_array_equal(images, PIXELS)
-    assert np.concatenate([b[2] for b in judged]).sum() == 50
+    assert np.concatenate([b[2] for b in evaluated]).sum() == 50

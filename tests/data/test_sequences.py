@@ -19,8 +19,8 @@ from karpa_tf.data.sequences import (
     sequence_batches,
     split_words,
 )
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDPIECE = WordPiece([*SPECIAL, *LETTERS, *(f"##{c}" for c in LETTERS), *".,!?'\"()", "我", "去"])

@@ -365,10 +365,10 @@ def test_labels_that_training_never_saw() -> None:
         label_ids(["label 3", "lable 3"], names, "test.csv")
     assert str(caught.value) == (
         'test.csv has the label "lable 3" (1 row), which training never saw; did you mean "label 3"? '
-        f"It knows: {', '.join(names[:10])} ...."
+        f"Its labels: {', '.join(names[:10])} ...."
     )
     with pytest.raises(
-        UserError, match=r'"x" \(2 rows, and 1 more like it\), which training never saw\. It knows'
+        UserError, match=r'"x" \(2 rows, and 1 more like it\), which training never saw\. Its labels'
     ):
         label_ids(["x", "x", "y"], names, "test.csv")
 

@@ -14,8 +14,8 @@ from karpa_tf.data.text import (
     sentences,
     tokenize_corpus,
 )
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 
 LETTERS = WordPiece([*SPECIAL, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghij")])
 

@@ -19,13 +19,13 @@ NUMBERS = np.array([1.0, 3.0, -2.0, 0.5], np.float32)
 TEXTS = np.array([b"a,b,c", b"d", b"e,,", b"f,g"], object)
 
 
-def judge(
+def compare(
     run: Callable[[Any], Any],
     x: np.ndarray,
     open_inputs: dict[str, list[int]] | None = None,
     **open_outputs: list[int],
 ) -> dict[str, Any]:
-    return rowwise.judge(lambda arrays: run(arrays["x"]), {"x": x}, open_inputs or {}, open_outputs, 1e-5)
+    return rowwise.compare(lambda arrays: run(arrays["x"]), {"x": x}, open_inputs or {}, open_outputs, 1e-5)
 
 
 def cells(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -50,47 +50,49 @@ def cells(x: np.ndarray) -> dict[str, np.ndarray]:
     ],
 )
 def test_rows_that_depend_on_each_other_are_seen(run, x) -> None:
-    seen = judge(run, x)
+    seen = compare(run, x)
     assert not seen["rowwise"] and seen["differs"] and "example" in seen["differs"][0]
     assert "depend on each other" in seen["reason"]
 
 
 def test_rows_that_do_not_are_seen_as_well() -> None:
-    seen = judge(lambda x: {"y": x * 2, "odd": np.where(x > 0, np.nan, x), "id": x.astype(np.int64)}, NUMBERS)
+    seen = compare(
+        lambda x: {"y": x * 2, "odd": np.where(x > 0, np.nan, x), "id": x.astype(np.int64)}, NUMBERS
+    )
     assert seen["rowwise"] and seen["lengths"] == {} and not seen["differs"]
     assert seen["examples"] == 4 and max(seen["batches"]) == 17
     # As near as the arithmetic allows.
-    assert judge(lambda x: {"y": x * (1 + 1e-7 * len(x))}, NUMBERS)["rowwise"]
+    assert compare(lambda x: {"y": x * (1 + 1e-7 * len(x))}, NUMBERS)["rowwise"]
 
 
 def test_one_example_shows_nothing() -> None:
     for x in (NUMBERS[:1], np.array([2.0, 2.0, 2.0], np.float32)):
-        seen = judge(lambda x: {"y": x * 2}, x)
+        seen = compare(lambda x: {"y": x * 2}, x)
         assert not seen["rowwise"] and "shows nothing" in seen["reason"]
 
 
 def test_the_output_that_says_a_rows_width_is_found() -> None:
-    seen = judge(cells, TEXTS, cells=[1])
+    seen = compare(cells, TEXTS, cells=[1])
     assert seen["rowwise"] and seen["lengths"] == {"cells": "count"}
-    # Without it nothing tells padding from what is empty in a row: no error, but not joined.
-    seen = judge(lambda x: {"cells": cells(x)["cells"]}, TEXTS, cells=[1])
+    # Without it padding looks like what is empty in a row: no error, but not joined.
+    seen = compare(lambda x: {"cells": cells(x)["cells"]}, TEXTS, cells=[1])
     assert not seen["rowwise"] and not seen["differs"] and "no output says how wide" in seen["reason"]
     # A count that is not the width.
-    seen = judge(lambda x: {**cells(x), "count": cells(x)["count"] + 1}, TEXTS, cells=[1])
+    seen = compare(lambda x: {**cells(x), "count": cells(x)["count"] + 1}, TEXTS, cells=[1])
     assert not seen["rowwise"]
 
 
 def test_a_width_that_follows_from_the_values_is_not_taken_for_one_of_the_shapes() -> None:
     lengths = np.array([1, 5, 3], np.int32)
-    seen = judge(lambda x: {"y": np.arange(x.max())[None] < x[:, None]}, lengths, y=[1])
+    seen = compare(lambda x: {"y": np.arange(x.max())[None] < x[:, None]}, lengths, y=[1])
     assert not seen["rowwise"]
     # All examples happen to have one width.
     x = np.array([[3, 0], [3, 1]], np.int32)
-    seen = judge(lambda x: {"y": np.repeat(x[:, 1:], x[:, 0].max(), axis=1)}, x, y=[1])
+    seen = compare(lambda x: {"y": np.repeat(x[:, 1:], x[:, 0].max(), axis=1)}, x, y=[1])
     assert not seen["rowwise"] and 'the width of "y"' in seen["reason"]
     wide = np.arange(24, dtype=np.float32).reshape(2, 12)
-    assert judge(lambda x: {"y": x + 1}, wide, {"x": [1]}, y=[1])["rowwise"]
-    assert not judge(lambda x: {"y": x[:, :3]}, wide, {"x": [1]}, y=[1])["rowwise"]
+    assert compare(lambda x: {"y": x + 1}, wide, {"x": [1]}, y=[1])["rowwise"]
+    assert not compare(lambda x: {"y": x[:, :3]}, wide, {"x": [1]}, y=[1])["rowwise"]
 
 
 def export(function: Any, to: Path, name: str, inputs: Any, examples: list[Any], **options: Any) -> Path:
@@ -111,7 +113,7 @@ def split(text: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def test_an_export_says_what_was_seen(tmp_path) -> None:
-    """Three signatures: widths that an output tells, bytes that end in zero, and what is no number."""
+    """Three signatures: widths that an output gives, bytes that end in zero, and what is no number."""
     signatures = {
         "serving_default": Signature(split, text_input()),
         "bytes": Signature(

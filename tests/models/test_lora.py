@@ -14,7 +14,7 @@ import tensorflow as tf
 from karpa_tf.models.bert import DENSE_LAYERS, build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_tagger import CASES, build_bert_tagger
-from karpa_tf.models.lora import enable_lora, freeze_encoder, merge
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.training.callbacks import load_trained, save_trained
 from karpa_tf.training.optimizers import AdamW
 
@@ -114,10 +114,10 @@ def test_a_merged_model_gives_the_same(adapted) -> None:
     plain = build()
     names = [w.path for w in plain.weights]
     assert np.abs(plain(inputs()) - adapted(inputs())).max() > 0.1
-    merge(adapted, plain)
+    merge_lora(adapted, plain)
     np.testing.assert_allclose(plain(inputs()), adapted(inputs()), atol=1e-5)
     assert [w.path for w in plain.weights] == names
-    merge(adapted, plain)  # once more adds nothing
+    merge_lora(adapted, plain)  # once more adds nothing
     np.testing.assert_allclose(plain(inputs()), adapted(inputs()), atol=1e-5)
 
 
@@ -127,8 +127,8 @@ def test_merging_does_not_round_to_bfloat16(adapted, tmp_path) -> None:
     mixed, plain, exact = build("mixed_bfloat16"), build(), build()
     enable_lora(mixed, RANK)
     load_trained(mixed, tmp_path / "a.h5")
-    merge(mixed, plain)
-    merge(adapted, exact)
+    merge_lora(mixed, plain)
+    merge_lora(adapted, exact)
     for value, expected in zip(plain.get_weights(), exact.get_weights(), strict=True):
         np.testing.assert_array_equal(value, expected)
 
@@ -144,7 +144,7 @@ def test_a_tagger_is_merged_with_its_cases() -> None:
     assert "case_embedding/embeddings" in trained_names(model)
     for seed, variable in enumerate(model.trainable_variables):
         variable.assign(keras.random.normal(variable.shape, stddev=0.3, seed=seed))
-    merge(model, plain)
+    merge_lora(model, plain)
     x = {**inputs(), "case_ids": inputs()["token_ids"] % CASES}
     np.testing.assert_allclose(plain(x), model(x), atol=1e-5)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.presets import Preset, encoder_variables, load_preset
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 
 PIECES = [*SPECIAL, "cat", "dog", "##s", "eats"]
 WIDTH, INTERMEDIATE, POSITIONS, ROWS = 8, 12, 16, 11
@@ -128,7 +128,7 @@ def inputs(words: int = ROWS) -> dict[str, np.ndarray]:
 
 
 def outputs_beside_keras_hub(preset: Preset, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs of ours and of keras-hub's, which knows but one gelu, and the mask."""
+    """Outputs of ours and of keras-hub's, which has but one gelu, and the mask."""
     import keras_hub
 
     backbone = keras_hub.models.BertBackbone.from_preset(name)
@@ -429,7 +429,7 @@ def test_a_folder_of_keras_hub(hub) -> None:
 # --- What can be wrong ----------------------------------------------------------------------------
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_an_unknown_name() -> None:
     said = complaint("bert_base_en_uncase")
     assert said == 'There is no preset or folder "bert_base_en_uncase"; did you mean "bert_base_en_uncased"?'
     assert complaint("qqq") == (

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from karpa_tf.recipes import bert_classifier
+from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, kill_in_the_middle, make_intents, write_csv
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.recipes import bert_tagger
+from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, make_tagged, write_conll
 

@@ -16,15 +16,16 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from karpa_tf.configs import DqnConfig, find_recipe, read_settings
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
-from karpa_tf.recipes import dqn
+from karpa_tf.recipe import find_recipe
+from karpa_tf.recipes.dqn import DqnSettings
+from karpa_tf.recipes.dqn import recipe as dqn
 from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DQN, own_process
 from tests.rl.test_episodes import MODULE
-from tests.training.test_loop import read_events
+from tests.training.helpers import read_events
 
 # TF-Agents' pins end at Python 3.11.
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="TF-Agents needs Python 3.11")
@@ -38,7 +39,7 @@ def test_the_run_folder_is_complete(balanced) -> None:
     assert metrics["baselines"]["random"]["mean_return"] < 50
     for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "assets/policy.json"):
         assert (balanced / name).is_file()
-    assert RunFolder(balanced).open_config(DqnConfig).units == 32
+    assert RunFolder(balanced).open_config(DqnSettings).units == 32
 
 
 def test_the_best_policy_is_kept_and_not_the_last(balanced) -> None:
@@ -183,7 +184,7 @@ def test_training_in_a_process_with_keras_3_is_one_sentence(karpa, tmp_path) -> 
         (["--epochs", "3"], "has no option --epochs"),
         (["--environment_step", "3"], 'did you mean "--environment_steps"?'),
         (["--environments", "0"], "environments must be at least 1. Received: 0."),
-        (["--gamma", "2"], "gamma must be at least 0 and below 1.01. Received: 2.0."),
+        (["--gamma", "2"], "gamma must be at least 0 and at most 1. Received: 2."),
         (["--buffer_size", "10"], "buffer_size and initial_steps must be at least 24"),
         (["--loss", "hubert"], 'did you mean "huber"?'),
     ],
@@ -226,7 +227,7 @@ def test_the_default_settings_get_their_certificate(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["metrics"]
     assert (metrics["mean_return"], metrics["std_return"], metrics["min_return"]) == (500, 0, 500)
-    steps = read_settings(find_recipe("dqn"), "default")["environment_steps"]
+    steps = find_recipe("dqn").read_settings("default")["environment_steps"]
     assert metrics["environment_steps"] <= steps
     again = own_process(
         "train", "dqn", "--resume", tmp_path / "dqn" / "1", "--environment_steps", steps + 1, "--json"

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import yaml
 
-from karpa_tf.configs import BertClassifierConfig, BertTaggerConfig, MnistMlpConfig
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
-from karpa_tf.recipes import bert_classifier, bert_tagger, folds, mnist_mlp, vision
+from karpa_tf.recipes.bert_classifier import BertClassifierSettings
+from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
+from karpa_tf.recipes.bert_tagger import BertTaggerSettings
+from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
+from karpa_tf.recipes.families import folds
+from karpa_tf.recipes.families import images as vision
+from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
+from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
 from tests.conftest import (
     BERT_TINY,
     TINY_DIGITS,
@@ -56,7 +62,8 @@ def data(tmp_path_factory) -> Path:
 def test_every_kind_of_data_is_tested_on_once(data) -> None:
     classifier = {"data": str(data / "texts.csv"), "folds": 3}
     tables = [
-        bert_classifier.open_data(BertClassifierConfig(**classifier, fold=fold)).splits for fold in (1, 2, 3)
+        bert_classifier.open_data(BertClassifierSettings(**classifier, fold=fold)).splits
+        for fold in (1, 2, 3)
     ]
     tested = [text for splits in tables for text in splits["test"].texts]
     validation = tables[0]["validation"].texts
@@ -64,7 +71,7 @@ def test_every_kind_of_data_is_tested_on_once(data) -> None:
     assert all(splits["validation"].texts == validation for splits in tables)
     assert all(not set(splits["test"].texts) & set(splits["train"].texts) for splits in tables)
     tagged = {"data": str(data / "tagged.conll"), "folds": 3}
-    sentences = [bert_tagger.open_data(BertTaggerConfig(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
+    sentences = [bert_tagger.open_data(BertTaggerSettings(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
     words = [{s.words for s in splits["test"]} for splits in sentences]
     assert all(words) and not words[0] & words[1] and not words[1] & words[2]
     assert all(
@@ -72,20 +79,20 @@ def test_every_kind_of_data_is_tested_on_once(data) -> None:
     )
     images = {"data": str(data / "digits.npz"), "folds": 3, "image_size": 10}
     pictures = [
-        vision.open_data(mnist_mlp.NETWORK, MnistMlpConfig(**images, fold=fold)) for fold in (1, 2, 3)
+        vision.open_data(mnist_mlp.NETWORK, MnistMlpSettings(**images, fold=fold)) for fold in (1, 2, 3)
     ]
     assert sum(len(d.splits["test"]) for d in pictures) + len(pictures[0].splits["validation"]) == 120
     assert len({d.fingerprint for d in pictures}) == 3
     with pytest.raises(UserError, match=r"--folds tests on all rows in turn, and .* brings a test split"):
         vision.open_data(
-            mnist_mlp.NETWORK, MnistMlpConfig(**images | {"data": str(data / "with_test.npz")}, fold=1)
+            mnist_mlp.NETWORK, MnistMlpSettings(**images | {"data": str(data / "with_test.npz")}, fold=1)
         )
 
 
 @pytest.mark.parametrize(("count", "fold"), [(1, 0), (3, 4), (0, 1)])
 def test_folds_that_make_no_sense(count, fold) -> None:
     with pytest.raises(UserError, match=rf"folds must be 0, or 2 at least.*Received: {count} and {fold}"):
-        MnistMlpConfig(folds=count, fold=fold)
+        MnistMlpSettings(folds=count, fold=fold)
 
 
 # --- Runs
@@ -174,17 +181,17 @@ ADVICE = "--test_share holds out more, and --folds 5 tests on all of them in tur
     ],
 )
 def test_a_thin_test_split_is_said(rows, labels, brings, line) -> None:
-    config = MnistMlpConfig()
+    config = MnistMlpSettings()
     assert folds.thin_test(config, rows, labels, ["a", "b"], brings) == line
-    assert folds.thin_test(MnistMlpConfig(folds=3, fold=1), rows, labels, ["a", "b"], brings) == ""
+    assert folds.thin_test(MnistMlpSettings(folds=3, fold=1), rows, labels, ["a", "b"], brings) == ""
 
 
 def test_a_batch_is_no_larger_than_the_rows() -> None:
-    config = MnistMlpConfig(batch_size=512, accumulate=2)
+    config = MnistMlpSettings(batch_size=512, accumulate=2)
     line = folds.shrink_batch(config, 101, 4)
     assert config.batch_size == 96 and line.startswith("--batch_size 512 is more than the 101 rows")
     assert folds.shrink_batch(config, 101, 4) == "" and config.batch_size == 96
-    config = MnistMlpConfig(batch_size=32)
+    config = MnistMlpSettings(batch_size=32)
     assert folds.shrink_batch(config, 32, 1) == "" and config.batch_size == 32
 
 

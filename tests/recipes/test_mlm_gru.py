@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from karpa_tf.configs import MlmGruConfig
-from karpa_tf.data.vocabulary import SPECIAL, WordPiece
 from karpa_tf.errors import UserError
 from karpa_tf.models import build_mlm_gru
-from karpa_tf.recipes import mlm_gru
+from karpa_tf.recipes.mlm_gru import MlmGruSettings
+from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.wordpiece import SPECIAL, WordPiece
 from tests.conftest import TINY, make_text
 
 
@@ -37,7 +37,7 @@ def test_the_run_folder_is_complete(trained) -> None:
     assert (trained / "assets" / "vocab.txt").is_file()
     assert list((trained / "checkpoints").glob("step-*.npz"))
     assert list((trained / "train").glob("events*")) and list((trained / "validation").glob("events*"))
-    assert RunFolder(trained).open_config(MlmGruConfig).units == 24
+    assert RunFolder(trained).open_config(MlmGruSettings).units == 24
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["versions"]["tensorflow"].startswith("2.21") and environment["seed"] == 0
 

@@ -176,7 +176,7 @@ Damage = Callable[[dict], object]
     [
         (lambda values: values | {"format": 99}, "has format 99, and this version of karpa_tf reads up to 1"),
         (lambda values: values | {"units_": 4}, 'no field "units_"; did you mean "units"?'),
-        (lambda values: values | {"epochs": "ten"}, "epochs must be a whole number. Received: 'ten'"),
+        (lambda values: values | {"epochs": "ten"}, "epochs must be a whole number. Received: ten."),
         (lambda values: values | {"dropout": float("nan")}, "dropout must be a finite number. Received: nan"),
         (lambda values: ["a", "list"], "it holds no fields"),
         (lambda values: values | {"seed": 2**32}, "seed must be at least 0 and below 4294967296"),

@@ -14,7 +14,9 @@ import yaml
 from PIL import Image
 
 from karpa_tf.data.images import Images
-from karpa_tf.recipes import cifar10_cnn, mnist_mlp, vision
+from karpa_tf.recipes.cifar10_cnn import recipe as cifar10_cnn
+from karpa_tf.recipes.families import images as vision
+from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DIGITS, kill_in_the_middle, make_images
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from karpa_tf.recipes.words import _without_each_word
+from karpa_tf.recipes.families.words import _without_each_word
 from tests.conftest import make_intents
 
 

@@ -9,14 +9,16 @@ import gymnasium
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tf_agents.agents.dqn import dqn_agent
 from tf_agents.environments import tf_py_environment
 from tf_agents.environments import utils as environment_utils
 from tf_agents.replay_buffers import tf_uniform_replay_buffer
 from tf_agents.trajectories import time_step as ts
 
-from karpa_tf.configs import DqnConfig
+from karpa_tf import private
 from karpa_tf.models import build_q_network
+from karpa_tf.recipes.dqn import DqnSettings
 from karpa_tf.rl import dqn
 from karpa_tf.rl.environment import CartPole, GymnasiumEnvironment, cartpole_step, load_environment
 
@@ -114,7 +116,7 @@ def test_the_wrapper_passes_tf_agents_own_check() -> None:
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_the_keras_3_twin_computes_the_same(dueling) -> None:
-    learner = dqn.Learner(DqnConfig(**TINY, dueling=dueling))
+    learner = dqn.Learner(DqnSettings(**TINY, dueling=dueling))
     model = build_q_network(learner.scale, 2, units=8, hidden_layers=1, dueling=dueling)
     model.set_weights(learner.get_weights())
     observations = np.random.default_rng(0).normal(size=[32, 4]).astype(np.float32)
@@ -125,9 +127,9 @@ def test_the_keras_3_twin_computes_the_same(dueling) -> None:
 
 
 def test_it_is_tf_agents_that_learns() -> None:
-    learner = dqn.Learner(DqnConfig(**TINY, double=True))
+    learner = dqn.Learner(DqnSettings(**TINY, double=True))
     assert type(learner.agent) is dqn_agent.DdqnAgent
-    assert type(dqn.Learner(DqnConfig(**TINY, double=False)).agent) is dqn_agent.DqnAgent
+    assert type(dqn.Learner(DqnSettings(**TINY, double=False)).agent) is dqn_agent.DqnAgent
     assert isinstance(learner.buffer, tf_uniform_replay_buffer.TFUniformReplayBuffer)
 
 
@@ -148,7 +150,7 @@ def test_the_buffer_draws_windows_of_one_environment_in_order() -> None:
 
 
 def test_collecting_counts_steps_episodes_and_returns() -> None:
-    learner = dqn.Learner(DqnConfig(**{**TINY, "initial_steps": 10**6, "buffer_size": 4000}))
+    learner = dqn.Learner(DqnSettings(**{**TINY, "initial_steps": 10**6, "buffer_size": 4000}))
     figures = [learner.run(400) for _ in range(4)]
     frames = learner.buffer.gather_all()
     kinds, nexts = frames.step_type.numpy(), frames.next_step_type.numpy()
@@ -163,15 +165,15 @@ def test_collecting_counts_steps_episodes_and_returns() -> None:
 
 
 def test_epsilon_falls_to_its_end() -> None:
-    learner = dqn.Learner(DqnConfig(**TINY, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=100))
+    learner = dqn.Learner(DqnSettings(**TINY, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=100))
     for steps, epsilon in ((0, 1.0), (63, 1.0), (64, 0.9), (114, 0.5), (164, 0.1), (5000, 0.1)):
         learner.environment_steps.assign(steps)
         assert float(learner.epsilon()) == pytest.approx(epsilon)
 
 
 def test_it_trains_and_copies_the_network_when_it_should() -> None:
-    learner = dqn.Learner(DqnConfig(**TINY, target_update_period=4))
-    target = learner.agent._target_q_network
+    learner = dqn.Learner(DqnSettings(**TINY, target_update_period=4))
+    target = learner.target_network
     before = [v.numpy() for v in target.variables]
     learner.run(63)
     for a, b in zip(before, target.variables, strict=True):
@@ -189,20 +191,20 @@ def test_who_restores_the_variables_goes_on_to_the_bit(settings) -> None:
         learner.run(120)
         return [v.numpy() for v in learner.variables]
 
-    learner = dqn.Learner(DqnConfig(**TINY, **settings))
+    learner = dqn.Learner(DqnSettings(**TINY, **settings))
     learner.run(200)
     saved = [v.numpy() for v in learner.variables]
-    other = dqn.Learner(DqnConfig(**TINY, **settings))
+    other = dqn.Learner(DqnSettings(**TINY, **settings))
     for variable, value in zip(other.variables, saved, strict=True):
         variable.assign(value)
     for mine, theirs in zip(final(learner), final(other), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_array_equal(learner.judge(5, 3)[0], other.judge(5, 3)[0])
+    np.testing.assert_array_equal(learner.evaluate(5, 3)[0], other.evaluate(5, 3)[0])
 
 
 def test_seeds_differ_and_agree() -> None:
     def weights(seed: int) -> np.ndarray:
-        learner = dqn.Learner(DqnConfig(**TINY, seed=seed))
+        learner = dqn.Learner(DqnSettings(**TINY, seed=seed))
         learner.run(100)
         return learner.get_weights()[0]
 
@@ -211,7 +213,7 @@ def test_seeds_differ_and_agree() -> None:
 
 
 def test_windows_over_a_cut_do_not_count() -> None:
-    learner = dqn.Learner(DqnConfig(**TINY, n_step=2))
+    learner = dqn.Learner(DqnSettings(**TINY, n_step=2))
     learner.run(100)
     experience, _ = learner.buffer.get_next(6, 3)
     kinds = tf.constant([[1, 1, 1], [1, 2, 0], [1, 2, 0], [2, 0, 1], [1, 1, 2], [0, 1, 1]])
@@ -223,7 +225,7 @@ def test_windows_over_a_cut_do_not_count() -> None:
     assert dqn.within_an_episode(single) is None
 
 
-def test_a_greedy_judgement_is_that_of_gymnasium() -> None:
+def test_a_greedy_evaluation_is_that_of_gymnasium() -> None:
     """The policy "push towards where the pole leans" plays in both, from the same first states."""
     from karpa_tf.rl.environment import cartpole_returns, cartpole_start
 
@@ -264,3 +266,22 @@ def test_an_observation_that_is_not_a_number_is_an_error() -> None:
     environment.reset()
     with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
         environment.step(np.array([0], np.int32))
+
+
+# --- Private parts (`karpa_tf.private`)
+
+
+def test_the_slots_of_a_legacy_optimizer_are_made_before_its_first_step() -> None:
+    optimizer = tf_keras.optimizers.legacy.Adam()
+    variable = tf.Variable([1.0])
+    assert not optimizer.variables()
+    private.create_optimizer_variables(optimizer, [variable])
+    made = [v.ref() for v in optimizer.variables()]
+    optimizer.apply_gradients([(tf.constant([1.0]), variable)])
+    assert made == [v.ref() for v in optimizer.variables()] and len(made) == 3  # the step, two moments
+
+
+def test_the_counter_of_the_target_network_counts_updates() -> None:
+    learner = dqn.Learner(DqnSettings(**TINY, target_update_period=3))
+    learner.run(80)
+    assert private.target_update_counter(learner.agent).numpy() == learner.gradient_steps.numpy() > 0

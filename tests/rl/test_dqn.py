@@ -31,7 +31,7 @@ def test_the_tests_with_legacy_keras_pass() -> None:
 @pytest.mark.parametrize("module", ["dqn", "environment"])
 def test_without_legacy_keras_there_is_one_sentence(module) -> None:
     code = (
-        "import tensorflow as tf, karpa_tf.recipes.dqn\n"
+        "import tensorflow as tf, karpa_tf.recipes.dqn.recipe\n"
         "assert 'tf_keras' not in __import__('sys').modules, 'karpa_tf switches nothing by itself'\n"
         "from karpa_tf.errors import UserError\n"
         f"try:\n    import karpa_tf.rl.{module}\n"

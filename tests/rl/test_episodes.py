@@ -37,11 +37,11 @@ def test_playing_in_step_is_playing_one_by_one() -> None:
         assert returns[seed] == total
 
 
-def test_seeds_that_judge_are_none_of_those_that_train() -> None:
-    from karpa_tf.configs import DqnConfig
+def test_seeds_that_evaluate_are_none_of_those_that_train() -> None:
+    from karpa_tf.recipes.dqn import DqnSettings
 
     with pytest.raises(UserError, match="seed must be at least 0 and below 1000000"):
-        DqnConfig(seed=1_000_000)
+        DqnSettings(seed=1_000_000)
     # GymnasiumEnvironment gets 1000 * seed + its index.
     assert episodes.CERTIFICATE_SEEDS[0] > 1000 * 999_999 + 999
     assert len(episodes.CERTIFICATE_SEEDS) == 100

@@ -84,7 +84,7 @@ def test_it_reaches_the_optimum(frozen, karpa, recipe) -> None:
 
 
 def test_the_learning_curve_is_in_tensorboard(frozen) -> None:
-    from tests.training.test_loop import read_events
+    from tests.training.helpers import read_events
 
     events = read_events(frozen / "sarsa" / "1")
     tags = {tag for folder, tag, _ in events if folder == "train"}

@@ -45,7 +45,7 @@ def save(folder: Path, function: Any, *specs: tf.TensorSpec) -> None:
 
 
 def save_tf1(folder: Path) -> None:
-    """Several signatures, one of which takes a sparse tensor; inputs whose names Python knows as its own."""
+    """Several signatures, one of which takes a sparse tensor; inputs named like words of Python."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         weight = tf.compat.v1.get_variable("w", initializer=2.0, use_resource=False)
         x = tf.compat.v1.placeholder(tf.float32, [None], "x")

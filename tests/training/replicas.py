@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
-from karpa_tf.training.loop import Adversary, fit
-from tests.training.test_loop import make_lookahead, make_wide_batches, make_wide_model
+from karpa_tf.training.loop import fit
+from karpa_tf.training.step import Adversary
+from tests.training.helpers import make_lookahead, make_wide_batches, make_wide_model
 
 
 def main(path: str) -> None:

@@ -10,9 +10,10 @@ import tensorflow as tf
 from karpa_tf.errors import UserError
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import evaluate, fit
+from karpa_tf.training.evaluation import evaluate
+from karpa_tf.training.loop import fit
 from karpa_tf.training.optimizers import AdamW
-from tests.training.test_loop import make_batches
+from tests.training.helpers import make_batches
 
 WEIGHTED = "mean_with_sample_weight"
 

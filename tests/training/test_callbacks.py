@@ -133,3 +133,19 @@ def test_a_file_of_the_trained_weights_alone(tmp_path) -> None:
         np.testing.assert_array_equal(value, expected)
     with h5py.File(path) as file:
         assert sorted(file) == ["trained"] and sorted(file["trained"]) == ["bias", "kernel"]
+
+
+def stopped(figures: list[float], epochs: int, patience: int) -> str:
+    best = BestWeights("unused.weights.h5", "val_accuracy", mode="max", patience=patience)
+    best.best, best.best_epoch = max(figures), figures.index(max(figures)) + 1
+    best.wait = len(figures) - best.best_epoch
+    return best.early_stop(len(figures), epochs)
+
+
+def test_a_run_that_stops_early_says_so_and_why() -> None:
+    assert stopped([0.5, 0.75, 0.7, 0.6], 12, 2) == (
+        "Stopped early, after epoch 4 of 12: for 2 epochs no val_accuracy was better than 0.7500, that of "
+        "epoch 2, whose weights are kept (--patience 2)."
+    )
+    assert "for 1 epoch no" in stopped([0.5, 0.4], 3, 1)
+    assert stopped([0.5, 0.75, 0.7], 3, 2) == ""

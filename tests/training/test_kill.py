@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY
-from tests.training.test_loop import read_events
+from tests.training.helpers import read_events
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from karpa_tf.configs import MlmGruConfig
 from karpa_tf.errors import UserError
+from karpa_tf.recipes.mlm_gru import MlmGruSettings
 from karpa_tf.training.run_folder import create_run, list_runs, open_run, remove_if_unused
 
 
@@ -18,7 +18,7 @@ def test_runs_are_numbered_and_never_shared(tmp_path) -> None:
 
 def test_latest_is_the_newest_run_that_has_begun(tmp_path) -> None:
     for _ in range(11):
-        create_run(tmp_path, "mlm-gru", []).write_config(MlmGruConfig())
+        create_run(tmp_path, "mlm-gru", []).write_config(MlmGruSettings())
     create_run(tmp_path, "mlm-gru", [])
     assert open_run("mlm-gru/latest", tmp_path).path.name == "11"
     assert open_run("mlm-gru/3", tmp_path).path.name == "3"
@@ -27,14 +27,14 @@ def test_latest_is_the_newest_run_that_has_begun(tmp_path) -> None:
 
 def test_config_survives_a_round_trip(tmp_path) -> None:
     folder = create_run(tmp_path, "mlm-gru", [])
-    config = MlmGruConfig(data="ein Pfad/日本.txt", learning_rate=1e-7, deterministic=True)
+    config = MlmGruSettings(data="ein Pfad/日本.txt", learning_rate=1e-7, deterministic=True)
     folder.write_config(config)
-    assert MlmGruConfig(**folder.read_config()) == config
+    assert MlmGruSettings(**folder.read_config()) == config
 
 
 def test_damaged_files_are_named(tmp_path) -> None:
     folder = create_run(tmp_path, "mlm-gru", [])
-    folder.write_config(MlmGruConfig())
+    folder.write_config(MlmGruSettings())
     assert folder.read_metrics() is None
     (folder.path / "metrics.json").write_text('{"loss": 1')
     with pytest.raises(UserError, match=r"metrics\.json is damaged"):
@@ -46,7 +46,7 @@ def test_damaged_files_are_named(tmp_path) -> None:
 
 def test_an_unused_folder_goes_and_a_used_one_stays(tmp_path) -> None:
     used = create_run(tmp_path / "logs", "mlm-gru", [])
-    used.write_config(MlmGruConfig())
+    used.write_config(MlmGruSettings())
     used.checkpoints.mkdir()  # as the first step does
     remove_if_unused(used)
     remove_if_unused(create_run(tmp_path / "logs", "mlm-gru", []))

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from karpa_tf.configs import MlmGruConfig
 from karpa_tf.errors import UserError
+from karpa_tf.recipes.mlm_gru import MlmGruSettings
 from karpa_tf.training import runtime
 
 
@@ -22,7 +22,7 @@ def test_threads_follow_affinity_and_quota(monkeypatch) -> None:
 def test_precision_becomes_definite(monkeypatch) -> None:
     for fast, name in ((True, "mixed_bfloat16"), (False, "float32")):
         monkeypatch.setattr(runtime, "fast_bfloat16", lambda fast=fast: fast)
-        config = MlmGruConfig()
+        config = MlmGruSettings()
         runtime.prepare(config)
         assert config.precision == name
 
@@ -43,4 +43,4 @@ def test_bfloat16_that_would_crash_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(runtime.tf.config, "list_physical_devices", lambda kind=None: [])
     assert not runtime.fast_bfloat16()
     with pytest.raises(UserError, match="Received: ONEDNN_MAX_CPU_ISA=AVX2"):
-        runtime.prepare(MlmGruConfig(precision="mixed_bfloat16"))
+        runtime.prepare(MlmGruSettings(precision="mixed_bfloat16"))

@@ -10,8 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.recipes import bert, mlm_gru, vision
-from karpa_tf.training import loop
+from karpa_tf.training import run
 
 
 class Record(keras.callbacks.Callback):
@@ -23,7 +22,7 @@ class Record(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(logs) + "\n")
+            file.write(json.dumps(dict(logs or {})) + "\n")
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         np.savez(self.path.with_suffix(".npz"), *self.model.get_weights())
@@ -38,10 +37,9 @@ def main(out: str, devices: str, *words: str) -> int:
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices)
         )
-    fit = loop.fit
+    train = run.train
     record = Record(Path(out))
-    for recipe in (mlm_gru, bert, vision):
-        recipe.fit = lambda *args, callbacks, **kwargs: fit(*args, callbacks=[*callbacks, record], **kwargs)
+    run.train = lambda *args, callbacks, **kwargs: train(*args, callbacks=[*callbacks, record], **kwargs)
     return karpa(words)
 
 

@@ -179,7 +179,7 @@ def _parse_idx(where: str, read: Callable[[], bytes]) -> np.ndarray:
     shape = np.frombuffer(head[: len(head) // 4 * 4], ">i4").tolist()
     values = np.frombuffer(data[4 + 4 * rank :], np.uint8)
     if len(shape) != rank or values.size != np.prod(shape):
-        raise UserError(f"{where} is cut off: its head tells of {shape}, and {values.size} bytes follow.")
+        raise UserError(f"{where} is cut off: its head says {shape}, and {values.size} bytes follow.")
     return values.reshape(shape)
 
 

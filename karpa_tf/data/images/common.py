@@ -1,4 +1,4 @@
-"""What images are, whatever form they come in, and what a reader of any form is told."""
+"""What images are, whatever form they come in, and what a reader of any form is given."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ImageData:
 
 @dataclass
 class Reader:
-    """What the readers of all forms are told, and what they have to say.
+    """What the readers of all forms are given, and what they have to say.
 
     Attributes:
         size: width and height that images get.

@@ -14,7 +14,7 @@ from karpa_tf.errors import UserError, did_you_mean
 
 # What a file may be when it is not an image at all, or ends too soon.
 UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
-# Formats that Pillow knows by name but reads only with a plugin or a program that it does not bring.
+# Formats that Pillow lists but reads only with a plugin or a program that it does not bring.
 _NO_READER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
@@ -50,7 +50,7 @@ def decode_image(data: bytes, size: int, channels: int) -> tuple[np.ndarray, tup
 
     Raises:
         OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: it is no image, or has numbers
-            whose range nobody knows.
+            of an unknown range.
     """
     with PIL.Image.open(io.BytesIO(data)) as file:
         kind = file.format
@@ -109,5 +109,5 @@ def resized(image: Any, size: int) -> np.ndarray:
 def reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "identify image file" in text:
-        return "it is no image of a kind that Pillow knows"
+        return "it is no image of a kind that Pillow reads"
     return (text or type(error).__name__)[:150].rstrip(".")

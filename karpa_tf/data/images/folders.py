@@ -101,7 +101,7 @@ def _splits_of(path: Path, listed: Sequence[Sequence[str]]) -> dict[str, Split]:
     """Returns the splits of the first folders by name; nothing where these are the classes.
 
     Raises:
-        UserError: two folders for one split, or first folders that cannot be told from splits.
+        UserError: two folders for one split, or first folders that may be splits or classes.
     """
     inner: dict[str, set[str]] = {}
     for parts in listed:

@@ -1,0 +1,97 @@
+"""What recipes share: reading a run, and exporting it if it has learned its task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from karpa_tf.errors import UserError
+from karpa_tf.export.savedmodel import describe, export_savedmodel
+from karpa_tf.export.signature import Signature
+from karpa_tf.recipe import Exported, ExportOptions
+from karpa_tf.training.run import RECORD
+from karpa_tf.training.run_folder import RunFolder, open_run
+
+
+def finished_metrics(folder: RunFolder) -> dict[str, Any]:
+    """Returns a run's metrics; raises a UserError if it has not ended."""
+    metrics = folder.read_metrics()
+    if metrics is None:
+        raise UserError(f"{folder.path} has not ended: go on with `{folder.resume_command}`.")
+    return metrics
+
+
+def learned_or_refuse(folder: RunFolder, figure: str, guessing: str, force: bool) -> dict[str, Any]:
+    """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task.
+
+    Args:
+        folder: of the run.
+        figure: what must be better than guessing.
+        guessing: the baseline that guesses; "": it reaches 0.
+        force: take what has not learned, too.
+    """
+    metrics = finished_metrics(folder)
+    chance = metrics["baselines"].get(guessing, {}).get(figure, 0.0)
+    if metrics[figure] <= chance and not force:
+        raise UserError(
+            f"{folder.path} has not learned its task: {figure} {metrics[figure]:.3f}, and guessing gives "
+            f"{chance:.3f}; train longer or with another learning_rate, or --force."
+        )
+    return metrics
+
+
+def first_vocabulary(init: str, lowercase: bool) -> Path | str:
+    """Returns the vocabulary of the run that another begins with, or "" where there is none.
+
+    Raises:
+        UserError: that run reads text in another way.
+    """
+    if not init:
+        return ""
+    other = open_run(init)
+    if other.read_config().get("lowercase", lowercase) != lowercase:
+        raise UserError(
+            f"--init: {init} was trained with lowercase {str(not lowercase).lower()}; give this run the same."
+        )
+    return other.assets / "vocab.txt"
+
+
+def read_labels(folder: RunFolder, name: str) -> list[str]:
+    """Returns the labels of a run, in the order of its model's outputs.
+
+    Args:
+        folder: of the run.
+        name: of the file in its assets.
+
+    Raises:
+        UserError: the file is damaged, or its labels are not those of the run's data.
+    """
+    path = folder.assets / name
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+        right = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
+        record = folder.assets / RECORD
+        known = json.loads(record.read_text(encoding="utf-8")).get("labels") if record.exists() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} or {RECORD} beside it cannot be read ({error}); train again.") from None
+    if not right or (known and known != labels):
+        raise UserError(
+            f"{path} is damaged: its labels are not those that {folder.path} was trained on; `"
+            f"{folder.resume_command}` writes it again."
+        )
+    return labels
+
+
+def export(folder: RunFolder, options: ExportOptions, signature: Signature, **written: Any) -> Exported:
+    """Writes the next version of a run's SavedModel.
+
+    Args:
+        folder: of the run.
+        options: where to.
+        signature: what it serves.
+        written: what else `export_savedmodel` takes: examples, assets, the model card.
+    """
+    signatures = {"serving_default": signature}
+    path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
+    return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))

@@ -1,0 +1,193 @@
+"""Cross-validation by `--folds K`: K runs, each tested on another part of the data, and their mean.
+
+Every fold is a run like any other, with `fold` in its settings: it resumes, is evaluated and exported by
+itself. The run that was asked for holds no model, but which runs they are and what their figures say
+together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from karpa_tf.data.sources import Split
+from karpa_tf.data.tables import fold_places
+from karpa_tf.errors import UserError
+from karpa_tf.recipe import Recipe
+from karpa_tf.recipes.families.settings import SplitSettings
+from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused, write_json
+
+_RUNS = "folds.json"
+# Below so many rows to test on, or of a class, a figure says little.
+_ENOUGH = 50
+_ENOUGH_OF_CLASS = 5
+
+Rows = TypeVar("Rows")
+
+
+def cross_validate(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resume: bool) -> dict[str, float]:
+    """Trains a run a fold, one after the other, and returns the means of their figures.
+
+    Args:
+        recipe: what is trained.
+        config: with `folds`, and `fold` 0.
+        folder: of the run that was asked for; its metrics.json gets the means and deviations.
+        resume: go on with the folds that have begun.
+    """
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if config.strategy == "multi-worker":
+        raise UserError("--folds trains on one machine. Received: strategy multi-worker.")
+    runs: dict[str, str] = {}
+    if resume and (folder.assets / _RUNS).exists():
+        runs = folder.read_json(f"assets/{_RUNS}")
+    figures: list[dict[str, Any]] = []
+    for number in range(1, config.folds + 1):
+        mine = dataclasses.replace(config, fold=number)
+        begun = str(number) in runs
+        fold = RunFolder(folder.path.parent / runs[str(number)]) if begun else _new_run(folder)
+        say(f"fold {number} of {config.folds}: {fold.path}")
+        done = fold.read_metrics() if begun else None
+        if done is None or fold.read_config().get("epochs") != config.epochs:
+            runs[str(number)] = fold.path.name
+            _note(folder, config, runs)
+            try:
+                keras.utils.clear_session()
+                with locked(fold.path), _traced_once_more():
+                    recipe.start(mine, fold, resume=begun)
+            finally:
+                if not begun and not fold.begun:  # it could not even start
+                    remove_if_unused(fold)
+                    del runs[str(number)]
+                    _note(folder, config, runs)
+            done = fold.read_metrics() or {}
+        figures.append({"run": str(fold.path), **{k: v for k, v in done.items() if isinstance(v, float)}})
+    names = [name for name in figures[0] if name != "run"]
+    values = {name: [row[name] for row in figures] for name in names}
+    means = {name: float(np.mean(value)) for name, value in values.items()}
+    deviations = {name: float(np.std(value, ddof=1)) for name, value in values.items()}
+    folder.write_metrics({**means, "deviations": deviations, "folds": figures})
+    for name in names:
+        if not name.startswith("validation_"):
+            each = ", ".join(f"{value:.4f}" for value in values[name])
+            say(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
+    return means
+
+
+@contextmanager
+def _traced_once_more() -> Iterator[None]:
+    """Keeps off the screen that functions are traced again and again: every fold has its own, once."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+def _new_run(folder: RunFolder) -> RunFolder:
+    command = (folder.path / "command.txt").read_text(encoding="utf-8").split(maxsplit=1)
+    return create_run(folder.path.parent.parent, folder.recipe, command[1:], folder.code)
+
+
+def _note(folder: RunFolder, config: SplitSettings, runs: Mapping[str, str]) -> None:
+    """Makes of the folder a run that can be resumed; if no fold has begun, one that nothing is kept of."""
+    write_json(folder.assets / _RUNS, runs)
+    folder.write_environment(config.seed)
+    folder.write_config(config)
+    if runs:
+        folder.checkpoints.mkdir(exist_ok=True)
+    else:
+        folder.checkpoints.rmdir()
+
+
+def held_out_shares(config: SplitSettings) -> dict[str, float]:
+    """Returns what is to be cut from the data: with folds, nothing to test on but the fold."""
+    test_share = 0.0 if config.folds else config.test_share
+    return {"validation_share": config.validation_share, "test_share": test_share}
+
+
+def hold_out_fold(
+    config: SplitSettings,
+    splits: dict[Split, Rows],
+    brings_test: bool,
+    groups: Callable[[Rows], tuple[Sequence[Any], Sequence[str]]],
+    take: Callable[[Rows, Sequence[int]], Rows],
+) -> dict[Split, Rows]:
+    """Returns the splits of the fold that a run is tested on; those that there are, without folds.
+
+    Args:
+        config: of the run.
+        splits: its data's; the validation split is the same in all folds.
+        brings_test: whether the data has a test split of its own.
+        groups: rows to their keys (rows of one key stay together) and labels.
+        take: some of the rows.
+
+    Raises:
+        UserError: the data brings a test split, or has too few rows.
+    """
+    if not config.folds:
+        return splits
+    if brings_test:
+        raise UserError(
+            f"--folds tests on all rows in turn, and {config.data} brings a test split, which training never "
+            "reads; give the training file alone, or leave --folds out."
+        )
+    keys, labels = groups(splits["train"])
+    test = fold_places(keys, labels, config.fold, config.folds)
+    rest = sorted(set(range(len(labels))) - set(test))
+    return {**splits, "train": take(splits["train"], rest), "test": take(splits["train"], test)}
+
+
+def thin_test(
+    config: SplitSettings,
+    rows: int,
+    labels: Sequence[str],
+    names: Sequence[str],
+    brings_test: bool,
+) -> str:
+    """Returns a line, if a test split is too small to say much; else nothing.
+
+    Args:
+        config: of the run.
+        rows: to test on.
+        labels: that are found there, as often as they are.
+        names: all labels.
+        brings_test: whether the split is the data's own.
+    """
+    counts = Counter(labels)
+    few = [name for name in names if counts[name] < _ENOUGH_OF_CLASS]
+    if config.folds or (rows >= _ENOUGH and not few):
+        return ""
+    what = f"There {'is 1 row' if rows == 1 else f'are {rows} rows'} to test on"
+    if few:
+        rarest = min(few, key=lambda name: counts[name])
+        some = f'"{few[0]}" has' if len(few) == 1 else f"{len(few)} of {len(names)} labels have"
+        what += f", and {some} fewer than {_ENOUGH_OF_CLASS} of them"
+        what += f" ({counts[rarest]})" if len(few) == 1 else f' ("{rarest}": {counts[rarest]})'
+    advice = "--test_share holds out more, and --folds 5 tests on all of them in turn"
+    return f"{what}: such figures say little. {'More rows in it say more' if brings_test else advice}."
+
+
+def shrink_batch(config: SplitSettings, rows: int, workers: int) -> str:
+    """Makes a batch no larger than the training rows; returns a line that says so, or nothing."""
+    parts = workers * config.accumulate
+    largest = max(parts, rows // parts * parts)
+    if config.batch_size <= largest or config.batch_size % parts:
+        return ""
+    before, config.batch_size = config.batch_size, largest
+    return f"--batch_size {before} is more than the {rows} rows to learn from; it is {largest} here."

@@ -1,0 +1,278 @@
+"""Settings and options that the recipes of a family share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.recipe import EvaluateOptions, ExportOptions, Input
+from karpa_tf.settings import (
+    Bounds,
+    Count,
+    CountOrNone,
+    NonNegative,
+    Positive,
+    RunSettings,
+    Share,
+    TrainingSettings,
+    UnitInterval,
+    option,
+)
+
+# --- Rows that are split --------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class SplitSettings(TrainingSettings):
+    """How rows are held out, and cross-validation."""
+
+    validation_share: Annotated[float, Bounds(least=0.001, below=0.5)] = option(
+        0.05, "Share of the data for validation where it brings none."
+    )
+    test_share: Annotated[float, Bounds(least=0, below=0.5)] = option(
+        0.05, "Share of the data for the test split where it brings none."
+    )
+    folds: CountOrNone = option(
+        0, "Cross-validation: so many runs, each tested on another part of the data; 0: no."
+    )
+    fold: CountOrNone = option(
+        0, "With folds: only the run that is tested on this part, from 1; 0: all of them."
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        if self.folds == 1 or self.fold > self.folds:
+            raise UserError(
+                f"folds must be 0, or 2 at least, and fold one of them. Received: {self.folds} and "
+                f"{self.fold}."
+            )
+
+
+# --- BERT -----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class BertSettings(SplitSettings):
+    """What fine-tuning a BERT can be told, whatever for."""
+
+    epochs: Count = option(6, "Most passes over the training data.")
+    batch_size: Count = option(16, "Examples in an update of the weights, over all workers.")
+    checkpoint_seconds: NonNegative = option(60.0, "Seconds between checkpoints to resume from.")
+    learning_rate: NonNegative = option(
+        0.0, "Peak of the learning rate; 0: what suits the preset and the method (see the docs)."
+    )
+    preset: str = option(
+        "scratch",
+        "Where to start: scratch, a keras-hub preset, hf://USER/MODEL, or a folder in keras-hub's or "
+        "Hugging Face's form.",
+    )
+    method: Literal["full", "lora", "head"] = option(
+        "full", "What is trained: every weight, low-rank adapters, or the head alone."
+    )
+    lora_rank: Count = option(8, "Rank of the adapters.")
+    lora_targets: str = option(
+        "query,key,value,attention_output,intermediate,output", "Dense layers of a block that get adapters."
+    )
+    sequence_length: Annotated[int, Bounds(least=8)] = option(
+        128, "Most pieces of a row; longer texts are cut."
+    )
+    buckets: Count = option(6, "Most widths of training batches; the step is traced once for each.")
+    dropout: Share = option(0.1, "Share of the activations dropped in training.")
+    weight_decay: NonNegative = option(0.01, "AdamW's decay of the matrices.")
+    warmup: Share = option(0.1, "Share of the steps in which the learning rate rises.")
+    layer_decay: UnitInterval = option(
+        1.0, "Factor of the learning rate from each block to the one below it; 1: the same for all."
+    )
+    head_rate: NonNegative = option(
+        1.0, "Factor of the learning rate of what a preset does not bring, with method full."
+    )
+    patience: CountOrNone = option(
+        3, "Epochs without a better validation figure before training stops; 0: never."
+    )
+    adversarial: NonNegative = option(
+        0.0, "Length of the fast gradient method's move of the embedding; 0: none."
+    )
+    token_dropout: Share = option(0.0, "Share of the pieces replaced by [MASK] in training.")
+    layers: Count = option(4, "scratch: transformer blocks.")
+    heads: Count = option(4, "scratch: attention heads.")
+    width: Count = option(256, "scratch: width of the blocks.")
+    vocabulary_size: Count = option(8_000, "scratch: most pieces to learn from the data.")
+    lowercase: bool = option(True, "scratch: read text in lower case, without accents.")
+    pretrain_data: str = option(
+        "", "scratch: text to learn by masked words first: same (the training texts), or as for mlm-gru."
+    )
+    pretrain_epochs: Count = option(10, "scratch: passes over pretrain_data.")
+
+    # What `learning_rate: 0` stands for, by method.
+    learning_rates: ClassVar[dict[str, float]] = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for settings that make no sense."""
+        super().__post_init__()
+        known = ("query", "key", "value", "attention_output", "intermediate", "output")
+        for target in self.targets():
+            if target not in known:
+                raise UserError(
+                    f'lora_targets: there is no layer "{target}"{did_you_mean(target, known)} Known: '
+                    f"{', '.join(known)}."
+                )
+        if self.pretrain_data and self.preset != "scratch":
+            raise UserError(f"pretrain_data goes with preset scratch alone. Received: preset {self.preset}.")
+        if self.preset == "scratch" and self.method != "full":
+            raise UserError(f"method {self.method} needs a preset: from scratch every weight must learn.")
+        if self.width % self.heads:
+            raise UserError(f"width must be a multiple of heads. Received: {self.width} and {self.heads}.")
+
+    def targets(self) -> list[str]:
+        """Returns the names in `lora_targets`."""
+        return [name.strip() for name in self.lora_targets.split(",") if name.strip()]
+
+
+@dataclass(kw_only=True)
+class BertExportOptions(ExportOptions):
+    """How a BERT is exported."""
+
+    quantize: Literal["none", "int8"] = option("none", "int8: a quarter of the size.")
+
+
+# --- Images ---------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class ImageSettings(SplitSettings):
+    """What recognizing images can be told, whatever the network."""
+
+    batch_size: Count = option(512, "Images in an update of the weights, over all workers.")
+    checkpoint_seconds: NonNegative = option(60.0, "Seconds between checkpoints to resume from.")
+    clip_norm: NonNegative = option(0.0, "Largest global norm of the gradient; 0 leaves it as it is.")
+    image_size: Annotated[int, Bounds(least=8, most=1024)] = option(
+        28, "Width and height of the images; others are resized."
+    )
+    broken: Literal["skip", "stop"] = option(
+        "skip", "What happens to an image that cannot be read: left out and counted, or an error."
+    )
+    optimizer: Literal["adamw", "sgd"] = option(
+        "adamw", "What makes the updates; sgd: with Nesterov's momentum."
+    )
+    momentum: Share = option(0.9, "sgd: share of an update that goes on in the next one.")
+    weight_decay: NonNegative = option(0.0, "Decay of the weights: AdamW's, or the L2 penalty of sgd.")
+    bias_rate: Annotated[float, Bounds(least=0.001)] = option(
+        1.0, "Factor of the learning rate of batch normalization's biases."
+    )
+    lookahead: bool = option(
+        False, "sgd: let the weights follow slower ones that meet them every five steps."
+    )
+    warmup: Share = option(0.1, "Share of the steps in which the learning rate rises; then it falls.")
+    last_rate: Share = option(0.0, "Share of the learning rate that is left at the last step.")
+    label_smoothing: Share = option(0.0, "Share of a label that is spread over all classes.")
+    dropout: Share = option(0.0, "Share of the dense layers' activations dropped in training.")
+    ema: Share = option(
+        0.0, "Momentum of the running average of the weights that is judged and kept; 0: none."
+    )
+    shift: CountOrNone = option(0, "Most pixels that a training image is moved in each direction.")
+    flip: Literal["none", "random", "alternating"] = option(
+        "none", "Mirror training images: never, at random, or in every second epoch."
+    )
+    rotate: Annotated[float, Bounds(least=0, most=180)] = option(
+        0.0, "Most degrees that a training image is turned."
+    )
+    scale: Share = option(0.0, "Most that it grows or shrinks, as a share of its size.")
+    shear: NonNegative = option(0.0, "Most that it is slanted, as a share of its height.")
+    cutout: CountOrNone = option(0, "Side of a square of it that is wiped out, in pixels.")
+    edge: Literal["zero", "reflect"] = option("zero", "What moves in at its edges: black, or its reflection.")
+    test_flip: bool = option(False, "Judge an image by the mean of it and its mirror image, when served too.")
+    adversarial: Annotated[float, Bounds(least=0, below=256)] = option(
+        0.0, "Train on images changed against the model, by so much of 255 at each pixel; 0: do not."
+    )
+    keep: Literal["best", "last"] = option(
+        "best", "Whose weights are kept: the epoch's with the best validation accuracy, or the last one's."
+    )
+    patience: CountOrNone = option(
+        0, "Epochs without a better validation accuracy before training stops; 0: never."
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        if self.lookahead and self.optimizer != "sgd":
+            raise UserError(f"--lookahead goes with --optimizer sgd. Received: {self.optimizer}.")
+        if self.patience and self.keep == "last":
+            raise UserError(f"--patience goes with --keep best. Received: {self.patience} and last.")
+
+
+@dataclass(kw_only=True)
+class ImageEvaluateOptions(EvaluateOptions):
+    """How the recognition of images is evaluated."""
+
+    attack: Literal["none", "fgsm", "pgd"] = option(
+        "none", "Change the images against the model as well, and say what it still gets right."
+    )
+    epsilon: str = option("8/255", "Most that an attack changes a pixel.")
+
+
+@dataclass(kw_only=True)
+class ImageExportOptions(ExportOptions):
+    """How it is exported."""
+
+    format: Literal["savedmodel", "litert", "onnx"] = option(
+        "savedmodel", "Also LiteRT for phones and small devices, or ONNX."
+    )
+    quantize: Literal["", "none", "int8"] = option(
+        "", "With litert: int8, a quarter of the size, unless none is asked for."
+    )
+
+
+def image_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
+    """Returns the inputs of a run's signature."""
+    return {"image": Input("image")}
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Returns the numbers of a field like `512,256`.
+
+    Raises:
+        UserError: it holds something else than whole numbers above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"{name} takes whole numbers above 0, as in 512,256. Received: {text}.")
+    return [int(part) for part in parts]
+
+
+# --- Environments ---------------------------------------------------------------------------------
+
+# Seeds of Gymnasium's environments from a billion on are those that judge a policy.
+EnvironmentSeed = Annotated[int, Bounds(least=0, below=1_000_000)]
+
+
+def observation_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
+    """Returns the inputs of a run's signature."""
+    return {"observation": Input("json")}
+
+
+@dataclass(kw_only=True)
+class TabularSettings(RunSettings):
+    """Control with a table of values: states and actions are numbers."""
+
+    seed: EnvironmentSeed = option(0, "Seed of the weights, masks, dropout and order of the examples.")
+    env: str = option("Taxi-v3", "Gymnasium's id of an environment whose states and actions are numbers.")
+    slippery: bool = option(
+        True, "FrozenLake's ice: whether a step may go astray; other environments: ignored."
+    )
+    episodes: Count = option(10_000, "Episodes to learn from.")
+    learning_rate: Positive = option(0.5, "Share of the TD error that goes into the table, at first.")
+    learning_rate_end: UnitInterval = option(
+        0.05, "The same in the end; it falls linearly over the episodes."
+    )
+    gamma: UnitInterval = option(0.99, "Discount of a step.")
+    epsilon_start: UnitInterval = option(1.0, "Share of random actions at first.")
+    epsilon_end: UnitInterval = option(
+        0.0, "The same in the end; it falls linearly over the first 90 % of the episodes."
+    )
+    initial_value: float = option(0.0, "What the table holds at first; high values make it explore.")
+    log_every: Count = option(100, "Episodes between two points of the learning curve.")
+
+    length: ClassVar[str] = "episodes"

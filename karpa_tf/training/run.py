@@ -1,0 +1,236 @@
+"""A run, as a recipe gets it to train: its folder, its settings, and all that every training does alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from karpa_tf.errors import UserError
+from karpa_tf.reports.tensorboard import TensorBoard, write_final
+from karpa_tf.reports.terminal import Progress
+from karpa_tf.settings import RunSettings
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import BestWeights
+from karpa_tf.training.checkpoint import Checkpoints
+from karpa_tf.training.loop import History, Stage, train
+from karpa_tf.training.run_folder import RunFolder, resolve_init, write_json
+
+if TYPE_CHECKING:
+    from karpa_tf.data.sources import DataRecord
+    from karpa_tf.recipe import Evaluation
+
+S = TypeVar("S", bound=RunSettings)
+
+# Where a run notes what its data was.
+RECORD = "data.json"
+
+
+class Run(Generic[S]):
+    """A training of a recipe: it begins, fits one stage or several, and finishes.
+
+    Args:
+        folder: where everything is written.
+        settings: of the recipe; `precision: auto` becomes definite.
+        resume: go on from the newest checkpoint.
+        threads: that TensorFlow uses; None: as many as there are cores.
+
+    Attributes:
+        strategy: of tf.distribute, under whose scope models are to be made.
+        chief: whether this process writes files and speaks; of several workers one.
+        steps: of all stages so far.
+    """
+
+    def __init__(
+        self, folder: RunFolder, settings: S, *, resume: bool = False, threads: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.resume = resume
+        self.strategy = runtime.prepare(settings, threads)
+        self.chief = runtime.is_chief(self.strategy)
+        self.steps = 0
+        self.history = History()
+        self._best: BestWeights | None = None
+        self._stages: list[str] = []
+        self._checkpoints = Checkpoints(
+            folder.checkpoints, keep=settings.keep_checkpoints, seconds=settings.checkpoint_seconds
+        )
+        self._state = self._checkpoints.newest_state() if resume else None
+
+    def say(self, *lines: str) -> None:
+        """Prints lines on standard error, those that are not empty; at one worker of several."""
+        for line in filter(None, lines if self.chief else ()):
+            print(line, file=sys.stderr, flush=True)
+
+    def begin(self, record: DataRecord | None = None) -> None:
+        """Writes the settings, and refuses to go on with other data than the run began with.
+
+        Args:
+            record: of the data, if there is any.
+
+        Raises:
+            UserError: the data is not what it was, or `init` names no run.
+        """
+        if self.resume and record and ((self.folder.assets / RECORD).exists() or self.folder.begun):
+            check_data(self.folder, getattr(self.settings, "data", ""), record)
+        resolve_init(self.settings, self.folder.path.parent.parent)
+        if not self.chief:
+            return
+        if record:
+            write_json(self.folder.assets / RECORD, dataclasses.asdict(record))
+        facts = {"strategy": strategy} if (strategy := getattr(self.settings, "strategy", "")) else {}
+        self.folder.write_environment(self.settings.seed, **facts)
+        self.folder.write_config(self.settings)
+
+    def write_asset(self, name: str, value: Any) -> None:
+        """Writes JSON that evaluate and export need into `assets/`; at one worker of several."""
+        if self.chief:
+            write_json(self.folder.assets / name, value)
+
+    def best_weights(self, monitor: str = "val_loss", **options: Any) -> BestWeights:
+        """Returns the callback that keeps the weights of the best epoch in the run folder."""
+        return BestWeights(self.folder.best_weights, monitor, writes=self.chief, **options)
+
+    def is_over(self, stage: str) -> bool:
+        """Whether a resumed run had left that stage behind: its model need not be made again."""
+        if stage in self._stages:
+            return True
+        state = self._state
+        return bool(
+            state and state.get("stage", "training") != stage and stage in state.get("finished", [stage])
+        )
+
+    def fit(
+        self,
+        stage: Stage,
+        *,
+        best: BestWeights | None = None,
+        callbacks: Sequence[Any] = (),
+        shown: tuple[str, ...] = (),
+        unit: str = "examples",
+        units_per_step: int = 1,
+        period: str = "epoch",
+        lines_every: int = 1,
+        **tensorboard: Any,
+    ) -> History:
+        """Trains a stage, with checkpoints, progress and TensorBoard; one that is over is passed by.
+
+        Args:
+            stage: what is trained, on what, and for how long.
+            best: keeps the best weights; see `best_weights`.
+            callbacks: further ones.
+            shown: figures beside the loss that the terminal shows.
+            unit: what the speed counts.
+            units_per_step: how many of these a step has.
+            period: the first word of a line in the terminal.
+            lines_every: epochs between two lines.
+            tensorboard: what else `TensorBoard` takes.
+
+        Returns:
+            The figures of each epoch.
+        """
+        if self.is_over(stage.name):
+            self._stages.append(stage.name)
+            return History()
+        state, settings = self._state or {}, self.settings
+        goes_on = bool(state) and state.get("stage", stage.name) == stage.name
+        begin = state.get("begin", 0) if goes_on else self.steps
+        every: list[Any] = [
+            *filter(None, [best]),
+            *callbacks,
+            TensorBoard(
+                self.folder.path,
+                hparams=dataclasses.asdict(settings),
+                units_per_step=units_per_step,
+                unit=unit,
+                profile=settings.profile_steps() if hasattr(settings, "profile_steps") else None,
+                stage="" if stage.name == Stage.name else stage.name,
+                begin=begin,
+                writes=self.chief,
+                **tensorboard,
+            ),
+        ]
+        if self.chief:
+            progress = Progress(
+                stage.steps,
+                units_per_step=units_per_step,
+                unit=unit,
+                shown=shown,
+                period=period,
+                every=lines_every,
+                begin=begin,
+            )
+            every.append(progress)
+        history = train(
+            stage,
+            callbacks=every,
+            checkpoints=self._checkpoints,
+            resume=self.resume,
+            begin=begin,
+            finished=self._stages,
+        )
+        self.steps = history.steps
+        self.history, self._best = history, best
+        self._stages.append(stage.name)
+        if best:
+            self.say(best.early_stop(len(history), stage.epochs))
+        return history
+
+    def finish(self, evaluate: Callable[[], Evaluation], **figures: float) -> dict[str, float]:
+        """Evaluates what was kept, and writes the final figures; the other workers wait for that.
+
+        Args:
+            evaluate: returns the figures of the best weights.
+            figures: further ones.
+
+        Returns:
+            The figures; of several workers at the chief alone.
+        """
+        metrics: dict[str, float] = {}
+        if self.chief:
+            evaluation = evaluate()
+            counts: dict[str, Any] = {}
+            validation: dict[str, float] = {}
+            if best := self._best:
+                kept = self.history[best.best_epoch - 1]
+                validation = {f"validation_{k[4:]}": v for k, v in kept.items() if k[:4] == "val_"}
+                counts = {
+                    "best_epoch": best.best_epoch,
+                    "steps": self.steps,
+                    "graph_traces": self.history.graph_traces,
+                }
+            metrics = {**evaluation.metrics, **validation, **figures}
+            self.folder.write_metrics(
+                {**metrics, **counts, "baselines": evaluation.baselines, "facts": evaluation.facts}
+            )
+            write_final(self.folder.path, metrics, self.steps)
+        runtime.wait_for_all(self.strategy)
+        return metrics
+
+
+def check_data(folder: RunFolder, source: str, now: DataRecord) -> None:
+    """Raises a UserError that says what differs, if the data is not what the run was trained on."""
+    try:
+        then = folder.read_json(f"assets/{RECORD}")
+        fingerprint, sizes, labels = then["fingerprint"], then.get("sizes", {}), then.get("labels", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder.assets / RECORD} cannot be read ({error}); train again.") from None
+    if fingerprint == now.fingerprint:
+        return
+    differs = []
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((labels, now.labels), (now.labels, labels)))
+    if sizes and gone:
+        differs.append(f"no {', '.join(gone[:5])} any more")
+    if sizes and new:
+        differs.append(f"new: {', '.join(new[:5])}")
+    for split, size in sizes.items():
+        if size != now.sizes.get(split):
+            differs.append(f"{now.sizes.get(split, 0):,} instead of {size:,} in {split}")
+    if not differs:
+        differs = ["as many of them, but others or in another order" if sizes else "its contents differ"]
+    raise UserError(
+        f"{source} is not the data that {folder.path} was trained on ({'; '.join(differs)}): bring that data "
+        f"back; or train a new run on this data, with --init {folder.path} to begin with these weights."
+    )
