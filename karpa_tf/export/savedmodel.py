@@ -257,9 +257,17 @@ def _publish(model: Path, parent: Path) -> Path:
 
 
 def concrete_function(signature: Signature) -> Any:
-    """Returns the signature's graph."""
+    """Returns the signature's graph. It refuses inputs of other shapes than the signature's.
+
+    Servers feed what a client sends without a look at its shape, and Keras reshapes what has as many values.
+    """
+
+    def checked(**tensors: tf.Tensor) -> Any:
+        shaped = {name: tf.ensure_shape(tensors[name], spec.shape) for name, spec in signature.inputs.items()}
+        return signature.function(**shaped)
+
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in signature.inputs.items()}
-    return tf.function(signature.function, autograph=False).get_concrete_function(**specs)
+    return tf.function(checked, autograph=False).get_concrete_function(**specs)
 
 
 def describe(signatures: Mapping[str, Signature]) -> dict[str, Any]:
