@@ -32,7 +32,7 @@ from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.step import Adversary, SupervisedStep
+from karpa_tf.training.supervised import Adversary, SupervisedStep
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Peaks of the learning rate that did well on held-out rows of the training data.

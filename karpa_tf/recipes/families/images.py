@@ -54,7 +54,7 @@ from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.step import SupervisedStep
+from karpa_tf.training.supervised import SupervisedStep
 
 TRAINING_METRICS = {"accuracy": keras.metrics.sparse_categorical_accuracy}
 # Images judged at once, and shown in the projector.

@@ -37,7 +37,7 @@ from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.step import SupervisedStep
+from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import MASK, WordPiece
 
 from . import ABOUT, MlmGruExportOptions, MlmGruPredictOptions, MlmGruSettings
