@@ -28,7 +28,7 @@ ARROWS = {
     "serving": "errors settings",
     "rows": "errors data recipe",
     "recipes": "settings recipe data errors export judging models private reports rl rows training wordpiece",
-    "doctor": "data.text training",
+    "doctor": "data.text recipe serving training",
     "cli": "settings recipe doctor errors export quiet rows serving training",
     "__main__": "cli",
     "__init__": "",
