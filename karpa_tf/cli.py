@@ -332,7 +332,7 @@ def _predict(words: Sequence[str]) -> int:
             print(note, file=sys.stderr)
         print(f"{args.output}: {len(outputs)} rows", file=_text(args))
     else:
-        for line in rows.format(asked.inputs, outputs):
+        for line in rows.format(asked.inputs, outputs, signature.shown):
             print(line, file=_text(args))
     result: dict[str, Any] = {"predictions": outputs, "inputs": asked.given}
     failed = sum(rows.is_error(output) for output in outputs)

@@ -240,6 +240,13 @@ def test_the_savedmodel_answers_as_the_run_does(exported, trained, karpa) -> Non
     assert served["filled_text"] == python["filled_text"]
     assert served["top_tokens"] == [row[:4] for row in python["top_tokens"]]
     np.testing.assert_allclose(served["top_scores"], [r[:4] for r in python["top_scores"]], atol=1e-5)
+    said, filled, *masks = karpa("predict", exported, text).out.splitlines()
+    assert [said, filled] == [text, f"  {served['filled_text']}"]
+    pairs = [
+        "  ".join(f"{token} {score:.3f}" for token, score in zip(*row, strict=True))
+        for row in zip(served["top_tokens"], served["top_scores"], strict=True)
+    ]
+    assert masks == [f"    {row}" for row in pairs]
 
 
 def test_the_warm_up_file_holds_requests(exported) -> None:

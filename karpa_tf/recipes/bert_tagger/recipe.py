@@ -433,7 +433,8 @@ def _signature(
             raise UserError(f"Text {number} is empty: there is nothing to tag.")
 
     function = TagWords(model, start.wordpiece, names, config.sequence_length)
-    return Signature(function, text_input(), variables=model.weights, check=check)
+    shown = ["tokens tags scores"]
+    return Signature(function, text_input(), variables=model.weights, check=check, shown=shown)
 
 
 def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:

@@ -180,7 +180,8 @@ class MlmGru(Recipe[MlmGruSettings]):
             if MASK not in row["text"]:
                 raise UserError(f'Text {number} has no {MASK} to fill. Received: "{row["text"][:80]}".')
 
-        return Signature(fill, text_input(), variables=model.variables, check=check)
+        shown = ["filled_text", "top_tokens top_scores"]
+        return Signature(fill, text_input(), variables=model.variables, check=check, shown=shown)
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of the best filling of every mask."""
