@@ -87,7 +87,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Given:
-    """Rows as they came, before it is known what they are for.
+    """Rows as they came, whatever they are for.
 
     Attributes:
         source: where from, for people.

@@ -107,7 +107,7 @@ def test_evaluate_reads_other_files(digits, photos, karpa, tmp_path) -> None:
     np.savez(tmp_path / "test.npz", x_test=x, y_test=y)
     result = karpa("evaluate", digits, "--data", tmp_path / "test.npz", "--json")
     assert result.json["metrics"]["accuracy"] > 0.8 and "images: 30" in result.err
-    # A file that numbers the classes which the run knows by name.
+    # A file that numbers the classes which have names in the run.
     x, y = make_images(30, 16, 3, seed=5)
     np.savez(tmp_path / "colours.npz", x_train=x, y_train=y)
     result = karpa("evaluate", photos, "--data", tmp_path / "colours.npz", "--json")
