@@ -111,7 +111,7 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
             run.say(f"No film of an episode: {error}")
         gradient_steps = int(learner.gradient_steps.numpy())
         return run.finish(
-            lambda: self.evaluate(folder, EvaluateOptions()),
+            lambda: self.evaluate(folder, self.about.evaluate()),
             best_step=best.step,
             gradient_steps=gradient_steps,
         )
@@ -166,7 +166,7 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
             from karpa_tf.rl.dqn import Learner
         rows = first_observations(config)
         examples = [{"observation": row} for row in rows]
-        signature = self.signature(folder, PredictOptions())
+        signature = self.signature(folder, self.about.predict())
         card = self.model_card(folder, metrics)
         exported = common.export(folder, options, signature, examples=examples, model_card=card)
         if not with_agents:

@@ -194,7 +194,8 @@ class ImageRecipe(Recipe[S]):
             example=first,
             projector=projector,
         )
-        return run.finish(lambda: self.evaluate(folder, ImageEvaluateOptions(), run.steps))
+        options: Any = self.about.evaluate()
+        return run.finish(lambda: self.evaluate(folder, options, run.steps))
 
     # --- Evaluate
 

@@ -184,7 +184,7 @@ class ImageSettings(SplitSettings):
     cutout: CountOrNone = option(0, "Side of a square of it that is wiped out, in pixels.")
     edge: Literal["zero", "reflect"] = option("zero", "What moves in at its edges: black, or its reflection.")
     test_flip: bool = option(
-        False, "Recognize an image by the mean of it and its mirror image, when served too."
+        False, "Evaluate an image by the mean of it and its mirror image, when served too."
     )
     adversarial: Annotated[float, Bounds(least=0, below=256)] = option(
         0.0, "Train on images changed against the model, by so much of 255 at each pixel; 0: do not."

@@ -141,7 +141,7 @@ class MlmGru(Recipe[MlmGruSettings]):
             example=features,
             embedding=("embedding", data.wordpiece.pieces),
         )
-        return run.finish(lambda: self.evaluate(folder, EvaluateOptions()))
+        return run.finish(lambda: self.evaluate(folder, self.about.evaluate()))
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions, step: int | None = None) -> Evaluation:
         """Reads masked pieces of the test split, or of other data; so do two baselines of counts."""
@@ -186,8 +186,9 @@ class MlmGru(Recipe[MlmGruSettings]):
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of the best filling of every mask."""
         # A filling of the first twenty with the word may be further down without it: then it counts 0.
-        signature = self.signature(folder, MlmGruPredictOptions(top_k=20))
-        return Explanation.of(explain_words(folder, signature, inputs, claims, keep=MASK))
+        many: Any = self.about.predict()
+        many.top_k = 20
+        return Explanation.of(explain_words(folder, self.signature(folder, many), inputs, claims, keep=MASK))
 
     def export(self, folder: RunFolder, options: MlmGruExportOptions) -> Exported:
         """Writes the next version of `savedmodels/mlm-gru`."""
