@@ -248,28 +248,17 @@ class ImageRecipe(Recipe[S]):
                 f"{len(attacked)} images"
             )
         if step is not None:
-            self._write_reports(folder, step, images, labels, probabilities, names)
+            reports = folder.path / "validation"
+            write_classification(reports, step, labels, probabilities, names, images.names)
+            grid = errors_picture(images, labels, probabilities, names)
+            write_png(folder.path / "errors.png", grid)
+            with event_writer(reports):
+                about = "The most confident errors: true -> predicted, probability."
+                write_image(step, "errors_grid", grid, about)
             sample = slice(None, None, max(1, len(training) // _OF_TRAINING))
             classes = Logits(model, training.pixels[sample])().argmax(axis=1)
             evaluation.metrics["training_accuracy"] = float((classes == training_labels[sample]).mean())
         return evaluation
-
-    def _write_reports(
-        self,
-        folder: RunFolder,
-        step: int,
-        images: Images,
-        labels: np.ndarray,
-        probabilities: np.ndarray,
-        names: Sequence[str],
-    ) -> None:
-        write_classification(folder.path / "validation", step, labels, probabilities, names, images.names)
-        grid = errors_picture(images, labels, probabilities, names)
-        write_png(folder.path / "errors.png", grid)
-        with event_writer(folder.path / "validation"):
-            write_image(
-                step, "errors_grid", grid, "The most confident errors: true -> predicted, probability."
-            )
 
     # --- Predict, explain, export
 
