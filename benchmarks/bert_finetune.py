@@ -51,8 +51,8 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     from karpa_tf.models.bert_classifier import build_bert_classifier
     from karpa_tf.models.presets import load_preset
     from karpa_tf.recipes.bert_classifier import BertClassifierSettings
-    from karpa_tf.recipes.bert_classifier.recipe import Classify
-    from karpa_tf.recipes.families import encoders as bert
+    from karpa_tf.recipes.bert_classifier.classify import Classify
+    from karpa_tf.recipes.families.starts import make_optimizer
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
     from karpa_tf.training.evaluation import Outputs
 
@@ -85,7 +85,7 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     model = build_bert_classifier(build_bert(**preset.architecture, dtype=config.precision), len(names))
     preset.assign(model)
     steps = config.epochs * data.steps_per_epoch
-    model.compile(bert.make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
+    model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
 
     class Clock(keras.callbacks.Callback):
         seconds: list[float] = []  # noqa: RUF012

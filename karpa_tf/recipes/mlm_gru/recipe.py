@@ -339,7 +339,7 @@ def signature(folder: RunFolder, top_k: int = 5) -> Signature:
     )
 
 
-def explain(folder: RunFolder, inputs: Sequence[str]) -> dict[str, Any]:
+def explain(folder: RunFolder, inputs: Sequence[str]) -> Explanation:
     """Says what each word of texts adds to the probability of the best filling of every mask."""
 
     def claims(outputs: Mapping[str, Any]) -> list[Claim]:
@@ -427,4 +427,4 @@ class MlmGru(Recipe[MlmGruSettings]):
         return Exported.of(export(folder, options.to, top_k=options.top_k, force=options.force))
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
-        return Explanation.of(explain(folder, inputs))
+        return explain(folder, inputs)
