@@ -8,7 +8,7 @@ in turn, best of three:
 * huggingface: `Trainer` with dynamic padding, the faster of float32 and bfloat16 autocast. Its clock runs in
   the epochs alone; ours too, and what tracing costs us is in `whole_run`: both sides' seconds for all epochs
   of the accuracy run, tracing included.
-* accuracy: both sides train on every row, and are judged on the test file.
+* accuracy: both sides train on every row, and are evaluated on the test file.
 * inference_N: rows/s of the exported SavedModel, text in and probabilities out, against Hugging Face's
   pipeline, in batches of N.
 
@@ -108,9 +108,9 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.export:
         plain = build_bert_classifier(build_bert(**preset.architecture), len(names))
         plain.set_weights(model.get_weights())
-        judged, sequences = batches(test, 64, None)
+        held_out, sequences = batches(test, 64, None)
         order = rows_of(sequences, 64)
-        logits = np.concatenate([batch for batch, _, _ in Outputs(plain, judged)])[order >= 0]
+        logits = np.concatenate([batch for batch, _, _ in Outputs(plain, held_out)])[order >= 0]
         labels = label_ids(test.labels, names, "")[order[order >= 0]]
         result["accuracy"] = float((logits.argmax(1) == labels).mean())
         signature = Signature(

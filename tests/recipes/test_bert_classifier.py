@@ -25,7 +25,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_it_learns_and_is_judged_beside_baselines(classified) -> None:
+def test_it_learns_and_is_evaluated_beside_baselines(classified) -> None:
     metrics = json.loads((classified / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9 > 2 * metrics["baselines"]["most frequent"]["accuracy"]
     assert {"accuracy", "macro_f1", "ece", "loss", "validation_accuracy"} <= set(metrics)
@@ -87,7 +87,7 @@ def test_evaluate_reads_every_row_of_a_file_and_reports_duplicates(classified, k
     assert "rows whose text is in training: " in result.err
 
 
-def test_a_folder_with_a_test_split_is_judged_on_it(karpa, tmp_path) -> None:
+def test_a_folder_with_a_test_split_is_evaluated_on_it(karpa, tmp_path) -> None:
     folder = tmp_path / "data"
     write_csv(folder / "train.csv", make_intents(120))
     write_csv(folder / "test.csv", make_intents(33, seed=5))

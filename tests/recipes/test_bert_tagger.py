@@ -18,7 +18,7 @@ from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, make_tagged, write_conll
 
 
-def test_it_learns_and_is_judged_beside_a_gazetteer(tagged) -> None:
+def test_it_learns_and_is_evaluated_beside_a_gazetteer(tagged) -> None:
     metrics = json.loads((tagged / "metrics.json").read_text())
     assert {"precision", "recall", "f1", "f1_strict", "accuracy", "loss"} <= set(metrics)
     assert metrics["f1_strict"] > 0.9
@@ -135,7 +135,7 @@ def test_int8_export(tagged, karpa, tmp_path) -> None:
     assert "int8" in card.read_text()
 
 
-def test_judging_again_and_again_is_traced_once() -> None:
+def test_evaluating_again_and_again_is_traced_once() -> None:
     names = ("O", "B-X", "I-X")
     for words in (3, 5, 8):
         scores = tf.math.log(tf.fill([words, 3], 1 / 3))
