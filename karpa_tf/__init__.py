@@ -1,6 +1,6 @@
 """karpa_tf: Keras builders, tf.data pipelines and SavedModels, from data to TensorFlow Serving.
 
-This module imports nothing heavy; import the rooms that you need:
+This module imports nothing heavy; import the packages that you need:
 `karpa_tf.data`, `karpa_tf.models`, `karpa_tf.training`, `karpa_tf.export`.
 """
 

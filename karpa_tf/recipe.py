@@ -88,7 +88,6 @@ class About:
         summary: a line.
         default_data: what it learns from if nothing is said.
         settings: its settings.
-        rate_unit: what its speed counts.
         inputs: the inputs of a run's signature by name, from the values of its settings.
         evaluate: its options there, as the following are.
         predict: see `evaluate`.
@@ -100,7 +99,6 @@ class About:
     summary: str
     default_data: str
     settings: type[RunSettings]
-    rate_unit: str
     inputs: Callable[[Mapping[str, Any]], dict[str, Input]]
     evaluate: type[EvaluateOptions] = EvaluateOptions
     predict: type[PredictOptions] = PredictOptions

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from karpa_tf.data.augmentation import Augmentation as Augmentation
     from karpa_tf.data.augmentation import image_batches as image_batches
     from karpa_tf.data.batches import Batches as Batches
+    from karpa_tf.data.batches import array_batches as array_batches
     from karpa_tf.data.batches import from_dataset as from_dataset
     from karpa_tf.data.images import ImageData as ImageData
     from karpa_tf.data.images import Images as Images
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from karpa_tf.data.sequences import pack_words as pack_words
     from karpa_tf.data.sequences import sequence_batches as sequence_batches
     from karpa_tf.data.sources import Corpus as Corpus
+    from karpa_tf.data.sources import DataRecord as DataRecord
     from karpa_tf.data.sources import open_corpus as open_corpus
     from karpa_tf.data.tables import Columns as Columns
     from karpa_tf.data.tables import Rows as Rows
@@ -44,20 +46,20 @@ if TYPE_CHECKING:
     from karpa_tf.data.text import load_text as load_text
     from karpa_tf.wordpiece import WordPiece as WordPiece
     from karpa_tf.wordpiece import learn_wordpiece as learn_wordpiece
-
-__all__, __getattr__ = public(
-    __name__,
-    {
-        ".augmentation": "Augmentation image_batches",
-        ".batches": "Batches from_dataset",
-        ".images": "ImageData Images decode_image open_images open_test_images read_image",
-        ".intents": "embedded_intents",
-        ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
-        "sequence_batches",
-        ".sources": "Corpus open_corpus",
-        ".tables": "Columns Rows Table label_ids open_table open_test_rows",
-        ".tags": "Sentence Tagged open_tagged open_test_sentences tag_names to_iob2",
-        ".text": "Masking TextData Windows fixed_batches load_text",
-        "..wordpiece": "WordPiece learn_wordpiece",
-    },
-)
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".augmentation": "Augmentation image_batches",
+            ".batches": "Batches array_batches from_dataset",
+            ".images": "ImageData Images decode_image open_images open_test_images read_image",
+            ".intents": "embedded_intents",
+            ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
+            "sequence_batches",
+            ".sources": "Corpus DataRecord open_corpus",
+            ".tables": "Columns Rows Table label_ids open_table open_test_rows",
+            ".tags": "Sentence Tagged open_tagged open_test_sentences tag_names to_iob2",
+            ".text": "Masking TextData Windows fixed_batches load_text",
+            "..wordpiece": "WordPiece learn_wordpiece",
+        },
+    )

@@ -106,6 +106,30 @@ def from_dataset(dataset: tf.data.Dataset) -> Batches:
     return _Streamed(load, steps, 1, source=dataset)
 
 
+def array_batches(
+    features: Any, labels: Any, *, batch_size: int, seed: int | None = None, rate_unit: str = "examples"
+) -> Batches:
+    """Returns batches of arrays that lie in memory.
+
+    Args:
+        features: an array (rows, ...), or a structure of them, as the model takes it.
+        labels: the same, as the loss takes it.
+        batch_size: rows of a batch; the last one of an epoch is filled up with rows of weight 0.
+        seed: of the shuffling, anew each epoch; None: in their order.
+        rate_unit: what a row counts as.
+    """
+    data = tf.nest.map_structure(tf.constant, (features, labels))
+    order = EpochOrder(len(tf.nest.flatten(data)[0]), batch_size, seed=seed or 0, shuffle=seed is not None)
+
+    def load(step: tf.Tensor, part: int, parts: int) -> Any:
+        rows = tf.numpy_function(lambda n: order.rows(int(n)), [step], tf.int64, stateful=False)
+        rows = slice_part(tf.ensure_shape(rows, [batch_size]), part, parts)
+        features, labels = tf.nest.map_structure(lambda x: tf.gather(x, tf.maximum(rows, 0)), data)
+        return features, labels, tf.cast(rows >= 0, tf.float32)
+
+    return Batches(load, order.steps_per_epoch, batch_size, rate_unit)
+
+
 class EpochOrder:
     """The order of the examples: a new permutation each epoch, made of the seed and the epoch alone.
 

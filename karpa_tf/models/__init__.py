@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from karpa_tf.models.presets import Preset as Preset
     from karpa_tf.models.presets import load_preset as load_preset
     from karpa_tf.models.q_network import build_q_network as build_q_network
-
-__all__, __getattr__ = public(
-    __name__,
-    {
-        ".airbench": "build_airbench",
-        ".bert": "build_bert",
-        ".bert_classifier": "build_bert_classifier",
-        ".bert_masked_lm": "build_bert_masked_lm",
-        ".bert_tagger": "build_bert_tagger",
-        ".bidirectional_gru": "BidirectionalGRU",
-        ".image_cnn": "build_image_cnn",
-        ".image_mlp": "build_image_mlp",
-        ".lora": "enable_lora freeze_encoder merge_lora",
-        ".mlm_gru": "build_mlm_gru",
-        ".presets": "Preset load_preset",
-        ".q_network": "build_q_network",
-    },
-)
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".airbench": "build_airbench",
+            ".bert": "build_bert",
+            ".bert_classifier": "build_bert_classifier",
+            ".bert_masked_lm": "build_bert_masked_lm",
+            ".bert_tagger": "build_bert_tagger",
+            ".bidirectional_gru": "BidirectionalGRU",
+            ".image_cnn": "build_image_cnn",
+            ".image_mlp": "build_image_mlp",
+            ".lora": "enable_lora freeze_encoder merge_lora",
+            ".mlm_gru": "build_mlm_gru",
+            ".presets": "Preset load_preset",
+            ".q_network": "build_q_network",
+        },
+    )

@@ -4,8 +4,9 @@ Importing this package imports nothing; its names come when they are asked for, 
 run folders without TensorFlow.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from karpa_tf.lazy import public
 
 if TYPE_CHECKING:
     from karpa_tf.training.callbacks import BestWeights as BestWeights
@@ -21,26 +22,18 @@ if TYPE_CHECKING:
     from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
     from karpa_tf.training.step import Step as Step
     from karpa_tf.training.step import SupervisedStep as SupervisedStep
-
-_MODULES = {
-    "SGD": "optimizers",
-    "AdamW": "optimizers",
-    "BestWeights": "callbacks",
-    "Checkpoints": "checkpoint",
-    "Run": "run",
-    "SparseCrossEntropy": "losses",
-    "Stage": "loop",
-    "Step": "step",
-    "SupervisedStep": "step",
-    "WarmupThenDecay": "schedule",
-    "evaluate": "evaluation",
-    "fit": "loop",
-    "train": "loop",
-}
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"karpa_tf.training.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__ = public(
+        __name__,
+        {
+            ".callbacks": "BestWeights",
+            ".checkpoint": "Checkpoints",
+            ".evaluation": "evaluate",
+            ".loop": "Stage fit train",
+            ".losses": "SparseCrossEntropy",
+            ".optimizers": "SGD AdamW",
+            ".run": "Run",
+            ".schedule": "WarmupThenDecay",
+            ".step": "Step SupervisedStep",
+        },
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.training.run_folder import writing
+from karpa_tf.errors import writing
 
 
 class BestWeights(keras.callbacks.Callback):

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from filelock import FileLock
 
-from karpa_tf.errors import UserError
-from karpa_tf.training.run_folder import lock_folder, writing
+from karpa_tf.errors import UserError, writing
+from karpa_tf.training.run_folder import lock_folder
 
 _NAME = re.compile(r"step-(\d+)\.npz$")
 

@@ -249,15 +249,15 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     """
     path = Path(run)
     if path.name == "latest" and not path.exists():
-        parent = path.parent if path.parent.is_dir() else Path(logs) / path.parent
-        numbers = [int(p.name) for p in _runs_in(parent)]
-        if not numbers:
+        # The folder of a recipe of one's own may have the same name.
+        runs = _runs_in(path.parent) or _runs_in(Path(logs) / path.parent)
+        if not runs:
             recipe = path.parent.name
             hint = "; train one first."
             if recipe not in (known := recipes_in(logs)):
                 hint = did_you_mean(recipe, known, hint)
             raise UserError(f"There is no run of {recipe} in {logs}{hint}")
-        return RunFolder(parent / str(max(numbers)))
+        return RunFolder(runs[-1])
     for candidate in (path, Path(logs) / path):
         if (candidate / "config.yaml").is_file():
             return RunFolder(candidate)

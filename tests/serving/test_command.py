@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 import tensorflow as tf
 
+from tests.serving.command import Command
 from tests.serving.conftest import FLOATS, SECONDS, free_port, until
-
-
-class Command:
-    """A `karpa-tf serve` in a process of its own."""
-
-    def __init__(self, *words: object) -> None:
-        self.rest_port, port = free_port(), free_port()
-        flags = ["--port", str(port), "--rest_api_port", str(self.rest_port)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "karpa_tf", "serve", *map(str, words), *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def ready(self) -> dict:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
-
-    def predict(self, x: float, model: str = "add") -> list[float]:
-        url = f"http://127.0.0.1:{self.rest_port}/v1/models/{model}:predict"
-        with urlopen(Request(url, json.dumps({"instances": [x]}).encode()), timeout=SECONDS) as response:
-            return json.load(response)["predictions"]
-
-    def end(self, number: int) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, out, err
 
 
 def test_it_says_where_it_listens_and_drains_on_sigterm(models) -> None:

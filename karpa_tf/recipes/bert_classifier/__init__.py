@@ -46,7 +46,6 @@ ABOUT = About(
     summary="BERT fine-tuned on a table of texts and labels",
     default_data="embedded: intents of home-assistant-intents, split by template",
     settings=BertClassifierSettings,
-    rate_unit="examples",
     inputs=inputs,
     export=BertExportOptions,
     explain=ExplainOptions,

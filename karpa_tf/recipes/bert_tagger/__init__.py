@@ -32,7 +32,6 @@ ABOUT = About(
     summary="BERT fine-tuned on tagged words: named entities, slots",
     default_data="embedded: slots of home-assistant-intents, split by template",
     settings=BertTaggerSettings,
-    rate_unit="examples",
     inputs=lambda config: {"text": Input("text")},
     export=BertExportOptions,
     explain=ExplainOptions,

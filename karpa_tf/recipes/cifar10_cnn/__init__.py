@@ -57,7 +57,6 @@ ABOUT = About(
     summary="convolutional network for small colour images",
     default_data="tfds:cifar10 (needs a network once); offline: a folder, .zip or .npz of yours",
     settings=Cifar10CnnSettings,
-    rate_unit="examples",
     inputs=image_inputs,
     evaluate=ImageEvaluateOptions,
     export=ImageExportOptions,

@@ -71,7 +71,6 @@ ABOUT = About(
     summary="TF-Agents DQN on CartPole-v1, its loop inside TensorFlow",
     default_data="CartPole-v1; --env takes any Gymnasium environment with discrete actions",
     settings=DqnSettings,
-    rate_unit="environment steps",
     inputs=observation_inputs,
     legacy_keras=True,
 )

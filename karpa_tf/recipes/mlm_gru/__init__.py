@@ -73,7 +73,6 @@ ABOUT = About(
     summary="masked language model: Embedding, bidirectional GRU, softmax",
     default_data="embedded: the Python reference and docstrings, in English",
     settings=MlmGruSettings,
-    rate_unit="tokens",
     inputs=lambda config: {"text": Input("text")},
     predict=MlmGruPredictOptions,
     export=MlmGruExportOptions,

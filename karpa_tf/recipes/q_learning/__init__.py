@@ -19,6 +19,5 @@ ABOUT = About(
     summary="Q-learning with a table on Taxi-v3",
     default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
     settings=QLearningSettings,
-    rate_unit="episodes",
     inputs=observation_inputs,
 )

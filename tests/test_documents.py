@@ -1,0 +1,73 @@
+"""What the documents show runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.serving.command import Command
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture
+def houses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe of docs/recipes.md in a working directory, and a table for it."""
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"<!-- (houses/\w+\.py) -->\n```python\n(.*?)```", text, re.DOTALL))
+    assert set(files) == {"houses/__init__.py", "houses/recipe.py"}
+    (tmp_path / "houses").mkdir()
+    for name, code in files.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    random = np.random.default_rng(0)
+    size, age, rooms = random.uniform(40, 200, 300), random.uniform(0, 50, 300), random.integers(1, 7, 300)
+    price = 3000 * size - 1000 * age + 10_000 * rooms + random.normal(0, 5000, 300)
+    table = np.stack([size, age, rooms, price / 100_000], axis=1)
+    np.savetxt(tmp_path / "houses.csv", table, delimiter=",", header="size,age,rooms,price", comments="")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_recipe_from_nothing_runs_to_a_served_model(houses: Path, karpa) -> None:
+    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    block = text[text.index("every command works") :]
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^    (karpa-tf .*)$", block, re.MULTILINE)]
+    assert [words[0] for words in commands] == ["train", "train", "evaluate", "predict", "export", "serve"]
+    for words in commands[:-1]:
+        result = karpa(*words, "--json")
+        assert result.status == 0, result.err
+        if words[0] == "evaluate":
+            report = result.json
+            assert report["metrics"]["rmse"] < report["baselines"]["mean"]["rmse"] / 2
+        if words[0] == "predict":
+            price = result.json["predictions"][0]["price"]
+    assert any((houses / "logs" / "houses" / "1" / "train").glob("events.out.tfevents.*"))
+    command = Command(*commands[-1][1:], "savedmodels", "--json")
+    command.ready()
+    assert command.predict([120, 3, 5], "houses") == pytest.approx([price], rel=1e-5)
+    assert command.end(signal.SIGTERM)[0] == 0
+    with (houses / "houses.csv").open("a") as file:
+        file.write("1,2,3,4\n")
+    result = karpa("train", "./houses", "--resume", "houses/latest", "--epochs", 50)
+    assert result.status == 2 and "is not the data that" in result.err
+    (houses / "houses.csv").write_text("size,price\nlarge,1\n")
+    result = karpa("train", "./houses")
+    assert result.status == 2 and "houses.csv is no table of numbers" in result.err
+    result = karpa("train", "./houses", "--units", 0)
+    assert result.status == 2 and "--units must be at least 1. Received: 0." in result.err
+
+
+def test_the_step_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "script.py"))
+    assert "critic_loss" in capsys.readouterr().out
+    assert list((tmp_path / "my_gan" / "checkpoints").glob("step-*.npz"))
