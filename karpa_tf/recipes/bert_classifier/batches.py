@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
 from karpa_tf.data.tables import Rows, label_ids
-from karpa_tf.recipes.families.encoders import Task
+from karpa_tf.recipes.families.encoders import Examples, Task
 from karpa_tf.training.evaluation import Outputs
 
 from . import BertClassifierSettings
+
+ClassifierTask = Task[BertClassifierSettings]
 
 # Rows that are evaluated at once.
 _AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Texts:
+@dataclass(frozen=True, kw_only=True)
+class Texts(Examples):
     """Texts in batches.
 
     Attributes:
-        batches: of pieces, labels and weights.
         labels: int32 (rows,), in the order of the rows.
-        order: the rows in the order of the batches, -1 where one fills up; empty in training.
     """
 
-    batches: Batches
     labels: np.ndarray
-    order: np.ndarray
 
     def rows(self, outputs: Outputs) -> np.ndarray:
         """Returns what a model gives for each row (rows, ...), in the order of the rows."""
@@ -47,26 +42,26 @@ class Texts:
         return tf.nn.softmax(self.rows(outputs)).numpy()
 
 
-def batch_texts(
-    task: Task[BertClassifierSettings], rows: Rows, *, training: bool, say: Callable[[str], Any]
-) -> Texts:
+def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
     """Cuts texts into pieces and puts texts of like length into a batch.
 
     Raises:
         UserError: a label that the model does not have.
     """
-    config = task.config
+    config, names = task.config, task.names
     sequences = encode_texts(task.wordpiece, rows.texts, rows.texts_b, config.sequence_length)
+    note = ""
     if sequences.cut:
         are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
-        say(
+        note = (
             f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
             f"{were} cut; --sequence_length reads more."
         )
-    labels = label_ids(rows.labels, task.names, config.data)
+    labels = label_ids(rows.labels, names, config.data)
     weights = np.ones(len(rows), np.float32)
     if training and config.class_weights == "balanced":
-        weights = balanced_weights(labels, task.names)
+        counts = np.bincount(labels, minlength=len(names))
+        weights = (len(rows) / (len(names) * np.maximum(counts, 1)))[labels].astype(np.float32)
     batches = sequence_batches(
         sequences,
         labels,
@@ -77,10 +72,5 @@ def batch_texts(
         buckets=config.buckets,
         token_dropout=config.token_dropout,
     )
-    return Texts(batches, labels, np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE))
-
-
-def balanced_weights(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Returns weights float32 (rows,) with which every label counts as much as the others."""
-    counts = np.bincount(labels, minlength=len(names))
-    return (len(labels) / (len(names) * np.maximum(counts, 1)))[labels].astype(np.float32)
+    order = np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE)
+    return Texts(batches=batches, order=order, note=note, labels=labels)

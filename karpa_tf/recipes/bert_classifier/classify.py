@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -11,21 +12,21 @@ from karpa_tf.data.sequences import dense_features, pack_texts
 from karpa_tf.wordpiece import WordPiece
 
 
+@dataclass(frozen=True)
 class Classify:
     """Texts to labels and probabilities, in graph ops alone.
 
-    Args:
+    Attributes:
         model: gives logits.
         wordpiece: its vocabulary.
         names: the labels, in the order of the logits.
         length: most pieces that are read of a text.
     """
 
-    def __init__(self, model: keras.Model, wordpiece: WordPiece, names: Sequence[str], length: int) -> None:
-        self.model = model
-        self.wordpiece = wordpiece
-        self.names = list(names)
-        self.length = length
+    model: keras.Model
+    wordpiece: WordPiece
+    names: Sequence[str]
+    length: int
 
     def __call__(self, text: tf.Tensor, text_b: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Classifies texts, or pairs of them.

@@ -10,7 +10,7 @@ What it reaches stands in the header of each YAML file beside this one. How it i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,7 +30,7 @@ from karpa_tf.judging.classification import (
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
 from karpa_tf.recipes.families import folds
-from karpa_tf.recipes.families.encoders import EncoderRecipe, Task
+from karpa_tf.recipes.families.encoders import EncoderRecipe
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -40,7 +40,7 @@ from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 
 from . import ABOUT, BertClassifierSettings
-from .batches import Texts, batch_texts
+from .batches import ClassifierTask, Texts, batch_texts
 from .classify import Classify
 
 # Texts shown in the projector.
@@ -52,7 +52,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     about = ABOUT
     labels_file = "labels.json"
-    words = ("texts", "labels")
+    counted = ("texts", "labels")
     figure = "accuracy"
     baseline = "most frequent"
 
@@ -65,7 +65,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         )
         return dataclasses.replace(table, splits=splits)
 
-    def open_other(self, task: Task[BertClassifierSettings], source: str) -> tuple[Rows, Sequence[str]]:
+    def open_other(self, task: ClassifierTask, source: str) -> tuple[Rows, Sequence[str]]:
         rows = open_test_rows(source, columns_of(task.config))
         label_ids(rows.labels, task.names, source)  # an error names this data
         return rows, rows.notes
@@ -79,19 +79,12 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def kinds(self, names: Sequence[str], part: Rows) -> tuple[list[str], list[str]]:
         return list(names), part.labels
 
-    def batch(
-        self,
-        task: Task[BertClassifierSettings],
-        part: Rows,
-        *,
-        training: bool = False,
-        say: Callable[[str], Any] = lambda line: None,
-    ) -> Texts:
-        return batch_texts(task, part, training=training, say=say)
+    def batch(self, task: ClassifierTask, part: Rows, training: bool = False) -> Texts:
+        return batch_texts(task, part, training)
 
     # --- Model
 
-    def build(self, task: Task[BertClassifierSettings], encoder: keras.Model) -> keras.Model:
+    def build(self, task: ClassifierTask, encoder: keras.Model) -> keras.Model:
         config = task.config
         return build_bert_classifier(encoder, len(task.names), pooling=config.pooling, dropout=config.dropout)
 
@@ -100,14 +93,10 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def monitor(self, config: BertClassifierSettings) -> str:
         return config.metric
 
-    def metrics(
-        self, task: Task[BertClassifierSettings], outputs: Outputs, examples: Texts
-    ) -> dict[str, float]:
+    def metrics(self, task: ClassifierTask, outputs: Outputs, examples: Texts) -> dict[str, float]:
         return classification_metrics(examples.labels, examples.probabilities(outputs))
 
-    def vectors(
-        self, task: Task[BertClassifierSettings], model: keras.Model, part: Rows
-    ) -> tuple[np.ndarray, Labels]:
+    def vectors(self, task: ClassifierTask, model: keras.Model, part: Rows) -> tuple[np.ndarray, Labels]:
         """Returns the vectors that stand for the first texts, with their labels."""
         shown = part.take(range(min(_PROJECTED, len(part))))
         texts = self.batch(task, shown)
@@ -146,7 +135,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     # --- Predict and explain
 
-    def served(self, task: Task[BertClassifierSettings], model: keras.Model) -> Signature:
+    def served(self, task: ClassifierTask, model: keras.Model) -> Signature:
         inputs = text_input()
         if task.config.text_b:
             inputs["text_b"] = tf.TensorSpec([None], tf.string)
@@ -178,11 +167,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         return [*rows[:4], dict.fromkeys(texts, "[MASK] Ça va naïve 日本 🙂")]
 
     def model_card(
-        self,
-        folder: RunFolder,
-        task: Task[BertClassifierSettings],
-        metrics: Mapping[str, Any],
-        note: str,
+        self, folder: RunFolder, task: ClassifierTask, metrics: Mapping[str, Any], note: str
     ) -> str:
         config, classes = task.config, len(task.names)
         reads = "`text` and `text_b` string [n]" if config.text_b else "`text` string [n]"

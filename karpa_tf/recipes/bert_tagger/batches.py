@@ -11,36 +11,35 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches
 from karpa_tf.data.sequences import encode_words, rows_of, sequence_batches
 from karpa_tf.data.tags import Sentence
-from karpa_tf.recipes.families.encoders import Task
+from karpa_tf.recipes.families.encoders import Examples, Task
 from karpa_tf.training.evaluation import Outputs
 
 from . import BertTaggerSettings
 from .tag_words import decode_tags
 
+TaggerTask = Task[BertTaggerSettings]
+
 # Rows that are evaluated at once.
 _AT_ONCE = 32
 
 
-@dataclass(frozen=True)
-class Words:
+@dataclass(frozen=True, kw_only=True)
+class Words(Examples):
     """Sentences in batches, and where their words are in what a model gives for them.
 
+    Labels and weights of the batches (batch, time) are at the first pieces of the words.
+
     Attributes:
-        batches: labels and weights (batch, time) at the first pieces of the words.
         tags: the true ones of each sentence.
         row: the row of each word, all sentences' words one after the other.
         place: where in that row its first piece is.
-        order: the rows in the order of the batches, -1 where one fills up; empty in training.
     """
 
-    batches: Batches
     tags: list[list[str]]
     row: np.ndarray
     place: np.ndarray
-    order: np.ndarray
 
     def at_words(self, outputs: Outputs) -> np.ndarray:
         """Returns what a model gives at the first piece of each word, float32 (words, ...)."""
@@ -71,16 +70,17 @@ class Words:
         return float(-np.log(np.maximum(probabilities[rows, tags], 1e-30)).mean())
 
 
-def batch_words(task: Task[BertTaggerSettings], sentences: Sequence[Sentence], *, training: bool) -> Words:
+def batch_words(task: TaggerTask, sentences: Sequence[Sentence], training: bool) -> Words:
     """Cuts words into pieces and puts sentences of like length into a batch."""
     config = task.config
     sequences, places = encode_words(task.wordpiece, [s.words for s in sentences], config.sequence_length)
     ids = {name: index for index, name in enumerate(task.names)}
     # A type that training never saw cannot be predicted; it still counts as missed.
-    tags = np.array([ids.get(tag, 0) for sentence in sentences for tag in sentence.tags], np.int32)
+    tags = [list(sentence.tags) for sentence in sentences]
     labels = np.zeros(len(sequences.token_ids), np.int32)
     weights = np.zeros(len(labels), np.float32)
-    labels[places], weights[places] = tags, 1.0
+    labels[places] = [ids.get(tag, 0) for tag in chain.from_iterable(tags)]
+    weights[places] = 1.0
     size = config.batch_size if training else _AT_ONCE
     batches = sequence_batches(
         sequences,
@@ -94,7 +94,8 @@ def batch_words(task: Task[BertTaggerSettings], sentences: Sequence[Sentence], *
     )
     row = np.searchsorted(sequences.offsets, places, side="right") - 1
     order = np.zeros(0, int) if training else rows_of(sequences, size)
-    return Words(batches, [list(s.tags) for s in sentences], row, places - sequences.offsets[row], order)
+    place = places - sequences.offsets[row]
+    return Words(batches=batches, order=order, tags=tags, row=row, place=place)
 
 
 @functools.cache

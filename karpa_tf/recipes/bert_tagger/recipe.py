@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -32,7 +32,7 @@ from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert_tagger import build_bert_tagger
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
 from karpa_tf.recipes.families import folds
-from karpa_tf.recipes.families.encoders import EncoderRecipe, Task
+from karpa_tf.recipes.families.encoders import EncoderRecipe
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tagging import format_type_table, write_tagging
@@ -42,7 +42,7 @@ from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 
 from . import ABOUT, BertTaggerSettings
-from .batches import Words, batch_words
+from .batches import TaggerTask, Words, batch_words
 from .tag_words import TagWords
 
 # Words shown in the projector.
@@ -54,7 +54,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
 
     about = ABOUT
     labels_file = "tags.json"
-    words = ("sentences", "types")
+    counted = ("sentences", "types")
     figure = "f1_strict"
 
     # --- Data
@@ -70,7 +70,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
         )
         return dataclasses.replace(tagged, splits=splits)
 
-    def open_other(self, task: Task[BertTaggerSettings], source: str) -> tuple[list[Sentence], Sequence[str]]:
+    def open_other(self, task: TaggerTask, source: str) -> tuple[list[Sentence], Sequence[str]]:
         notes: list[str] = []
         sentences = open_test_sentences(source, task.config.broken, notes)
         known = types_of(task.names)
@@ -88,31 +88,24 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
         begun = [tag[2:] for sentence in part for tag in sentence.tags if tag.startswith("B-")]
         return sorted(types_of(names)), begun
 
-    def batch(
-        self,
-        task: Task[BertTaggerSettings],
-        part: list[Sentence],
-        *,
-        training: bool = False,
-        say: Callable[[str], Any] = lambda line: None,
-    ) -> Words:
-        return batch_words(task, part, training=training)
+    def batch(self, task: TaggerTask, part: list[Sentence], training: bool = False) -> Words:
+        return batch_words(task, part, training)
 
     # --- Model
 
-    def build(self, task: Task[BertTaggerSettings], encoder: keras.Model) -> keras.Model:
+    def build(self, task: TaggerTask, encoder: keras.Model) -> keras.Model:
         return build_bert_tagger(
             encoder, len(task.names), cases=task.wordpiece.lowercase, dropout=task.config.dropout
         )
 
     # --- Train
 
-    def metrics(self, task: Task[BertTaggerSettings], outputs: Outputs, examples: Words) -> dict[str, float]:
+    def metrics(self, task: TaggerTask, outputs: Outputs, examples: Words) -> dict[str, float]:
         predicted, probabilities = examples.predict(outputs, task.names)
         return tag_metrics(examples.tags, predicted) | {"loss": examples.loss(probabilities, task.names)}
 
     def vectors(
-        self, task: Task[BertTaggerSettings], model: keras.Model, part: list[Sentence]
+        self, task: TaggerTask, model: keras.Model, part: list[Sentence]
     ) -> tuple[np.ndarray, Labels]:
         """Returns the vectors of the first words, with their tags and types."""
         words = self.batch(task, part)
@@ -152,7 +145,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
 
     # --- Predict and explain
 
-    def served(self, task: Task[BertTaggerSettings], model: keras.Model) -> Signature:
+    def served(self, task: TaggerTask, model: keras.Model) -> Signature:
         def check(number: int, row: Mapping[str, Any]) -> None:
             if not str(row["text"]).strip():
                 raise UserError(f"Text {number} is empty: there is nothing to tag.")
@@ -185,9 +178,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
     def rows(self, part: list[Sentence]) -> list[dict[str, str]]:
         return [{"text": text} for text in [*self.texts(part[:4]), "Ça va, naïve O'Brien? 日本 🙂"]]
 
-    def model_card(
-        self, folder: RunFolder, task: Task[BertTaggerSettings], metrics: Mapping[str, Any], note: str
-    ) -> str:
+    def model_card(self, folder: RunFolder, task: TaggerTask, metrics: Mapping[str, Any], note: str) -> str:
         config = task.config
         return f"""# {folder.recipe}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -13,21 +14,21 @@ from karpa_tf.data.tags import OUTSIDE
 from karpa_tf.wordpiece import WordPiece
 
 
+@dataclass(frozen=True)
 class TagWords:
     """The served function: texts to words and their tags, in graph ops alone.
 
-    Args:
+    Attributes:
         model: gives logits at every piece.
         wordpiece: its vocabulary.
         names: the tags, in the order of the logits.
         length: most pieces of a row; a longer text is read in several.
     """
 
-    def __init__(self, model: keras.Model, wordpiece: WordPiece, names: Sequence[str], length: int) -> None:
-        self.model = model
-        self.wordpiece = wordpiece
-        self.names = list(names)
-        self.length = length
+    model: keras.Model
+    wordpiece: WordPiece
+    names: Sequence[str]
+    length: int
 
     def __call__(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         """Tags the words of texts.

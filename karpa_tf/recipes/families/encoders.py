@@ -1,10 +1,10 @@
-"""What the recipes that fine-tune a BERT share: its stages, how it is optimized, evaluated and exported."""
+"""What the recipes that fine-tune a BERT share: how it is trained, opened and exported."""
 
 from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -19,10 +19,8 @@ from karpa_tf.export.signature import Signature
 from karpa_tf.models.bert import build_bert
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, folds, starts
-from karpa_tf.recipes.families.pretraining import pretrain, refuse_older
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
 from karpa_tf.reports.tensorboard import Labels
-from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
@@ -31,12 +29,25 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.step import Adversary, SupervisedStep
 from karpa_tf.wordpiece import WordPiece
 
+# By how much an int8 export may differ from the model in Python. Activations are rounded to 127 steps of
+# their largest value; where one lies between two steps, the last bit of float32 decides, and that shows in
+# the fourth digit of the probabilities. Labels and tags must stay the same.
+_INT8_TOLERANCE = 1e-3
 
-class Examples(Protocol):
-    """Examples in batches; a recipe's own class also keeps how to read what a model gives for them."""
 
-    @property
-    def batches(self) -> Batches: ...
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Examples in batches; a recipe's own subclass has how to read what a model gives for them.
+
+    Attributes:
+        batches: of pieces, labels and weights.
+        order: the rows in the order of the batches, -1 where one fills up; empty in training.
+        note: what to say of how they were made.
+    """
+
+    batches: Batches
+    order: np.ndarray
+    note: str = ""
 
 
 S = TypeVar("S", bound=BertSettings)
@@ -81,8 +92,8 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     # The file of the labels in a run's assets.
     labels_file: ClassVar[str]
-    # What examples and labels are called in a line of progress.
-    words: ClassVar[tuple[str, str]]
+    # What examples and kinds are called in a line of progress.
+    counted: ClassVar[tuple[str, str]]
     # The figure that says whether a run has learned, and the baseline that it must be better than.
     figure: ClassVar[str]
     baseline: ClassVar[str] = ""
@@ -110,9 +121,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns the kinds of what is to be found, and those in a part, each as often as it occurs."""
 
     @abstractmethod
-    def batch(
-        self, task: Task[S], part: P, *, training: bool = False, say: Callable[[str], Any] = lambda line: None
-    ) -> E:
+    def batch(self, task: Task[S], part: P, training: bool = False) -> E:
         """Returns examples in batches: to train on, or else to evaluate."""
 
     @abstractmethod
@@ -151,67 +160,58 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         A small BERT of its own may learn masked words first, a stage before the fine-tuning.
         """
         config, folder = run.settings, run.folder
-        refuse_older(run)
-        config.learning_rate = config.learning_rate or starts.default_learning_rate(config)
+        starts.refuse_older(run)
+        kind = "scratch" if config.preset == "scratch" else config.method
+        config.learning_rate = config.learning_rate or config.learning_rates[kind]
         data = self.open_data(config)
         known, held_out, test = (data.splits[split] for split in ("train", "validation", "test"))
         shrunk = folds.shrink_batch(config, len(known), run.strategy.num_replicas_in_sync)
         run.begin(data.record)
-        run.say(*data.notes)
         start = starts.make_start(config, folder, self.vocabulary_texts(known))
         task = Task(config, data.record.labels, start.wordpiece)
         kinds, found = self.kinds(task.names, test)
-        examples, labels = self.words
+        examples, labels = self.counted
         run.say(
+            *data.notes,
             f"{config.data}: {len(known):,} {examples} to learn from, {len(held_out):,} for validation, "
             f"{len(test):,} to test; {len(kinds)} {labels}; run {folder.path}",
             shrunk,
             folds.thin_test(config, len(test), found, kinds, data.brings_test),
         )
-        batches = self.batch(task, known, training=True, say=run.say).batches
+        learned, validation = self.batch(task, known, training=True), self.batch(task, held_out)
+        run.say(learned.note)
         if run.chief:
             starts.save_start(start, folder)
         run.write_asset(self.labels_file, task.names)
 
-        pretrained = pretrain(run, start, self.texts(known))
+        pretrained = starts.pretrain(run, start, self.texts(known))
         with run.strategy.scope():
             encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
             model = self.build(task, encoder)
             starts.put_weights(model, start, pretrained, config.init)
             starts.apply_method(model, config)
-            steps = config.epochs * batches.steps_per_epoch
+            steps = config.epochs * learned.batches.steps_per_epoch
             optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)
             model.compile(optimizer, SparseCrossEntropy())
-        run.say(describe_training(config, model, batches))
-        self._fine_tune(run, task, model, batches, held_out)
+        run.say(starts.describe_training(config, model, learned.batches))
+        self._fine_tune(run, task, model, learned.batches, validation, held_out)
         return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
 
     def _fine_tune(
-        self, run: Run[S], task: Task[S], model: keras.Model, batches: Batches, held_out: P
+        self, run: Run[S], task: Task[S], model: keras.Model, batches: Batches, examples: E, held_out: P
     ) -> None:
-        config = run.settings
-        monitor = self.monitor(config)
+        config, monitor = run.settings, self.monitor(run.settings)
         adversary = None
         if config.adversarial:
             adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
         metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
         step = SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
-        examples = self.batch(task, held_out)
         outputs = Outputs(model, examples.batches)
         features, _, _ = next(iter(batches.dataset(0, 1)))
+        trained_only, patience = config.method != "full", config.patience
         run.fit(
-            Stage(
-                step,
-                batches,
-                config.epochs,
-                validation=lambda: self.metrics(task, outputs, examples),
-            ),
-            best=run.best_weights(
-                f"val_{monitor}",
-                mode="max",
-                patience=config.patience,
-                trained_only=config.method != "full",
-            ),
+            Stage(step, batches, config.epochs, validation=lambda: self.metrics(task, outputs, examples)),
+            best=run.best_weights(f"val_{monitor}", mode="max", patience=patience, trained_only=trained_only),
             shown=(*metrics, monitor),
             units_per_step=batches.batch_size,
             example=features,
@@ -255,14 +255,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         task, model = self.open_model(folder)
         metrics = common.learned_or_refuse(folder, self.figure, self.baseline, options.force)
         data = self.open_data(task.config)
-        note = ""
-        if options.quantize == "int8":
-            part = data.splits[_held_out(data)]
-            examples = self.batch(task, part)
-            before = self.metrics(task, Outputs(model, examples.batches), examples)[self.figure]
-            quantize(model)
-            after = self.metrics(task, Outputs(model, examples.batches), examples)[self.figure]
-            note = quantization_note(self.figure, before, after, len(part))
+        note = self._quantize(task, model, data) if options.quantize == "int8" else ""
         return common.export(
             folder,
             options,
@@ -273,48 +266,27 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
                 "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),
             },
             model_card=self.model_card(folder, task, metrics, note),
-            tolerance=export_tolerance(options.quantize),
+            tolerance=_INT8_TOLERANCE if note else 1e-5,
+        )
+
+    def _quantize(self, task: Task[S], model: keras.Model, data: Data[P]) -> str:
+        """Turns the matrices of a model into int8, by Keras' own layers; returns what that costs."""
+        part = data.splits[_held_out(data)]
+        examples = self.batch(task, part)
+
+        def score() -> float:
+            return self.metrics(task, Outputs(model, examples.batches), examples)[self.figure]
+
+        before = score()
+        for layer in private.inner_layers(model):
+            if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
+                layer.quantize("int8")
+        after = score()
+        return (
+            f"\nThe matrices are int8 (Keras' `quantize`): {self.figure} {after:.4f}, and {before:.4f} in "
+            f"float32, on the same {len(part)} rows: {after - before:+.4f}.\n"
         )
 
 
 def _held_out(data: Data[Any]) -> Split:
     return "test" if len(data.splits["test"]) else "validation"
-
-
-def describe_training(config: BertSettings, model: keras.Model, batches: Batches) -> str:
-    """Returns a line on what is about to be trained."""
-    every = sum(int(np.prod(v.shape)) for v in model.weights)
-    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    return (
-        f"{config.preset}, method {config.method}: {trained:,} of {every:,} parameters are trained "
-        f"({trained / every:.1%}); {batches.steps_per_epoch} steps an epoch; {config.precision}, "
-        f"{runtime.usable_cores()} cores"
-    )
-
-
-# --- Quantization ---------------------------------------------------------------------------------
-
-
-def quantize(model: keras.Model) -> None:
-    """Turns the matrices of a model into int8, by Keras' own layers."""
-    for layer in private.inner_layers(model):
-        if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
-            layer.quantize("int8")
-
-
-def export_tolerance(quantize: str) -> float:
-    """Returns by how much an export may differ from the model in Python.
-
-    Activations are rounded to 127 steps of their largest value; where one lies between two steps, the last
-    bit of float32 decides, and that shows in the fourth digit of the probabilities. Labels and tags must stay
-    the same.
-    """
-    return 1e-3 if quantize == "int8" else 1e-5
-
-
-def quantization_note(figure: str, before: float, after: float, rows: int) -> str:
-    """Returns what the model card says of an int8 export."""
-    return (
-        f"\nThe matrices are int8 (Keras' `quantize`): {figure} {after:.4f}, and {before:.4f} in float32, on "
-        f"the same {rows} rows: {after - before:+.4f}.\n"
-    )
