@@ -241,7 +241,8 @@ def _train(words: Sequence[str]) -> int:
         said = "Stopped before the first step; nothing is kept."
         go_on = folder.resume_command
         if folder.has_checkpoint:
-            said = f"Stopped; the best weights are kept. Go on with: {go_on}"
+            kept = "; the best weights are kept" if folder.has_weights else ""
+            said = f"Stopped{kept}. Go on with: {go_on}"
         elif folder.begun:
             said = f"Stopped before the first checkpoint; this begins again: {go_on}"
         print(said, file=sys.stderr)

@@ -14,9 +14,9 @@ import yaml
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
 from karpa_tf.recipes.bert_classifier import BertClassifierSettings
-from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
+from karpa_tf.recipes.bert_classifier.recipe import BertClassifier
 from karpa_tf.recipes.bert_tagger import BertTaggerSettings
-from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
+from karpa_tf.recipes.bert_tagger.recipe import BertTagger
 from karpa_tf.recipes.families import folds
 from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
 from karpa_tf.recipes.mnist_mlp.recipe import MnistMlp
@@ -61,7 +61,7 @@ def data(tmp_path_factory) -> Path:
 def test_every_kind_of_data_is_tested_on_once(data) -> None:
     classifier = {"data": str(data / "texts.csv"), "folds": 3}
     tables = [
-        bert_classifier.open_data(BertClassifierSettings(**classifier, fold=fold)).splits
+        BertClassifier().open_data(BertClassifierSettings(**classifier, fold=fold)).splits
         for fold in (1, 2, 3)
     ]
     tested = [text for splits in tables for text in splits["test"].texts]
@@ -70,7 +70,7 @@ def test_every_kind_of_data_is_tested_on_once(data) -> None:
     assert all(splits["validation"].texts == validation for splits in tables)
     assert all(not set(splits["test"].texts) & set(splits["train"].texts) for splits in tables)
     tagged = {"data": str(data / "tagged.conll"), "folds": 3}
-    sentences = [bert_tagger.open_data(BertTaggerSettings(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
+    sentences = [BertTagger().open_data(BertTaggerSettings(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
     words = [{s.words for s in splits["test"]} for splits in sentences]
     assert all(words) and not words[0] & words[1] and not words[1] & words[2]
     assert all(

@@ -188,7 +188,7 @@ class MlmGru(Recipe[MlmGruSettings]):
         # A filling of the first twenty with the word may be further down without it: then it counts 0.
         many: Any = self.about.predict()
         many.top_k = 20
-        return Explanation.of(explain_words(folder, self.signature(folder, many), inputs, claims, keep=MASK))
+        return explain_words(folder, self.signature(folder, many), inputs, claims, keep=MASK)
 
     def export(self, folder: RunFolder, options: MlmGruExportOptions) -> Exported:
         """Writes the next version of `savedmodels/mlm-gru`."""
