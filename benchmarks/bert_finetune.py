@@ -8,7 +8,7 @@ in turn, best of three:
 * huggingface: `Trainer` with dynamic padding, the faster of float32 and bfloat16 autocast. Its clock runs in
   the epochs alone; ours too, and what tracing costs us is in `whole_run`: both sides' seconds for all epochs
   of the accuracy run, tracing included.
-* accuracy: both sides train on every row, and are judged on the test file.
+* accuracy: both sides train on every row, and are evaluated on the test file.
 * inference_N: rows/s of the exported SavedModel, text in and probabilities out, against Hugging Face's
   pipeline, in batches of N.
 
@@ -51,8 +51,8 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     from karpa_tf.models.bert_classifier import build_bert_classifier
     from karpa_tf.models.presets import load_preset
     from karpa_tf.recipes.bert_classifier import BertClassifierSettings
-    from karpa_tf.recipes.bert_classifier.recipe import Classify
-    from karpa_tf.recipes.families import encoders as bert
+    from karpa_tf.recipes.bert_classifier.classify import Classify
+    from karpa_tf.recipes.families.starts import make_optimizer
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
     from karpa_tf.training.evaluation import Outputs
 
@@ -85,7 +85,7 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     model = build_bert_classifier(build_bert(**preset.architecture, dtype=config.precision), len(names))
     preset.assign(model)
     steps = config.epochs * data.steps_per_epoch
-    model.compile(bert.make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
+    model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
 
     class Clock(keras.callbacks.Callback):
         seconds: list[float] = []  # noqa: RUF012
@@ -108,9 +108,9 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.export:
         plain = build_bert_classifier(build_bert(**preset.architecture), len(names))
         plain.set_weights(model.get_weights())
-        judged, sequences = batches(test, 64, None)
+        held_out, sequences = batches(test, 64, None)
         order = rows_of(sequences, 64)
-        logits = np.concatenate([batch for batch, _, _ in Outputs(plain, judged)])[order >= 0]
+        logits = np.concatenate([batch for batch, _, _ in Outputs(plain, held_out)])[order >= 0]
         labels = label_ids(test.labels, names, "")[order[order >= 0]]
         result["accuracy"] = float((logits.argmax(1) == labels).mean())
         signature = Signature(

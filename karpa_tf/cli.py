@@ -122,7 +122,8 @@ def _train(words: Sequence[str]) -> int:
         said = "Stopped before the first step; nothing is kept."
         go_on = folder.resume_command
         if folder.has_checkpoint:
-            said = f"Stopped; the best weights are kept. Go on with: {go_on}"
+            kept = "; the best weights are kept" if folder.has_weights else ""
+            said = f"Stopped{kept}. Go on with: {go_on}"
         elif folder.begun:
             said = f"Stopped before the first checkpoint; this begins again: {go_on}"
         print(said, file=sys.stderr)
@@ -213,7 +214,7 @@ def _predict(words: Sequence[str]) -> int:
             print(note, file=sys.stderr)
         print(f"{args.output}: {len(outputs)} rows", file=_text(args))
     else:
-        for line in rows.format(asked.inputs, outputs):
+        for line in rows.format(asked.inputs, outputs, signature.shown):
             print(line, file=_text(args))
     result: dict[str, Any] = {"predictions": outputs, "inputs": asked.given}
     failed = sum(rows.is_error(output) for output in outputs)

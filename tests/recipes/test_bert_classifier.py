@@ -12,12 +12,20 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
+from karpa_tf.recipes.bert_classifier.classify import Classify
+from karpa_tf.recipes.bert_classifier.recipe import BertClassifier
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, kill_in_the_middle, make_intents, write_csv
+from tests.events import read_events
 
 
-def test_it_learns_and_is_judged_beside_baselines(classified) -> None:
+def assert_same_weights(run: Path, other: Path) -> None:
+    one, two = (BertClassifier().open_model(RunFolder(path))[1].get_weights() for path in (run, other))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_learns_and_is_evaluated_beside_baselines(classified) -> None:
     metrics = json.loads((classified / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9 > 2 * metrics["baselines"]["most frequent"]["accuracy"]
     assert {"accuracy", "macro_f1", "ece", "loss", "validation_accuracy"} <= set(metrics)
@@ -43,10 +51,7 @@ def test_the_same_config_trains_to_the_same_weights(classified, karpa, tmp_path)
         "train", "bert-classifier", "--config", classified / "config.yaml", "--logs", tmp_path, "--json"
     )
     assert result.status == 0, result.err
-    again = bert_classifier.open_model(RunFolder(tmp_path / "bert-classifier" / "1"))[-1]
-    before = bert_classifier.open_model(RunFolder(classified))[-1]
-    for a, b in zip(again.get_weights(), before.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_weights(tmp_path / "bert-classifier" / "1", classified)
     assert set(result.json) == {"run", "metrics"}
 
 
@@ -82,7 +87,7 @@ def test_evaluate_reads_every_row_of_a_file_and_reports_duplicates(classified, k
     assert "rows whose text is in training: " in result.err
 
 
-def test_a_folder_with_a_test_split_is_judged_on_it(karpa, tmp_path) -> None:
+def test_a_folder_with_a_test_split_is_evaluated_on_it(karpa, tmp_path) -> None:
     folder = tmp_path / "data"
     write_csv(folder / "train.csv", make_intents(120))
     write_csv(folder / "test.csv", make_intents(33, seed=5))
@@ -140,11 +145,12 @@ def test_the_savedmodel_takes_text_and_says_the_same(classified, karpa, tmp_path
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     texts = ["please play a song by Ada", "", "日本 naïve café", "play " * 500]
     served = signature(text=tf.constant(texts))
-    config, names, start, model = bert_classifier.open_model(RunFolder(classified))
-    ours = bert_classifier.Classify(model, start.wordpiece, names, config.sequence_length)(tf.constant(texts))
+    task, model = BertClassifier().open_model(RunFolder(classified))
+    classify = Classify(model, task.wordpiece, task.names, task.config.sequence_length)
+    ours = classify(tf.constant(texts))
     np.testing.assert_allclose(served["probabilities"], ours["probabilities"], atol=1e-5)
     assert served["label"].numpy().tolist() == ours["label"].numpy().tolist()
-    assert (path / "assets" / "labels.txt").read_text().split("\n")[:-1] == names
+    assert (path / "assets" / "labels.txt").read_text().split("\n")[:-1] == task.names
     assert "accuracy" in (path / "assets.extra" / "model_card.md").read_text()
     # What is on disk are the inference weights.
     size = sum(p.stat().st_size for p in (path / "variables").iterdir())
@@ -212,7 +218,92 @@ def test_adversary_token_dropout_layer_decay_and_pretraining_go_together(
     )  # fmt: skip
     assert result.status == 0, result.err
     assert "by masked words" in result.err
-    assert (tmp_path / "bert-classifier" / "1" / "assets" / "pretrained.npz").is_file()
+
+
+# --- A stage before
+
+
+@pytest.fixture(scope="module")
+def pretrained(intents_file, tmp_path_factory) -> Path:
+    """A finished run with masked words first, and all its checkpoints; tests only read it."""
+    from karpa_tf.cli import main
+
+    logs = tmp_path_factory.mktemp("pretrained") / "logs"
+    words = ["--pretrain_data", "same", "--pretrain_epochs", 3, "--epochs", 2, "--dropout", 0.1]
+    kept = ["--deterministic", "--checkpoint_seconds", 0, "--keep_checkpoints", 1000]
+    every = [*BERT_TINY, *words, *kept, "--data", intents_file, "--logs", logs]
+    assert main(["train", "bert-classifier", *map(str, every)]) == 0
+    return logs / "bert-classifier" / "1"
+
+
+def checkpoints_of(run: Path, stage: str) -> list[Path]:
+    found = []
+    for path in sorted((run / "checkpoints").glob("step-*.npz")):
+        with np.load(path) as file:
+            if json.loads(file["state"].tobytes())["stage"] == stage:
+                found.append(path)
+    return found
+
+
+def points(run: Path, folder: str) -> list[tuple[str, int]]:
+    """Tags and steps of what TensorBoard shows, but for speeds."""
+    every = [(value.tag, event.step) for event in read_events(run / folder) for value in event.summary.value]
+    return sorted(point for point in every if "/speed/" not in f"/{point[0]}")
+
+
+def test_pretraining_is_a_stage_that_tensorboard_shows(pretrained) -> None:
+    train, validation = points(pretrained, "train"), points(pretrained, "validation")
+    end = max(step for tag, step in train if tag.startswith("pretraining/"))
+    last = checkpoints_of(pretrained, "pretraining")[-1]
+    assert last.name == f"step-{end:010d}.npz"
+    assert {"pretraining/batch/loss", "pretraining/epoch/top1_accuracy"} <= {tag for tag, _ in train}
+    assert {"pretraining/epoch/loss", "pretraining/epoch/top1_accuracy"} <= {tag for tag, _ in validation}
+    # One clock: the fine-tuning begins where the pretraining has ended.
+    assert min(step for tag, step in train if tag == "epoch/loss") > end
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    assert checkpoints_of(pretrained, "training")[-1].name == f"step-{metrics['steps']:010d}.npz"
+
+
+@pytest.mark.parametrize(
+    ("stage", "share"),
+    [("pretraining", 0.5), ("pretraining", 1.0), ("training", 0.5)],
+    ids=["within pretraining", "between the stages", "within fine-tuning"],
+)
+def test_a_run_with_pretraining_goes_on_exactly(pretrained, karpa, tmp_path, stage, share) -> None:
+    run = shutil.copytree(pretrained, tmp_path / "logs" / "bert-classifier" / "1")
+    own = checkpoints_of(run, stage)
+    last = own[round(share * len(own)) - 1]
+    for path in (run / "checkpoints").glob("step-*.npz"):
+        if path.name > last.name:
+            path.unlink()
+    (run / "metrics.json").unlink()
+    (run / "best.weights.h5").unlink()
+    result = karpa("train", "bert-classifier", "--resume", run, "--json")
+    assert result.status == 0, result.err
+    assert ("by masked words" in result.err) == (stage == "pretraining")
+    before, after = (json.loads((path / "metrics.json").read_text()) for path in (pretrained, run))
+    assert {**after, "graph_traces": 0} == {**before, "graph_traces": 0}
+    assert_same_weights(run, pretrained)
+    assert points(run, "train") == points(pretrained, "train")
+
+
+def test_a_run_that_another_version_left_in_its_pretraining(pretrained, karpa, tmp_path) -> None:
+    """Before pretraining was a stage it had checkpoints of its own, in a folder of that name."""
+    run = shutil.copytree(pretrained, tmp_path / "logs" / "bert-classifier" / "1")
+    (run / "metrics.json").unlink()
+    (run / "checkpoints").rename(run / "pretraining")
+    (run / "checkpoints").mkdir()
+    (run / "pretraining").rename(run / "checkpoints" / "pretraining")
+    before = sorted(run.rglob("*"))
+    result = karpa("train", "bert-classifier", "--resume", run)
+    assert result.status == 2 and "was begun by another version of karpa_tf" in result.err
+    assert "train a new run" in result.err and len(result.err.strip().splitlines()) == 1
+    assert sorted(run.rglob("*")) == before
+    # Behind its pretraining such a run goes on.
+    for path in checkpoints_of(pretrained, "training")[:20]:
+        shutil.copy(path, run / "checkpoints")
+    assert karpa("train", "bert-classifier", "--resume", run).status == 0
+    assert_same_weights(run, pretrained)
 
 
 # --- Wrong input

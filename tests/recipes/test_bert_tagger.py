@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
+from karpa_tf.recipes.bert_tagger.batches import traced_decoder
+from karpa_tf.recipes.bert_tagger.recipe import BertTagger
+from karpa_tf.recipes.bert_tagger.tag_words import TagWords, decode_tags
+from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, make_tagged, write_conll
 
 
-def test_it_learns_and_is_judged_beside_a_gazetteer(tagged) -> None:
+def test_it_learns_and_is_evaluated_beside_a_gazetteer(tagged) -> None:
     metrics = json.loads((tagged / "metrics.json").read_text())
     assert {"precision", "recall", "f1", "f1_strict", "accuracy", "loss"} <= set(metrics)
     assert metrics["f1_strict"] > 0.9
@@ -53,22 +56,22 @@ def test_the_savedmodel_says_what_evaluation_says(tagged, karpa, tmp_path) -> No
     assert result.status == 0, result.err
     path = Path(result.json["savedmodel"])
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
-    folder = RunFolder(tagged)
-    config, names, start, model = bert_tagger.open_model(folder)
-    sentences = bert_tagger.open_data(config).splits["test"]
-    coded = bert_tagger.make_batches(config, sentences, names, start.wordpiece, training=False)
-    predicted, _ = bert_tagger.predict_tags(bert_tagger.Outputs(model, coded.batches), coded, names)
+    recipe = BertTagger()
+    task, model = recipe.open_model(RunFolder(tagged))
+    sentences = recipe.open_data(task.config).splits["test"]
+    coded = recipe.batch(task, sentences)
+    predicted, _ = coded.predict(Outputs(model, coded.batches), task.names)
     outputs = served(text=tf.constant([" ".join(s.words) for s in sentences]))
     for row, (sentence, tags) in enumerate(zip(sentences, predicted, strict=True)):
         words = [w.decode() for w in outputs["tokens"][row].numpy() if w]
         assert words == list(sentence.words)
         assert [t.decode() for t in outputs["tags"][row].numpy() if t] == tags
-    assert (path / "assets" / "labels.txt").read_text().split("\n")[:-1] == names
+    assert (path / "assets" / "labels.txt").read_text().split("\n")[:-1] == task.names
 
 
 def test_odd_texts_keep_their_row(tagged, karpa) -> None:
-    config, names, start, model = bert_tagger.open_model(RunFolder(tagged))
-    tag = bert_tagger.TagWords(model, start.wordpiece, names, config.sequence_length)
+    task, model = BertTagger().open_model(RunFolder(tagged))
+    tag = TagWords(model, task.wordpiece, task.names, task.config.sequence_length)
     long = " ".join(["Ada", "Moss", "went", "to", "Oslo", "."] * 100)
     outputs = tag(tf.constant(["", long, "我去 Oslo", "   "]))
     tokens = outputs["tokens"].numpy()
@@ -87,7 +90,7 @@ def test_the_most_probable_valid_tags_are_found() -> None:
     rng = np.random.default_rng(0)
     lengths = [3, 0, 1, 4]
     scores = np.log(rng.dirichlet(np.ones(5), sum(lengths))).astype(np.float32)
-    found = bert_tagger.decode_tags(tf.constant(scores), tf.constant(lengths, tf.int64), names).numpy()
+    found = decode_tags(tf.constant(scores), tf.constant(lengths, tf.int64), names).numpy()
     begin = 0
     for length in lengths:
         part = scores[begin : begin + length]
@@ -104,7 +107,7 @@ def test_the_most_probable_valid_tags_are_found() -> None:
         best = max(paths, key=lambda path: sum(part[i, tag] for i, tag in enumerate(path)))
         assert tuple(found[begin : begin + length]) == best
         begin += length
-    none = bert_tagger.decode_tags(tf.zeros([0, 5]), tf.constant([0, 0], tf.int64), names)
+    none = decode_tags(tf.zeros([0, 5]), tf.constant([0, 0], tf.int64), names)
     assert none.shape == (0,)
 
 
@@ -132,9 +135,9 @@ def test_int8_export(tagged, karpa, tmp_path) -> None:
     assert "int8" in card.read_text()
 
 
-def test_judging_again_and_again_is_traced_once() -> None:
+def test_evaluating_again_and_again_is_traced_once() -> None:
     names = ("O", "B-X", "I-X")
     for words in (3, 5, 8):
         scores = tf.math.log(tf.fill([words, 3], 1 / 3))
-        assert bert_tagger._decoder(names)(scores, tf.constant([words], tf.int64)).shape == (words,)
-    assert bert_tagger._decoder(names).experimental_get_tracing_count() == 1
+        assert traced_decoder(names)(scores, tf.constant([words], tf.int64)).shape == (words,)
+    assert traced_decoder(names).experimental_get_tracing_count() == 1

@@ -14,13 +14,12 @@ import yaml
 from karpa_tf.data.tables import fold_places
 from karpa_tf.errors import UserError
 from karpa_tf.recipes.bert_classifier import BertClassifierSettings
-from karpa_tf.recipes.bert_classifier import recipe as bert_classifier
+from karpa_tf.recipes.bert_classifier.recipe import BertClassifier
 from karpa_tf.recipes.bert_tagger import BertTaggerSettings
-from karpa_tf.recipes.bert_tagger import recipe as bert_tagger
+from karpa_tf.recipes.bert_tagger.recipe import BertTagger
 from karpa_tf.recipes.families import folds
-from karpa_tf.recipes.families import images as vision
 from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
-from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
+from karpa_tf.recipes.mnist_mlp.recipe import MnistMlp
 from tests.conftest import (
     BERT_TINY,
     TINY_DIGITS,
@@ -62,7 +61,7 @@ def data(tmp_path_factory) -> Path:
 def test_every_kind_of_data_is_tested_on_once(data) -> None:
     classifier = {"data": str(data / "texts.csv"), "folds": 3}
     tables = [
-        bert_classifier.open_data(BertClassifierSettings(**classifier, fold=fold)).splits
+        BertClassifier().open_data(BertClassifierSettings(**classifier, fold=fold)).splits
         for fold in (1, 2, 3)
     ]
     tested = [text for splits in tables for text in splits["test"].texts]
@@ -71,22 +70,18 @@ def test_every_kind_of_data_is_tested_on_once(data) -> None:
     assert all(splits["validation"].texts == validation for splits in tables)
     assert all(not set(splits["test"].texts) & set(splits["train"].texts) for splits in tables)
     tagged = {"data": str(data / "tagged.conll"), "folds": 3}
-    sentences = [bert_tagger.open_data(BertTaggerSettings(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
+    sentences = [BertTagger().open_data(BertTaggerSettings(**tagged, fold=fold)).splits for fold in (1, 2, 3)]
     words = [{s.words for s in splits["test"]} for splits in sentences]
     assert all(words) and not words[0] & words[1] and not words[1] & words[2]
     assert all(
         not {s.words for s in splits["train"]} & mine for splits, mine in zip(sentences, words, strict=True)
     )
     images = {"data": str(data / "digits.npz"), "folds": 3, "image_size": 10}
-    pictures = [
-        vision.open_data(mnist_mlp.NETWORK, MnistMlpSettings(**images, fold=fold)) for fold in (1, 2, 3)
-    ]
+    pictures = [MnistMlp().open_data(MnistMlpSettings(**images, fold=fold)) for fold in (1, 2, 3)]
     assert sum(len(d.splits["test"]) for d in pictures) + len(pictures[0].splits["validation"]) == 120
     assert len({d.fingerprint for d in pictures}) == 3
     with pytest.raises(UserError, match=r"--folds tests on all rows in turn, and .* brings a test split"):
-        vision.open_data(
-            mnist_mlp.NETWORK, MnistMlpSettings(**images | {"data": str(data / "with_test.npz")}, fold=1)
-        )
+        MnistMlp().open_data(MnistMlpSettings(**images | {"data": str(data / "with_test.npz")}, fold=1))
 
 
 @pytest.mark.parametrize(("count", "fold"), [(1, 0), (3, 4), (0, 1)])

@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError, writing
-from karpa_tf.models import build_q_network
 from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.step import Step
 
 from . import DqnSettings
+from .policy import build_model
 
 if TYPE_CHECKING:  # importing it needs legacy Keras
     from karpa_tf.rl.dqn import Learner
@@ -23,12 +23,6 @@ if TYPE_CHECKING:  # importing it needs legacy Keras
 # Episodes of the second and the third evaluation: the second says which policy is the best, the third whether
 # there can be a better one.
 MORE_EPISODES, LAST_EPISODES = 100, 1_000
-
-
-def build_model(config: DqnSettings, scale: Sequence[float], actions: int) -> keras.Model:
-    return build_q_network(
-        scale, actions, units=config.units, hidden_layers=config.layers, dueling=config.dueling
-    )
 
 
 class DqnStep(Step):

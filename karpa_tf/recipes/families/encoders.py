@@ -1,370 +1,292 @@
-"""What fine-tuning a BERT takes, whatever for: where it starts, what is trained, how, and what is kept."""
+"""What the recipes that fine-tune a BERT share: how it is trained, opened and exported."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import keras
 import numpy as np
 
 from karpa_tf import private
 from karpa_tf.data.batches import Batches
-from karpa_tf.data.sources import Corpus, split_documents
-from karpa_tf.data.text import load_text
-from karpa_tf.errors import UserError
+from karpa_tf.data.sources import DataRecord, Split
+from karpa_tf.export.signature import Signature
 from karpa_tf.models.bert import build_bert
-from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
-from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
-from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
-from karpa_tf.recipes.families import common
-from karpa_tf.recipes.families.settings import BertSettings
+from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
+from karpa_tf.recipes.families import common, folds, starts
+from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
 from karpa_tf.reports.tensorboard import Labels
-from karpa_tf.training import runtime
-from karpa_tf.training.callbacks import load_trained
-from karpa_tf.training.evaluation import Evaluator
+from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
-from karpa_tf.training.optimizers import AdamW
-from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, write_json
-from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.run import Run, check_data
+from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import Adversary, SupervisedStep
-from karpa_tf.wordpiece import WordPiece, learn_wordpiece
+from karpa_tf.wordpiece import WordPiece
 
-# Peaks of the learning rate that did well on held-out rows of the training data.
-_PRETRAINING_RATE = 1e-3
+# By how much an int8 export may differ from the model in Python. Activations are rounded to 127 steps of
+# their largest value; where one lies between two steps, the last bit of float32 decides, and that shows in
+# the fourth digit of the probabilities. Labels and tags must stay the same.
+_INT8_TOLERANCE = 1e-3
 
 
-# --- Where it starts ------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Examples in batches; a recipe's own subclass has how to read what a model gives for them.
+
+    Attributes:
+        batches: of pieces, labels and weights.
+        order: the rows in the order of the batches, -1 where one fills up; empty in training.
+        note: what to say of how they were made.
+    """
+
+    batches: Batches
+    order: np.ndarray
+    note: str = ""
+
+
+S = TypeVar("S", bound=BertSettings)
+# The examples of a split, and the same in batches.
+P = TypeVar("P", bound=Sized)
+E = TypeVar("E", bound=Examples)
+
+
+class Data(Protocol[P]):
+    """Examples by split, as `data.tables` and `data.tags` give them."""
+
+    @property
+    def splits(self) -> dict[Split, P]: ...
+
+    @property
+    def brings_test(self) -> bool: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    @property
+    def record(self) -> DataRecord: ...
 
 
 @dataclass(frozen=True)
-class Start:
-    """An encoder to start from: how it is built, its vocabulary, and its weights if it is pretrained."""
+class Task(Generic[S]):
+    """What a model reads and gives.
 
-    architecture: dict[str, Any]
+    Attributes:
+        config: of the run.
+        names: labels or tags, in the order of the logits.
+        wordpiece: cuts texts into pieces.
+    """
+
+    config: S
+    names: list[str]
     wordpiece: WordPiece
-    preset: Preset | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        return self.preset.fingerprint if self.preset else ""
 
 
-def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
-    """Reads the preset, or learns a vocabulary for a small BERT of its own.
+class EncoderRecipe(Recipe[S], Generic[S, P, E]):
+    """A recipe that fine-tunes a BERT on labelled text."""
 
-    Args:
-        config: of the run.
-        folder: a vocabulary that lies there already is used.
-        texts: of the training split.
-    """
-    if config.preset != "scratch":
-        preset = load_preset(config.preset)
-        _same_preset(preset, config, folder)
-        if config.sequence_length > preset.architecture["positions"]:
-            raise UserError(
-                f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
-                f"Received: {config.sequence_length}."
-            )
-        return Start(preset.architecture, preset.wordpiece, preset)
-    path: Path | str = folder.assets / "vocab.txt"
-    if not Path(path).exists():
-        path = common.first_vocabulary(config.init, config.lowercase)
-    if path:
-        wordpiece = WordPiece.load(path, config.lowercase)
-    else:
-        wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)
-    architecture = {
-        "vocabulary_size": len(wordpiece),
-        "layers": config.layers,
-        "heads": config.heads,
-        "width": config.width,
-        "intermediate": 4 * config.width,
-        "positions": max(128, config.sequence_length),
-        "segments": 2,
-        "activation": "gelu",
-        "epsilon": 1e-12,
-    }
-    return Start(architecture, wordpiece)
+    # The file of the labels in a run's assets.
+    labels_file: ClassVar[str]
+    # What examples and kinds are called in a line of progress.
+    counted: ClassVar[tuple[str, str]]
+    # The figure that says whether a run has learned, and the baseline that it must be better than.
+    figure: ClassVar[str]
+    baseline: ClassVar[str] = ""
 
+    # --- What a recipe gives
 
-def _same_preset(preset: Preset, config: BertSettings, folder: RunFolder) -> None:
-    """Raises a UserError if the run began with another preset than lies there now."""
-    path = folder.assets / "encoder.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
-        raise UserError(
-            f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
-            f"{folder.best_weights.name} belongs to other weights; bring those back."
+    @abstractmethod
+    def open_data(self, config: S) -> Data[P]:
+        """Opens the data of a run, by split."""
+
+    @abstractmethod
+    def open_other(self, task: Task[S], source: str) -> tuple[P, Sequence[str]]:
+        """Opens the data of `evaluate --data`; returns its examples and what to say of how they were read."""
+
+    @abstractmethod
+    def texts(self, part: P) -> list[str]:
+        """Returns a text an example, to learn masked words from."""
+
+    def vocabulary_texts(self, part: P) -> list[str]:
+        """Returns the texts that a vocabulary is learned from."""
+        return self.texts(part)
+
+    @abstractmethod
+    def kinds(self, names: Sequence[str], part: P) -> tuple[list[str], list[str]]:
+        """Returns the kinds of what is to be found, and those in a part, each as often as it occurs."""
+
+    @abstractmethod
+    def batch(self, task: Task[S], part: P, training: bool = False) -> E:
+        """Returns examples in batches: to train on, or else to evaluate."""
+
+    @abstractmethod
+    def build(self, task: Task[S], encoder: keras.Model) -> keras.Model:
+        """Builds the model on its encoder."""
+
+    @abstractmethod
+    def metrics(self, task: Task[S], outputs: Outputs, examples: E) -> dict[str, float]:
+        """Returns the figures of what a model gives for examples."""
+
+    @abstractmethod
+    def vectors(self, task: Task[S], model: keras.Model, part: P) -> tuple[np.ndarray, Labels]:
+        """Returns vectors float32 (n, width) of a part's first texts or words, and what they are."""
+
+    @abstractmethod
+    def served(self, task: Task[S], model: keras.Model) -> Signature:
+        """Returns what a model serves."""
+
+    @abstractmethod
+    def rows(self, part: P) -> list[dict[str, str]]:
+        """Returns rows to try an export with."""
+
+    @abstractmethod
+    def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
+        """Returns the model card, with a note on the quantization."""
+
+    def monitor(self, config: S) -> str:
+        """Returns the figure by which the best epoch is chosen."""
+        return self.figure
+
+    # --- Train
+
+    def train(self, run: Run[S]) -> dict[str, float]:
+        """Trains into a run folder and returns the final figures, those of the test split.
+
+        A small BERT of its own may learn masked words first, a stage before the fine-tuning.
+        """
+        config, folder = run.settings, run.folder
+        starts.refuse_older(run)
+        kind = "scratch" if config.preset == "scratch" else config.method
+        config.learning_rate = config.learning_rate or config.learning_rates[kind]
+        data = self.open_data(config)
+        known, held_out, test = (data.splits[split] for split in ("train", "validation", "test"))
+        shrunk = folds.shrink_batch(config, len(known), run.strategy.num_replicas_in_sync)
+        run.begin(data.record)
+        start = starts.make_start(config, folder, self.vocabulary_texts(known))
+        task = Task(config, data.record.labels, start.wordpiece)
+        kinds, found = self.kinds(task.names, test)
+        examples, labels = self.counted
+        run.say(
+            *data.notes,
+            f"{config.data}: {len(known):,} {examples} to learn from, {len(held_out):,} for validation, "
+            f"{len(test):,} to test; {len(kinds)} {labels}; run {folder.path}",
+            shrunk,
+            folds.thin_test(config, len(test), found, kinds, data.brings_test),
+        )
+        learned, validation = self.batch(task, known, training=True), self.batch(task, held_out)
+        run.say(learned.note)
+        if run.chief:
+            starts.save_start(start, folder)
+        run.write_asset(self.labels_file, task.names)
+
+        pretrained = starts.pretrain(run, start, self.texts(known))
+        with run.strategy.scope():
+            encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+            model = self.build(task, encoder)
+            starts.put_weights(model, start, pretrained, config.init)
+            starts.apply_method(model, config)
+            steps = config.epochs * learned.batches.steps_per_epoch
+            optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)
+            model.compile(optimizer, SparseCrossEntropy())
+        run.say(starts.describe_training(config, model, learned.batches))
+        self._fine_tune(run, task, model, learned.batches, validation, held_out)
+        return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
+
+    def _fine_tune(
+        self, run: Run[S], task: Task[S], model: keras.Model, batches: Batches, examples: E, held_out: P
+    ) -> None:
+        config, monitor = run.settings, self.monitor(run.settings)
+        adversary = None
+        if config.adversarial:
+            adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
+        metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
+        step = SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
+        outputs = Outputs(model, examples.batches)
+        features, _, _ = next(iter(batches.dataset(0, 1)))
+        trained_only, patience = config.method != "full", config.patience
+        run.fit(
+            Stage(step, batches, config.epochs, validation=lambda: self.metrics(task, outputs, examples)),
+            best=run.best_weights(f"val_{monitor}", mode="max", patience=patience, trained_only=trained_only),
+            shown=(*metrics, monitor),
+            units_per_step=batches.batch_size,
+            example=features,
+            projector=lambda: self.vectors(task, model, held_out),
+        )
+
+    # --- What a run has
+
+    def open_model(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
+        """Returns what a run reads and gives, and its model with the best weights, in float32."""
+        config: Any = folder.open_config(self.about.settings)
+        names = common.read_labels(folder, self.labels_file)
+        start = starts.read_start(folder)
+        task: Task[S] = Task(config, names, start.wordpiece)
+        return task, starts.open_trained(config, folder, start, partial(self.build, task))
+
+    def held_out(self, folder: RunFolder, task: Task[S], options: EvaluateOptions) -> tuple[P, P, str]:
+        """Returns what a run is evaluated on, what it has learned from, and for people where that lies.
+
+        It is the test split, or validation where there is none, or other data.
+        """
+        config = task.config
+        data = self.open_data(config)
+        check_data(folder, config.data, data.record)
+        if options.data:
+            part, notes = self.open_other(task, options.data)
+            for note in notes:
+                print(note, file=sys.stderr)
+            return part, data.splits["train"], options.data
+        split = _held_out(data)
+        return data.splits[split], data.splits["train"], f"{config.data} ({split} split)"
+
+    def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
+        """Returns what a run predicts with, and `export` writes: in float32."""
+        return self.served(*self.open_model(folder))
+
+    # --- Export
+
+    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+        """Writes the next version of a run's SavedModel."""
+        task, model = self.open_model(folder)
+        metrics = common.learned_or_refuse(folder, self.figure, self.baseline, options.force)
+        data = self.open_data(task.config)
+        note = self._quantize(task, model, data) if options.quantize == "int8" else ""
+        return common.export(
+            folder,
+            options,
+            self.served(task, model),
+            examples=self.rows(data.splits["validation"]),
+            assets={
+                "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
+                "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),
+            },
+            model_card=self.model_card(folder, task, metrics, note),
+            tolerance=_INT8_TOLERANCE if note else 1e-5,
+        )
+
+    def _quantize(self, task: Task[S], model: keras.Model, data: Data[P]) -> str:
+        """Turns the matrices of a model into int8, by Keras' own layers; returns what that costs."""
+        part = data.splits[_held_out(data)]
+        examples = self.batch(task, part)
+
+        def score() -> float:
+            return self.metrics(task, Outputs(model, examples.batches), examples)[self.figure]
+
+        before = score()
+        for layer in private.inner_layers(model):
+            if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
+                layer.quantize("int8")
+        after = score()
+        return (
+            f"\nThe matrices are int8 (Keras' `quantize`): {self.figure} {after:.4f}, and {before:.4f} in "
+            f"float32, on the same {len(part)} rows: {after - before:+.4f}.\n"
         )
 
 
-def save_start(start: Start, folder: RunFolder) -> None:
-    """Writes what evaluate and export rebuild the model from."""
-    if not (folder.assets / "vocab.txt").exists():
-        start.wordpiece.save(folder.assets / "vocab.txt")
-    write_json(
-        folder.assets / "encoder.json",
-        {
-            "architecture": start.architecture,
-            "lowercase": start.wordpiece.lowercase,
-            "tokenization": start.wordpiece.options,
-            "preset": start.fingerprint,
-        },
-    )
-
-
-def read_start(folder: RunFolder) -> Start:
-    """Reads what `save_start` wrote."""
-    path = folder.assets / "encoder.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        options = saved.get("tokenization", {})
-        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"], **options)
-        return Start(saved["architecture"], wordpiece)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:150]}); train again."
-        ) from None
-
-
-def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing to put in.
-
-    The text goes through the pipeline of `mlm-gru`. It is the first stage of the run: one that is resumed
-    behind it has what it learned in its checkpoint.
-    """
-    config, folder = run.settings, run.folder
-    if not config.pretrain_data or run.is_over("pretraining"):
-        return None
-    source: str | Corpus = config.pretrain_data
-    if source == "same":
-        source = texts_corpus(texts)
-    data = load_text(
-        source,
-        vocabulary=start.wordpiece,
-        sequence_length=min(64, config.sequence_length),
-        batch_size=config.batch_size,
-        objective="masked",
-        seed=config.seed,
-    )
-    known = (folder.assets / "pretraining.json").exists() and folder.read_json("assets/pretraining.json")
-    if run.resume and known and known != data.corpus.fingerprint:
-        raise UserError(
-            f"{config.pretrain_data} is not the text that {folder.path} has learned from so far; bring that "
-            "text back, or train a new run."
-        )
-    run.write_asset("pretraining.json", data.corpus.fingerprint)
-    run.say(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
-    with run.strategy.scope():
-        bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
-        model = build_bert_masked_lm(bert)
-        steps = config.pretrain_epochs * data.train.steps_per_epoch
-        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
-    metrics = {"top1_accuracy": keras.metrics.sparse_categorical_accuracy}
-    validation = Evaluator(model, data.validation, metrics, run.strategy)
-    run.fit(
-        Stage(
-            SupervisedStep(model, metrics),
-            data.train,
-            config.pretrain_epochs,
-            validation=validation,
-            name="pretraining",
-        ),
-        shown=("top1_accuracy",),
-        unit="windows",
-        units_per_step=config.batch_size,
-    )
-    return {name: np.asarray(v) for name, v in encoder_variables(model).items()}
-
-
-def texts_corpus(texts: Sequence[str]) -> Corpus:
-    """Texts of a table as a corpus of documents, for `load_text`."""
-    import hashlib
-
-    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
-    # A paragraph each: windows do not end at their borders, documents of several texts fill them.
-    documents = ["\n\n".join(texts[i : i + 20]) for i in range(0, len(texts), 20)]
-    return Corpus("same", digest, lambda: split_documents(documents))
-
-
-# --- What is trained, and how ---------------------------------------------------------------------
-
-
-def apply_method(model: keras.Model, config: BertSettings) -> None:
-    """Freezes what the method does not train, and puts adapters in."""
-    if config.method == "head":
-        freeze_encoder(model)
-    elif config.method == "lora":
-        enable_lora(model, config.lora_rank, config.targets())
-
-
-def default_learning_rate(config: BertSettings) -> float:
-    return config.learning_rates["scratch" if config.preset == "scratch" else config.method]
-
-
-def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: float) -> AdamW:
-    optimizer = AdamW(
-        WarmupThenDecay(peak, steps, config.warmup),
-        weight_decay=config.weight_decay,
-        global_clipnorm=config.clip_norm or None,
-        lazy=True,
-        rates=learning_rates(model, config),
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]:
-    """Returns factors of the learning rate by variable.
-
-    `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
-    """
-    stack = [model.get_layer("embeddings"), *blocks(model)]
-    rates = {
-        variable.path: config.layer_decay ** (len(stack) - depth)
-        for depth, layer in enumerate(stack)
-        for variable in layer.trainable_variables
-    }
-    if config.preset == "scratch" or config.method != "full":
-        return rates
-    return {v.path: rates.get(v.path, config.head_rate) for v in model.trainable_variables}
-
-
-def fine_tune(
-    run: Run[Any],
-    model: keras.Model,
-    train: Batches,
-    validation: Callable[[], dict[str, float]],
-    *,
-    monitor: str,
-    metrics: Mapping[str, Any],
-    projector: Callable[[], tuple[np.ndarray, Labels]],
-) -> None:
-    """Compiles and trains a task's model, made under the strategy, into the run folder."""
-    config = run.settings
-    with run.strategy.scope():
-        steps = config.epochs * train.steps_per_epoch
-        model.compile(make_optimizer(config, model, steps, config.learning_rate), SparseCrossEntropy())
-    adversary = None
-    if config.adversarial:
-        adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
-    step = SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
-    features, _, _ = next(iter(train.dataset(0, 1)))
-    run.fit(
-        Stage(step, train, config.epochs, validation=validation),
-        best=run.best_weights(
-            f"val_{monitor}", mode="max", patience=config.patience, trained_only=config.method != "full"
-        ),
-        shown=(*metrics, monitor),
-        units_per_step=train.batch_size,
-        example=features,
-        projector=projector,
-    )
-
-
-def describe_training(config: BertSettings, model: keras.Model, train: Batches, start: Start) -> str:
-    """Returns a line on what is about to be trained."""
-    every = sum(int(np.prod(v.shape)) for v in model.weights)
-    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    return (
-        f"{config.preset}, method {config.method}: {trained:,} of {every:,} parameters are trained "
-        f"({trained / every:.1%}); {train.steps_per_epoch} steps an epoch; {config.precision}, "
-        f"{runtime.usable_cores()} cores"
-    )
-
-
-# --- What is kept ---------------------------------------------------------------------------------
-
-
-def open_trained(
-    config: BertSettings, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
-) -> keras.Model:
-    """Returns the model of a run with its best weights, adapters merged, in float32.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        start: what `read_start` gave.
-        build: makes the task's model of an encoder.
-
-    Raises:
-        UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
-    """
-    plain = build(build_bert(**start.architecture, dropout=config.dropout))
-    try:
-        if config.method == "full":
-            plain.load_weights(folder.best_weights)
-            return plain
-        preset = load_preset(config.preset)
-        _same_preset(preset, config, folder)
-        model = build(build_bert(**start.architecture, dropout=config.dropout))
-        preset.assign(model)
-        apply_method(model, config)
-        load_trained(model, folder.best_weights)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `"
-            f"{folder.resume_command}`, or train again."
-        ) from None
-    merge_lora(model, plain)
-    return plain
-
-
-def put_weights(
-    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
-) -> None:
-    """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's."""
-    if start.preset:
-        start.preset.assign(model)
-    if pretrained:
-        for name, variable in encoder_variables(model).items():
-            if name in pretrained:  # all but a pooler, which masked words do not train
-                variable.assign(pretrained[name])
-    if init:
-        from karpa_tf.training.run_folder import open_run
-
-        other = open_run(init)
-        if WordPiece.load(other.assets / "vocab.txt").pieces != start.wordpiece.pieces:
-            raise UserError(f"--init: {init} has another vocabulary; start from the same preset.")
-        try:
-            model.load_weights(other.best_weights)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(
-                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same recipe "
-                "with method full and the same labels."
-            ) from None
-
-
-def quantize(model: keras.Model) -> None:
-    """Turns the matrices of a model into int8, by Keras' own layers."""
-    for layer in private.inner_layers(model):
-        if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
-            layer.quantize("int8")
-
-
-def export_tolerance(quantize: str) -> float:
-    """Returns by how much an export may differ from the model in Python.
-
-    Activations are rounded to 127 steps of their largest value; where one lies between two steps, the last
-    bit of float32 decides, and that shows in the fourth digit of the probabilities. Labels and tags must stay
-    the same.
-    """
-    return 1e-3 if quantize == "int8" else 1e-5
-
-
-# --- The model card -------------------------------------------------------------------------------
-
-
-def quantization_note(figure: str, before: float, after: float, rows: int) -> str:
-    """Returns what the model card says of an int8 export."""
-    return (
-        f"\nThe matrices are int8 (Keras' `quantize`): {figure} {after:.4f}, and {before:.4f} in float32, on "
-        f"the same {rows} rows: {after - before:+.4f}.\n"
-    )
+def _held_out(data: Data[Any]) -> Split:
+    return "test" if len(data.splits["test"]) else "validation"

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from karpa_tf.errors import UserError, writing
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipe import EvaluateOptions, Exported, ExportOptions, PredictOptions
+from karpa_tf.recipe import Exported, ExportOptions, PredictOptions
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.environments import EnvironmentRecipe
 from karpa_tf.recipes.families.settings import TabularSettings
@@ -74,7 +74,7 @@ class TabularRecipe(EnvironmentRecipe[TabularSettings]):
                 every=1,
                 weights=lambda: {"q_values": np.array(step.table)},
             )
-        return run.finish(lambda: self.evaluate(folder, EvaluateOptions()))
+        return run.finish(lambda: self.evaluate(folder, self.about.evaluate()))
 
     # --- Evaluate, predict, export
 
@@ -128,7 +128,7 @@ Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not dis
 {settings_list(config)}
 """
         examples = [{"observation": state} for state in range(min(4, len(read_table(folder))))]
-        signature = self.signature(folder, PredictOptions())
+        signature = self.signature(folder, self.about.predict())
         return common.export(folder, options, signature, examples=examples, model_card=card)
 
 

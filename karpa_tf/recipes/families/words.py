@@ -16,6 +16,7 @@ import tensorflow as tf
 from karpa_tf import rows
 from karpa_tf.data.sequences import split_words
 from karpa_tf.export.signature import Signature
+from karpa_tf.recipe import Explanation
 from karpa_tf.reports.classification import event_writer, markdown, write_text
 from karpa_tf.training.run_folder import RunFolder
 
@@ -44,8 +45,8 @@ def explain_words(
     *,
     keep: str = "",
     words_of: Callable[[Mapping[str, Any]], list[str]] | None = None,
-) -> dict[str, Any]:
-    """Returns the parts of the words of texts, and the lines to print; TensorBoard gets tables of them.
+) -> Explanation:
+    """Returns the parts of the words of texts; TensorBoard gets tables of them.
 
     Args:
         folder: of the run; the tables go to `explain/`.
@@ -81,7 +82,7 @@ def explain_words(
             lines += ["  ".join(row.values()), f"  {claim.title} {before:.3f}: {shown}"]
             with event_writer(folder.path / "explain"):
                 write_text(number, "explanation", _table(claim.title, before, words_))
-    return {"run": str(folder.path), "explanations": results, "lines": lines}
+    return Explanation(explanations=results, lines=lines, more={"run": str(folder.path)})
 
 
 def _without_each_word(text: str, keep: str) -> list[tuple[str, str]]:

@@ -1,0 +1,76 @@
+"""Labelled texts in batches, and what a model gives for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
+from karpa_tf.data.tables import Rows, label_ids
+from karpa_tf.recipes.families.encoders import Examples, Task
+from karpa_tf.training.evaluation import Outputs
+
+from . import BertClassifierSettings
+
+ClassifierTask = Task[BertClassifierSettings]
+
+# Rows that are evaluated at once.
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Examples):
+    """Texts in batches.
+
+    Attributes:
+        labels: int32 (rows,), in the order of the rows.
+    """
+
+    labels: np.ndarray
+
+    def rows(self, outputs: Outputs) -> np.ndarray:
+        """Returns what a model gives for each row (rows, ...), in the order of the rows."""
+        batches = np.concatenate([batch for batch, _, _ in outputs])
+        result = np.zeros_like(batches[: len(self.labels)])
+        result[self.order[self.order >= 0]] = batches[self.order >= 0]
+        return result
+
+    def probabilities(self, outputs: Outputs) -> np.ndarray:
+        """Returns probabilities float32 (rows, classes), in the order of the rows."""
+        return tf.nn.softmax(self.rows(outputs)).numpy()
+
+
+def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
+    """Cuts texts into pieces and puts texts of like length into a batch.
+
+    Raises:
+        UserError: a label that the model does not have.
+    """
+    config, names = task.config, task.names
+    sequences = encode_texts(task.wordpiece, rows.texts, rows.texts_b, config.sequence_length)
+    note = ""
+    if sequences.cut:
+        are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
+        note = (
+            f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
+            f"{were} cut; --sequence_length reads more."
+        )
+    labels = label_ids(rows.labels, names, config.data)
+    weights = np.ones(len(rows), np.float32)
+    if training and config.class_weights == "balanced":
+        counts = np.bincount(labels, minlength=len(names))
+        weights = (len(rows) / (len(names) * np.maximum(counts, 1)))[labels].astype(np.float32)
+    batches = sequence_batches(
+        sequences,
+        labels,
+        weights,
+        task.wordpiece,
+        batch_size=config.batch_size if training else _AT_ONCE,
+        seed=config.seed if training else None,
+        buckets=config.buckets,
+        token_dropout=config.token_dropout,
+    )
+    order = np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE)
+    return Texts(batches=batches, order=order, note=note, labels=labels)

@@ -1,0 +1,45 @@
+"""The served function of `bert-classifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from karpa_tf.data.sequences import dense_features, pack_texts
+from karpa_tf.wordpiece import WordPiece
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Texts to labels and probabilities, in graph ops alone.
+
+    Attributes:
+        model: gives logits.
+        wordpiece: its vocabulary.
+        names: the labels, in the order of the logits.
+        length: most pieces that are read of a text.
+    """
+
+    model: keras.Model
+    wordpiece: WordPiece
+    names: Sequence[str]
+    length: int
+
+    def __call__(self, text: tf.Tensor, text_b: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """Classifies texts, or pairs of them.
+
+        Args:
+            text: string (n,).
+            text_b: string (n,), for a model of pairs.
+
+        Returns:
+            `label` string (n,) and `probabilities` float32 (n, classes).
+        """
+        token_ids, segment_ids = pack_texts(self.wordpiece, text, text_b, length=self.length)
+        logits = self.model(dense_features(token_ids, segment_ids, self.wordpiece.pad_id), training=False)
+        probabilities = tf.nn.softmax(logits)
+        label = tf.gather(tf.constant(self.names), tf.argmax(probabilities, axis=1))
+        return {"label": label, "probabilities": probabilities}

@@ -1,0 +1,319 @@
+"""Where fine-tuning a BERT starts, its pretraining included; what is trained of it, and what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from karpa_tf.data.batches import Batches
+from karpa_tf.data.sources import Corpus, split_documents
+from karpa_tf.data.text import load_text
+from karpa_tf.errors import UserError
+from karpa_tf.models.bert import build_bert
+from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
+from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
+from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.settings import BertSettings
+from karpa_tf.training import runtime
+from karpa_tf.training.callbacks import load_trained
+from karpa_tf.training.evaluation import Evaluator
+from karpa_tf.training.loop import Stage
+from karpa_tf.training.losses import SparseCrossEntropy
+from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.run import Run
+from karpa_tf.training.run_folder import RunFolder, open_run, write_json
+from karpa_tf.training.schedule import WarmupThenDecay
+from karpa_tf.training.supervised import SupervisedStep
+from karpa_tf.wordpiece import WordPiece, learn_wordpiece
+
+# The name of the stage, and the peak of its learning rate, which did well on held-out rows.
+PRETRAINING = "pretraining"
+_PRETRAINING_RATE = 1e-3
+
+
+# --- The encoder and its vocabulary ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder to start from: how it is built, its vocabulary, and its weights if it is pretrained."""
+
+    architecture: dict[str, Any]
+    wordpiece: WordPiece
+    preset: Preset | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.preset.fingerprint if self.preset else ""
+
+
+def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
+    """Reads the preset, or learns a vocabulary for a small BERT of its own.
+
+    Args:
+        config: of the run.
+        folder: a vocabulary that lies there already is used.
+        texts: of the training split.
+    """
+    if config.preset != "scratch":
+        preset = load_preset(config.preset)
+        _same_preset(preset, config, folder)
+        if config.sequence_length > preset.architecture["positions"]:
+            raise UserError(
+                f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
+                f"Received: {config.sequence_length}."
+            )
+        return Start(preset.architecture, preset.wordpiece, preset)
+    path: Path | str = folder.assets / "vocab.txt"
+    if not Path(path).exists():
+        path = common.first_vocabulary(config.init, config.lowercase)
+    if path:
+        wordpiece = WordPiece.load(path, config.lowercase)
+    else:
+        wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)
+    architecture = {
+        "vocabulary_size": len(wordpiece),
+        "layers": config.layers,
+        "heads": config.heads,
+        "width": config.width,
+        "intermediate": 4 * config.width,
+        "positions": max(128, config.sequence_length),
+        "segments": 2,
+        "activation": "gelu",
+        "epsilon": 1e-12,
+    }
+    return Start(architecture, wordpiece)
+
+
+def _same_preset(preset: Preset, config: BertSettings, folder: RunFolder) -> None:
+    """Raises a UserError if the run began with another preset than lies there now."""
+    path = folder.assets / "encoder.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
+        raise UserError(
+            f"{config.preset} is not the preset that {folder.path} was trained on: what is in "
+            f"{folder.best_weights.name} belongs to other weights; bring those back."
+        )
+
+
+def save_start(start: Start, folder: RunFolder) -> None:
+    """Writes what evaluate and export rebuild the model from."""
+    if not (folder.assets / "vocab.txt").exists():
+        start.wordpiece.save(folder.assets / "vocab.txt")
+    write_json(
+        folder.assets / "encoder.json",
+        {
+            "architecture": start.architecture,
+            "lowercase": start.wordpiece.lowercase,
+            "tokenization": start.wordpiece.options,
+            "preset": start.fingerprint,
+        },
+    )
+
+
+def read_start(folder: RunFolder) -> Start:
+    """Reads what `save_start` wrote."""
+    path = folder.assets / "encoder.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        options = saved.get("tokenization", {})
+        wordpiece = WordPiece.load(folder.assets / "vocab.txt", saved["lowercase"], **options)
+        return Start(saved["architecture"], wordpiece)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:150]}); train again."
+        ) from None
+
+
+# --- The weights ----------------------------------------------------------------------------------
+
+
+def put_weights(
+    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
+) -> None:
+    """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's."""
+    if start.preset:
+        start.preset.assign(model)
+    if pretrained:
+        for name, variable in encoder_variables(model).items():
+            if name in pretrained:  # all but a pooler, which masked words do not train
+                variable.assign(pretrained[name])
+    if init:
+        other = open_run(init)
+        if WordPiece.load(other.assets / "vocab.txt").pieces != start.wordpiece.pieces:
+            raise UserError(f"--init: {init} has another vocabulary; start from the same preset.")
+        try:
+            model.load_weights(other.best_weights)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(
+                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same recipe "
+                "with method full and the same labels."
+            ) from None
+
+
+# --- Pretraining ----------------------------------------------------------------------------------
+
+
+def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing to put in.
+
+    The text goes through the pipeline of `mlm-gru`. It is the first stage of the run: one that is resumed
+    behind it has what it learned in its checkpoint.
+    """
+    config, folder = run.settings, run.folder
+    if not config.pretrain_data or run.is_over(PRETRAINING):
+        return None
+    source: str | Corpus = config.pretrain_data
+    if source == "same":
+        source = texts_corpus(texts)
+    data = load_text(
+        source,
+        vocabulary=start.wordpiece,
+        sequence_length=min(64, config.sequence_length),
+        batch_size=config.batch_size,
+        objective="masked",
+        seed=config.seed,
+    )
+    known = (folder.assets / "pretraining.json").exists() and folder.read_json("assets/pretraining.json")
+    if run.resume and known and known != data.corpus.fingerprint:
+        raise UserError(
+            f"{config.pretrain_data} is not the text that {folder.path} has learned from so far; bring that "
+            "text back, or train a new run."
+        )
+    run.write_asset("pretraining.json", data.corpus.fingerprint)
+    run.say(f"{config.pretrain_data}: {data.splits['train'].size:,} pieces to learn from by masked words")
+    with run.strategy.scope():
+        bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+        model = build_bert_masked_lm(bert)
+        steps = config.pretrain_epochs * data.train.steps_per_epoch
+        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+    metrics = {"top1_accuracy": keras.metrics.sparse_categorical_accuracy}
+    validation = Evaluator(model, data.validation, metrics, run.strategy)
+    run.fit(
+        Stage(
+            SupervisedStep(model, metrics),
+            data.train,
+            config.pretrain_epochs,
+            validation=validation,
+            name=PRETRAINING,
+        ),
+        shown=("top1_accuracy",),
+        unit="windows",
+        units_per_step=config.batch_size,
+    )
+    return {name: np.asarray(v) for name, v in encoder_variables(model).items()}
+
+
+def texts_corpus(texts: Sequence[str]) -> Corpus:
+    """Texts of a table as a corpus of documents, for `load_text`."""
+    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+    # A paragraph each: windows do not end at their borders, documents of several texts fill them.
+    documents = ["\n\n".join(texts[i : i + 20]) for i in range(0, len(texts), 20)]
+    return Corpus("same", digest, lambda: split_documents(documents))
+
+
+def refuse_older(run: Run[Any]) -> None:
+    """Raises a UserError for a run that was stopped in its pretraining where that had checkpoints apart."""
+    checkpoints = run.folder.checkpoints
+    if run.resume and (checkpoints / PRETRAINING).is_dir() and not any(checkpoints.glob("step-*.npz")):
+        raise UserError(
+            f"{run.folder.path} was begun by another version of karpa_tf and stopped in its pretraining, "
+            "which this version cannot go on with: train a new run, or go on with that version "
+            f"(environment.json names it). Received: {checkpoints / PRETRAINING}."
+        )
+
+
+# --- What is trained, and how fast ----------------------------------------------------------------
+
+
+def apply_method(model: keras.Model, config: BertSettings) -> None:
+    """Freezes what the method does not train, and puts adapters in."""
+    if config.method == "head":
+        freeze_encoder(model)
+    elif config.method == "lora":
+        enable_lora(model, config.lora_rank, config.targets())
+
+
+def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: float) -> AdamW:
+    optimizer = AdamW(
+        WarmupThenDecay(peak, steps, config.warmup),
+        weight_decay=config.weight_decay,
+        global_clipnorm=config.clip_norm or None,
+        lazy=True,
+        rates=learning_rates(model, config),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]:
+    """Returns factors of the learning rate by variable.
+
+    `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
+    """
+    stack = [model.get_layer("embeddings"), *blocks(model)]
+    rates = {
+        variable.path: config.layer_decay ** (len(stack) - depth)
+        for depth, layer in enumerate(stack)
+        for variable in layer.trainable_variables
+    }
+    if config.preset == "scratch" or config.method != "full":
+        return rates
+    return {v.path: rates.get(v.path, config.head_rate) for v in model.trainable_variables}
+
+
+def describe_training(config: BertSettings, model: keras.Model, batches: Batches) -> str:
+    """Returns a line on what is about to be trained."""
+    every = sum(int(np.prod(v.shape)) for v in model.weights)
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    return (
+        f"{config.preset}, method {config.method}: {trained:,} of {every:,} parameters are trained "
+        f"({trained / every:.1%}); {batches.steps_per_epoch} steps an epoch; {config.precision}, "
+        f"{runtime.usable_cores()} cores"
+    )
+
+
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def open_trained(
+    config: BertSettings, folder: RunFolder, start: Start, build: Callable[[keras.Model], keras.Model]
+) -> keras.Model:
+    """Returns the model of a run with its best weights, adapters merged, in float32.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        start: what `read_start` gave.
+        build: makes the task's model of an encoder.
+
+    Raises:
+        UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
+    """
+    plain = build(build_bert(**start.architecture, dropout=config.dropout))
+    try:
+        if config.method == "full":
+            plain.load_weights(folder.best_weights)
+            return plain
+        preset = load_preset(config.preset)
+        _same_preset(preset, config, folder)
+        model = build(build_bert(**start.architecture, dropout=config.dropout))
+        preset.assign(model)
+        apply_method(model, config)
+        load_trained(model, folder.best_weights)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
+        ) from None
+    merge_lora(model, plain)
+    return plain
