@@ -24,7 +24,7 @@ from karpa_tf.recipes.dqn import recipe as dqn
 from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DQN, own_process
-from tests.rl.test_episodes import MODULE
+from tests.rl.modules import MODULE
 from tests.training.helpers import read_events
 
 # TF-Agents' pins end at Python 3.11.

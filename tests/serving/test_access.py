@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request
@@ -19,6 +17,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.serving.access import read_tokens
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.serving.server import Server
+from tests.serving.certificates import make_certificate
 from tests.serving.conftest import SECONDS, Running, predict_over_grpc, until
 
 TOKEN = "a-token-of-many-random-letters"
@@ -108,27 +107,6 @@ def test_an_emptied_file_refuses_everybody_and_a_broken_one_changes_nothing(
         path.unlink()
         until(lambda: "cannot be read: No such file" in caplog.text, "it is said")
         assert status() == 200
-
-
-def make_certificate(certificate: Path, key: Path) -> None:
-    """Writes a certificate for this machine that nobody has signed, and its key."""
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl to make a certificate with")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    command += ["-out", str(certificate), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ from karpa_tf.serving import access, config_files, server
 from karpa_tf.serving.observing import Recent
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.serving.registry import versions_in
+from tests.serving.certificates import make_certificate
 from tests.serving.conftest import SECONDS, Running, free_port, predict_over_grpc, save_add, until
-from tests.serving.test_access import make_certificate
 
 FLOATS = tf.TensorSpec([None], tf.float32, "x")
 TEXTS = tf.TensorSpec([None], tf.string, "text")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from karpa_tf.data.batches import array_batches
 from karpa_tf.errors import UserError
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
@@ -329,3 +330,44 @@ def test_a_training_that_was_refused_holds_no_folder(tmp_path) -> None:
         )
     again = fit(make_model(), make_batches(), epochs=2, checkpoints=Checkpoints(tmp_path), resume=True)
     assert len(again) == 2 and "monitors" in str(kept.value)
+
+
+class TwoInputs(keras.Model):
+    """A subclass that reads two arrays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (keras.layers.Dense(4) for _ in range(3))
+
+    def call(self, features, training=False):
+        return self.head(self.first(features["a"]) * self.second(features["b"]))
+
+
+def two_inputs(epochs: int, checkpoints: Checkpoints, best: BestWeights, resume: bool = False) -> TwoInputs:
+    random = np.random.default_rng(1)
+    features = {
+        name: random.normal(size=(24, size)).astype(np.float32) for name, size in (("a", 3), ("b", 5))
+    }
+    labels = random.normal(size=(24, 4)).astype(np.float32)
+    data = array_batches(features, labels, batch_size=8, seed=0)
+    keras.utils.set_random_seed(2)
+    model = TwoInputs()
+    model.compile(AdamW(0.01), "mse")
+    words = {"validation": data, "callbacks": [best], "checkpoints": checkpoints, "resume": resume}
+    fit(model, data, epochs=epochs, **words)
+    return model
+
+
+def test_a_subclass_of_two_inputs_resumes_and_keeps_its_best_weights(tmp_path) -> None:
+    def parts(name: str) -> tuple[Checkpoints, BestWeights]:
+        return Checkpoints(tmp_path / name), BestWeights(tmp_path / f"{name}.weights.h5")
+
+    whole = two_inputs(4, *parts("whole"))
+    two_inputs(2, *parts("part"))
+    again = two_inputs(4, *parts("part"), resume=True)
+    kept = TwoInputs()
+    kept({"a": np.zeros((1, 3)), "b": np.zeros((1, 5))})
+    kept.load_weights(tmp_path / "part.weights.h5")
+    for a, b, c in zip(whole.get_weights(), again.get_weights(), kept.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)  # the last epoch is the best here
