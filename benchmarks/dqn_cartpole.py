@@ -50,7 +50,7 @@ def side_ours(seed: int, logs: str, smoke: bool) -> dict[str, Any]:
     start = time.perf_counter()
     config = DqnSettings(seed=seed, **({"environment_steps": 1200} if smoke else {}))
     folder = create_run(logs, "dqn", ["benchmark"])
-    metrics = recipe.train(config, folder)
+    metrics = recipe.start(config, folder)
     seconds = time.perf_counter() - start
     curve = read_curve(folder.path)
     return {**metrics, "seconds": seconds, "import_seconds": imports, "curve": curve}
