@@ -152,7 +152,7 @@ def ours(sizes: dict, objective: str, dtype: str, **size):
     from karpa_tf.models import build_mlm_gru
     from karpa_tf.training.losses import SparseCrossEntropy
     from karpa_tf.training.optimizers import AdamW
-    from karpa_tf.training.step import SupervisedStep
+    from karpa_tf.training.supervised import SupervisedStep
 
     keras.utils.set_random_seed(0)
     model = build_mlm_gru(sizes["vocabulary"], objective=objective, dtype=dtype, **size)
@@ -395,7 +395,7 @@ def run_pipeline(sizes: dict) -> dict[str, float]:
     from karpa_tf.recipes.mlm_gru import MlmGruSettings
     from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.training import runtime
-    from karpa_tf.training.step import SupervisedStep
+    from karpa_tf.training.supervised import SupervisedStep
 
     config = MlmGruSettings(**(small_text() if sizes["smoke"] else {}))
     runtime.prepare(config)

@@ -43,7 +43,7 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     from karpa_tf.training import loop, runtime
     from karpa_tf.training.callbacks import BestWeights
     from karpa_tf.training.checkpoint import Checkpoints
-    from karpa_tf.training.step import SupervisedStep
+    from karpa_tf.training.supervised import SupervisedStep
 
     config = MlmGruSettings(deterministic=deterministic, **(small_text() if smoke else {}))
     runtime.prepare(config)

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlm_throughput import ROOT, has_bfloat16, peer_python, run_process
@@ -44,28 +45,28 @@ def train_ours(side: str, count: int) -> dict[str, float]:
 
     from karpa_tf.data.augmentation import image_batches
     from karpa_tf.recipe import find_recipe
-    from karpa_tf.recipes.cifar10_cnn import recipe as cifar10_cnn
     from karpa_tf.recipes.families import images as vision
-    from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
     from karpa_tf.training import SparseCrossEntropy, fit, runtime
 
     dataset, settings = side.split("_")
-    network = {"cifar10": cifar10_cnn.NETWORK, "mnist": mnist_mlp.NETWORK}[dataset]
-    recipe = find_recipe({"cifar10": "cifar10-cnn", "mnist": "mnist-mlp"}[dataset])
-    config = recipe.about.settings(**recipe.read_settings(settings))
-    runtime.prepare(config)  # type: ignore[arg-type]
-    x, y = random_images(count, config.image_size, network.channels)  # type: ignore[attr-defined]
+    found = find_recipe({"cifar10": "cifar10-cnn", "mnist": "mnist-mlp"}[dataset])
+    config: Any = found.about.settings(**found.read_settings(settings))
+    recipe: Any = found.load()
+    runtime.prepare(config)
+    x, y = random_images(count, config.image_size, recipe.channels)
     data = image_batches(
         x,
         y.astype(np.int32),
-        batch_size=config.batch_size,  # type: ignore[attr-defined]
+        batch_size=config.batch_size,
         seed=0,
-        augmentation=vision.augmentation(config),  # type: ignore[arg-type]
+        augmentation=vision.augmentation(config),
     )
-    model = network.build(config, x.shape[1:], 10, *vision.measure(x), config.precision)  # type: ignore[attr-defined]
+    mean, deviation = vision.measure(x)
+    standard = {"mean": mean, "deviation": deviation, "dtype": config.precision}
+    model = recipe.build(config, x.shape[1:], 10, **standard)
     epochs = 3
-    optimizer = vision.make_optimizer(config, model, epochs * data.steps_per_epoch)  # type: ignore[arg-type]
-    model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))  # type: ignore[attr-defined]
+    optimizer = vision.make_optimizer(config, model, epochs * data.steps_per_epoch)
+    model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))
 
     class Clock(keras.callbacks.Callback):
         seconds: list[float] = []  # noqa: RUF012
@@ -86,7 +87,7 @@ def train_ours(side: str, count: int) -> dict[str, float]:
                 begin = time.perf_counter()
             seen += images.shape[0] if number > 10 else 0
         result["pipeline"] = seen / (time.perf_counter() - begin)
-        peak = peak_convolution(config.precision == "mixed_bfloat16")  # type: ignore[attr-defined]
+        peak = peak_convolution(config.precision == "mixed_bfloat16")
         result["peak_gflops"] = peak
         result["gflops"] = result["images_per_second"] * gflop_per_image(model)
     return result

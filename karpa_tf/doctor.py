@@ -7,34 +7,16 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from karpa_tf.training.run_folder import environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-_MODULES = {
-    "tensorflow": "pip install karpa-tf",
-    "keras": "pip install 'keras~=3.15.0'",
-    "keras_hub": "pip install keras-nlp",
-    "tensorflow_text": "pip install 'tensorflow-text~=2.21.1', of TensorFlow's own minor release",
-    "tensorboard": "pip install tensorboard",
-    "tokenizers": "pip install tokenizers",
-    "safetensors": "pip install safetensors",
-    "sklearn": "pip install scikit-learn",
-    "matplotlib": "pip install matplotlib",
-    "seqeval": "pip install --use-pep517 seqeval",
-    "hassil": "pip install hassil",
-    "home_assistant_intents": "pip install home-assistant-intents",
-    "tensorflow_datasets": "pip install tensorflow-datasets",
-    "aiohttp": "pip install aiohttp",
-    "grpc": "pip install grpcio",
-    "grpc_health.v1.health": "pip install grpcio-health-checking",
-    "grpc_reflection.v1alpha.reflection": "pip install grpcio-reflection",
-    "orjson": "pip install orjson",
-    "prometheus_client": "pip install prometheus-client",
-    "tensorflow_serving.apis.predict_pb2": "pip install 'tensorflow-serving-api~=2.21.0'",
-}
+from karpa_tf.recipe import RecipeFolder, all_recipes
 
 
 def check(logs: str = "logs") -> dict[str, Any]:
@@ -51,12 +33,11 @@ def check(logs: str = "logs") -> dict[str, Any]:
         (3, 11) <= version[:2] < (3, 14),
         "use Python 3.11, 3.12 or 3.13",
     )
-    for module, mend in _MODULES.items():
-        add(*_imports(module), mend)
-    versions = environment()["versions"]
-    for package, minimum in (("tensorflow", "2.21"), ("keras", "3.15")):
-        found = versions[package] or "none"
-        add(f"{package} {found} (at least {minimum})", _at_least(found, minimum), "pip install -U karpa-tf")
+    for requirement, modules in _required():
+        add(*_package(requirement, modules), f"pip install '{requirement.name}{requirement.specifier}'")
+    for name, recipe in all_recipes().items():
+        add(*_attempt(f"recipe {name}", partial(_loads, recipe)), "reinstall the package that has it")
+    add(*_attempt("server", _server), "pip install --force-reinstall karpa-tf")
     if all(entry["ok"] for entry in checks):
         add(*_attempt("Keras runs on TensorFlow", _backend), "unset KERAS_BACKEND, or set it to tensorflow")
         add(*_attempt(_devices(), _multiply), "reinstall tensorflow: it cannot multiply two matrices")
@@ -71,17 +52,33 @@ def check(logs: str = "logs") -> dict[str, Any]:
     return {"ok": all(entry["ok"] for entry in checks), "checks": checks}
 
 
-def _imports(module: str) -> tuple[str, bool]:
+def _required() -> Iterator[tuple[Requirement, Sequence[str]]]:
+    """Yields what the installed karpa-tf requires on this Python, and the modules of each to import."""
+    modules: dict[str, list[str]] = {}
+    for module, packages in metadata.packages_distributions().items():
+        for package in packages:
+            modules.setdefault(canonicalize_name(package), []).append(module)
     try:
-        importlib.import_module(module)
+        required = metadata.requires("karpa-tf") or []
+    except metadata.PackageNotFoundError:
+        required = ["karpa-tf"]  # which is said to be missing then
+    for requirement in map(Requirement, required):
+        if not requirement.marker:
+            yield requirement, modules.get(canonicalize_name(requirement.name), [])
+        elif requirement.marker.evaluate({"extra": ""}):
+            # Of one Python alone: TF-Agents and its legacy Keras, which cannot be imported beside Keras 3.
+            yield requirement, []
+
+
+def _package(requirement: Requirement, modules: Sequence[str]) -> tuple[str, bool]:
+    try:
+        version = metadata.version(requirement.name)
+        for module in modules:
+            importlib.import_module(module)
     except Exception as error:  # a broken wheel can raise anything
-        return f"import {module}: {type(error).__name__}: {str(error).splitlines()[0][:100]}", False
-    return f"import {module}", True
-
-
-def _at_least(found: str, minimum: str) -> bool:
-    numbers = [int(part) for part in found.split(".")[:2] if part.isdecimal()]
-    return numbers >= [int(part) for part in minimum.split(".")]
+        return f"{requirement.name}: {type(error).__name__}: {' '.join(str(error).split())[:100]}", False
+    fits = requirement.specifier.contains(version, prereleases=True)
+    return f"{requirement.name} {version} ({requirement.specifier})", fits
 
 
 def _attempt(name: str, test: Callable[[], bool]) -> tuple[str, bool]:
@@ -89,6 +86,16 @@ def _attempt(name: str, test: Callable[[], bool]) -> tuple[str, bool]:
         return name, test()
     except Exception as error:  # whatever it is, it is what is off
         return f"{name}: {error}", False
+
+
+def _loads(recipe: RecipeFolder) -> bool:
+    return bool(recipe.load())
+
+
+def _server() -> bool:
+    import karpa_tf.serving.server  # and what speaks HTTP, gRPC and TensorFlow Serving's protos
+
+    return bool(karpa_tf.serving.server)
 
 
 def _backend() -> bool:

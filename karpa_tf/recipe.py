@@ -147,19 +147,6 @@ class Exported:
     lines: list[str] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, found: dict[str, Any]) -> Exported:
-        """Makes it of `{FORMAT: path, "signatures": ..., "lines": ...}` and further keys."""
-        rest = dict(found)
-        format = next(iter(rest))
-        return cls(
-            format=format,
-            path=rest.pop(format),
-            signatures=rest.pop("signatures"),
-            lines=rest.pop("lines", []),
-            more=rest,
-        )
-
 
 @dataclass(kw_only=True)
 class Explanation:
@@ -174,12 +161,6 @@ class Explanation:
     explanations: list[dict[str, Any]]
     lines: list[str]
     more: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, found: dict[str, Any]) -> Explanation:
-        """Makes it of `{"explanations": ..., "lines": ...}` and further keys."""
-        rest = dict(found)
-        return cls(explanations=rest.pop("explanations"), lines=rest.pop("lines"), more=rest)
 
 
 class Recipe(ABC, Generic[Settings]):

@@ -87,7 +87,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Given:
-    """Rows as they came, before it is known what they are for.
+    """Rows as they came, whatever they are for.
 
     Attributes:
         source: where from, for people.
@@ -343,26 +343,45 @@ def _as_cell(value: Any) -> Any:
     )
 
 
-def format(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields lines for people: a row's inputs, its one-value outputs, then lists with their scores."""
+def format(
+    inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]], shown: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yields lines for people: a row's inputs, then its outputs.
+
+    Args:
+        inputs: of the rows.
+        outputs: of the rows; of a label and its probabilities the largest one is shown.
+        shown: see `Signature`.
+    """
     for row, result in zip(inputs, outputs, strict=True):
         # An image that is no file is written as nested lists: too much for a line.
         yield "  ".join(str(value) if len(str(value)) < 2000 else "[...]" for value in row.values())
         if is_error(result):
             yield f"  {result['error']}"
-            continue
-        if "label" in result and "probabilities" in result:
+        elif not shown and {"label", "probabilities"} <= set(result):
             yield f"  {result['label']}  {max(result['probabilities']):.3f}"
-            continue
-        for name, value in result.items():
-            if name == "top_tokens":
-                for tokens, scores in zip(value, result["top_scores"], strict=True):
-                    pairs = [f"{t} {s:.3f}" for t, s in zip(tokens, scores, strict=True) if t]
-                    if pairs:
-                        yield "    " + "  ".join(pairs)
-            elif name == "tokens":
-                for token, tag, score in zip(value, result["tags"], result["scores"], strict=True):
-                    if token:
-                        yield f"  {token}\t{tag}\t{score:.3f}"
-            elif name not in ("top_scores", "tags", "scores", "masks", "words"):
-                yield f"  {value}"
+        else:
+            together = [names.split() for names in shown] if shown and result else [[name] for name in result]
+            for names in together:
+                if missing := set(names) - set(result):
+                    raise UserError(
+                        f"The signature shows {', '.join(sorted(missing))}; it must be among its outputs. "
+                        f"Received: {', '.join(result)}."
+                    )
+                columns = [result[name] for name in names]
+                yield from _side_by_side(columns) if len(columns) > 1 else [f"  {columns[0]}"]
+
+
+def _side_by_side(columns: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Yields a line an entry of lists of one length; of nested lists, a line of entries."""
+    for entries in zip(*columns, strict=True):
+        if isinstance(entries[0], list):
+            cells = [" ".join(map(_rounded, entry)) for entry in zip(*entries, strict=True) if entry[0] != ""]
+            if cells:
+                yield "    " + "  ".join(cells)
+        elif entries[0] != "":
+            yield "  " + "\t".join(map(_rounded, entries))
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

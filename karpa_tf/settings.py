@@ -184,7 +184,7 @@ def read_settings(path: Path, settings: type[RunSettings], recipe: str) -> dict[
 
 
 def check_format(path: Path, found: Any) -> None:
-    """Raises a UserError if a file of settings is of a layout that this version does not know."""
+    """Raises a UserError if a file of settings is of a layout that this version does not read."""
     if found not in range(1, FORMAT + 1):
         raise UserError(
             f"{path} has format {found}, and this version of karpa_tf reads up to {FORMAT}: open it with the "
@@ -220,7 +220,7 @@ def defaults_of(module: str) -> Callable[[type[_Class]], type[_Class]]:
 
 @dataclass(kw_only=True)
 class RunSettings(Fields):
-    """What every recipe can be told, supervised or not."""
+    """Settings that every recipe has, supervised or not."""
 
     seed: Seed = option(0, "Seed of the weights, masks, dropout and order of the examples.")
     deterministic: bool = option(
@@ -236,7 +236,7 @@ class RunSettings(Fields):
 
 @dataclass(kw_only=True)
 class TrainingSettings(RunSettings):
-    """What every supervised recipe can be told."""
+    """Settings that every supervised recipe has."""
 
     data: str = option("embedded", "What to train on: a file, a folder, tfds:NAME, or the default.")
     epochs: Count = option(10, "Passes over the training data.")

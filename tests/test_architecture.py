@@ -30,11 +30,12 @@ ARROWS = {
     "training": "errors lazy settings recipe data.batches private reports",
     "export": "errors lazy quiet",
     "serving": "errors settings",
+    "parser": "errors settings",
     "rows": "errors data recipe",
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
-    "doctor": "data.text training",
-    "cli": "settings recipe doctor errors export quiet rows serving training",
+    "doctor": "data.text recipe serving training",
+    "cli": "parser settings recipe doctor errors export quiet rows serving training",
     "__main__": "cli",
     "__init__": "",
 }

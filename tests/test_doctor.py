@@ -1,23 +1,51 @@
 from __future__ import annotations
 
+import importlib
+from importlib import metadata
+
+import pytest
+
 from karpa_tf import doctor
 
 
-def test_a_missing_package_is_named_with_its_mend(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(doctor._MODULES, "no_such_module", "pip install no-such-module")
-    report = doctor.check(str(tmp_path / "logs"))
-    assert report["ok"] is False
-    (wrong,) = [check for check in report["checks"] if not check["ok"]]
-    assert "no_such_module" in wrong["name"] and wrong["mend"] == "pip install no-such-module"
+@pytest.fixture
+def wrong(tmp_path):
+    """Returns a function that says what is wrong."""
+    return lambda: [check for check in doctor.check(str(tmp_path / "logs"))["checks"] if not check["ok"]]
 
 
-def test_an_old_version_is_noticed() -> None:
-    assert doctor._at_least("2.21.1", "2.21") and doctor._at_least("3.0", "2.21")
-    assert not doctor._at_least("2.20.0", "2.21") and not doctor._at_least("none", "2.21")
+def test_packages_that_are_missing_or_too_old_are_named_with_their_mend(wrong, monkeypatch) -> None:
+    required = ["no-such-package>=1.5", "numpy>=99", 'no-such-extra; extra == "dev"', "packaging>=20"]
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    missing, old = wrong()
+    assert "no-such-package" in missing["name"] and missing["mend"] == "pip install 'no-such-package>=1.5'"
+    assert old["name"] == f"numpy {metadata.version('numpy')} (>=99)"
+    assert old["mend"] == "pip install 'numpy>=99'"
 
 
-def test_logs_that_cannot_be_written_are_noticed(tmp_path) -> None:
+def test_a_package_that_cannot_be_imported_is_named_with_its_reason(wrong, monkeypatch) -> None:
+    def broken(name: str, *more, load=importlib.import_module):
+        if name == "tqdm":
+            raise ImportError("tqdm.so: undefined symbol")
+        return load(name, *more)
+
+    monkeypatch.setattr(metadata, "requires", lambda name: ["tqdm>=4"])
+    monkeypatch.setattr(importlib, "import_module", broken)
+    (only,) = wrong()
+    assert only["name"] == "tqdm: ImportError: tqdm.so: undefined symbol"
+
+
+def test_a_source_that_was_never_installed_is_one_line(wrong, monkeypatch) -> None:
+    def missing(name: str):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    monkeypatch.setattr(metadata, "version", missing)
+    (only,) = wrong()
+    assert only["name"].startswith("karpa-tf: ") and only["mend"] == "pip install 'karpa-tf'"
+
+
+def test_logs_that_cannot_be_written_are_noticed(wrong, tmp_path) -> None:
     (tmp_path / "logs").write_text("a file")
-    report = doctor.check(str(tmp_path / "logs"))
-    wrong = [check for check in report["checks"] if not check["ok"]]
-    assert len(wrong) == 1 and "give write access" in wrong[0]["mend"]
+    (only,) = wrong()
+    assert "give write access" in only["mend"]

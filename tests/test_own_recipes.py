@@ -34,8 +34,8 @@ ABOUT = replace(ABOUT, evaluate=MyEvaluateOptions)
 '''
 
 EVALUATE = """
-    def evaluate(self, folder, options):
-        found = super().evaluate(folder, options)
+    def evaluate(self, folder, options, step=None):
+        found = super().evaluate(folder, options, step)
         found.facts["shown"] = options.shown
         return found
 """

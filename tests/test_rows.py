@@ -264,6 +264,27 @@ def test_predict_keeps_what_it_was_given(classified, karpa, tmp_path) -> None:
     assert [row.get("label") for row in result.json["predictions"]] == ["music", None, "weather"]
 
 
-def test_people_are_not_shown_how_wide_an_answer_is() -> None:
-    outputs = {"filled_text": "a b", "top_tokens": [["b"]], "top_scores": [[0.5]], "masks": 1}
-    assert list(rows.format([{"text": "a [MASK]"}], [outputs])) == ["a [MASK]", "  a b", "    b 0.500"]
+FILLED = {"masks": 1, "filled_text": "a b", "top_scores": [[0.5, 0.25], [0.0, 0.0]]}
+FILLED["top_tokens"] = [["b", "c"], ["", ""]]
+TAGGED = {"scores": [0.5, 0.0], "tags": ["O", "O"], "tokens": ["Ada", ""], "words": 1}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shown", "lines"),
+    [
+        (FILLED, ["filled_text", "top_tokens top_scores"], ["  a b", "    b 0.500  c 0.250"]),
+        (TAGGED, ["tokens tags scores"], ["  Ada\tO\t0.500"]),
+        ({"label": "x", "probabilities": [0.25, 0.75]}, [], ["  x  0.750"]),
+        # By its shape this number could be the length of the list.
+        ({"action": 2, "q_values": [0.5, 1.0]}, [], ["  2", "  [0.5, 1.0]"]),
+        ({"error": "There is no image."}, ["label"], ["  There is no image."]),
+        ({}, ["label"], []),
+    ],
+)
+def test_what_people_see_of_outputs_is_the_signatures_say(outputs, shown, lines) -> None:
+    assert list(rows.format([{"text": "a"}], [outputs], shown)) == ["a", *lines]
+
+
+def test_a_signature_shows_outputs_that_there_are() -> None:
+    with pytest.raises(UserError, match=r"shows b; it must be among its outputs\. Received: a\."):
+        list(rows.format([{"text": "a"}], [{"a": 1}], ["a b"]))

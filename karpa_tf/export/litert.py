@@ -29,7 +29,7 @@ def export_litert(
     labels: np.ndarray,
     assets: Mapping[str, str],
     model_card: Callable[[str], str],
-) -> dict[str, Any]:
+) -> tuple[Path, dict[str, Any], str]:
     """Writes `to/NAME-litert/VERSION/model.tflite`: `image` float32 [1, ...] to `probabilities` float32.
 
     Args:
@@ -41,6 +41,9 @@ def export_litert(
         labels: their classes, int (n,).
         assets: text of files beside the model by name.
         model_card: makes Markdown, given what is to be said of size and accuracy.
+
+    Returns:
+        The file, its signatures, and a line that says its size and accuracy.
 
     Raises:
         UserError: the interpreter is not installed, the network has an op that LiteRT lacks, or the file does
@@ -83,7 +86,7 @@ def export_litert(
 
     files = {**assets, "model_card.md": model_card(note)}
     path = publish_file(content, "model.tflite", files, to, f"{name}-litert")
-    return {"litert": str(path), "signatures": _signatures(spec, expected, 1), "lines": [line]}
+    return path, _signatures(spec, expected, 1), line
 
 
 def publish_file(content: bytes, file: str, texts: Mapping[str, str], to: str | Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.errors import UserError
-from karpa_tf.export.signature import Signature
+from karpa_tf.export.signature import SHOWN, Signature
 
 
 def load_model(path: str | Path, name: str = "serving_default") -> Signature:
@@ -52,7 +53,8 @@ def load_signature(path: str | Path, name: str = "serving_default") -> Signature
 
     classes = concrete.structured_outputs.get("probabilities")
     names = _labels(Path(path) / "assets", None if classes is None else classes.shape[-1])
-    return Signature(function, inputs, resources=[model], names=names)
+    shown = _shown(Path(path) / "assets.extra" / SHOWN).get(name, [])
+    return Signature(function, inputs, resources=[model], names=names, shown=shown)
 
 
 def _defaults(path: Path, name: str) -> dict[str, tf.Tensor]:
@@ -142,6 +144,14 @@ def _labels(folder: Path, count: int | None) -> Sequence[str]:
     except (OSError, UnicodeDecodeError):
         return []
     return names if count is None or len(names) == count else []
+
+
+def _shown(path: Path) -> dict[str, list[str]]:
+    """Returns how outputs read in a terminal, by signature; nothing for a model that others have written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _not_loaded(path: str | Path, what: str, error: Exception) -> UserError:

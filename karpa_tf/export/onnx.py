@@ -32,7 +32,7 @@ def export_onnx(
     labels: np.ndarray,
     assets: Mapping[str, str],
     model_card: Callable[[str], str],
-) -> dict[str, Any]:
+) -> tuple[Path, dict[str, Any], str]:
     """Writes `to/NAME-onnx/VERSION/model.onnx`: `image` float32 [n, ...] to `probabilities` float32.
 
     Args:
@@ -45,6 +45,9 @@ def export_onnx(
         labels: their classes, int (n,).
         assets: text of files beside the model by name.
         model_card: makes Markdown, given what is to be said of size and accuracy.
+
+    Returns:
+        The file, its signatures, and a line that says its size and accuracy.
 
     Raises:
         UserError: onnx or onnxruntime is not installed, the network has a layer that has no counterpart here,
@@ -64,7 +67,7 @@ def export_onnx(
 
     files = {**assets, "model_card.md": model_card(note)}
     path = publish_file(content, "model.onnx", files, to, f"{name}-onnx")
-    return {"onnx": str(path), "signatures": _signatures(spec, expected, "n"), "lines": [line]}
+    return path, _signatures(spec, expected, "n"), line
 
 
 def to_onnx(model: keras.Model, flip: bool, grey: bool) -> bytes:

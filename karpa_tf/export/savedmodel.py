@@ -20,7 +20,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.export import arrays_file
-from karpa_tf.export.signature import Signature, stack
+from karpa_tf.export.signature import SHOWN, Signature, stack
 
 # Ops that tensorflow_text registers, and plain TensorFlow does not.
 _TEXT_OP = re.compile(
@@ -70,6 +70,8 @@ def export_savedmodel(
         extra = model / "assets.extra"
         extra.mkdir()
         write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
+        shown = {key: list(signature.shown) for key, signature in signatures.items()}
+        (extra / SHOWN).write_text(json.dumps(shown) + "\n", encoding="utf-8")
         (extra / "model_card.md").write_text(model_card + _how_to_load(model), encoding="utf-8")
         rows = _verify(signatures, model, model.parent, examples, tolerance)
         differs = [f"{name}: {line}" for name, seen in rows.items() for line in seen["differs"]]
@@ -257,9 +259,17 @@ def _publish(model: Path, parent: Path) -> Path:
 
 
 def concrete_function(signature: Signature) -> Any:
-    """Returns the signature's graph."""
+    """Returns the signature's graph. It refuses inputs of other shapes than the signature's.
+
+    Servers feed what a client sends without a look at its shape, and Keras reshapes what has as many values.
+    """
+
+    def checked(**tensors: tf.Tensor) -> Any:
+        shaped = {name: tf.ensure_shape(tensors[name], spec.shape) for name, spec in signature.inputs.items()}
+        return signature.function(**shaped)
+
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in signature.inputs.items()}
-    return tf.function(signature.function, autograph=False).get_concrete_function(**specs)
+    return tf.function(checked, autograph=False).get_concrete_function(**specs)
 
 
 def describe(signatures: Mapping[str, Signature]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from karpa_tf.errors import UserError
 
+# The file in a SavedModel's assets.extra that has the `shown` of its signatures.
+SHOWN = "shown.json"
+
 _AT_ONCE = 64
 
 
@@ -26,6 +29,8 @@ class Signature:
         resources: what else it holds: lookup tables, tokenizers.
         check: given the number of a row and the row, raises a `UserError` for one that makes no sense.
         names: the classes, in the order of the output `probabilities`.
+        shown: how outputs read in a terminal: a name, or several in one string, lists that are to stand side
+            by side, as `"tokens tags scores"`; `""` in the first list is padding. Empty: every output.
     """
 
     function: Callable[..., dict[str, tf.Tensor]]
@@ -34,6 +39,7 @@ class Signature:
     resources: Sequence[Any] = ()
     check: Callable[[int, Mapping[str, Any]], None] | None = None
     names: Sequence[str] = ()
+    shown: Sequence[str] = ()
 
     def predict(
         self,

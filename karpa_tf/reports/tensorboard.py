@@ -41,6 +41,7 @@ class TensorBoard(keras.callbacks.Callback):
         profile: first and last step that the profiler records, or None.
         tags: of figures by name, where they are not `batch/NAME` and `epoch/NAME`; what is not among them is
             not written.
+        rates: tags of counts among the figures, of which the change in a second is written.
         every: steps between two points of a curve.
         weights: returns arrays by tag to write histograms of; by default the model's trainable weights.
         weights_every: epochs between two histograms.
@@ -67,6 +68,7 @@ class TensorBoard(keras.callbacks.Callback):
         projector: Callable[[], tuple[Any, Labels]] | None = None,
         profile: tuple[int, int] | None = None,
         tags: Mapping[str, str] | None = None,
+        rates: Mapping[str, str] | None = None,
         every: int = _EVERY,
         weights: Callable[[], Mapping[str, Any]] | None = None,
         weights_every: int = 1,
@@ -87,12 +89,14 @@ class TensorBoard(keras.callbacks.Callback):
         self.projector = projector
         self.profile = profile
         self.tags = tags
+        self.rates = dict(rates or {})
         self.every = every
         self.weights = weights or self._model_weights
         self.weights_every = weights_every
         self.stage = f"{stage}/" if stage else ""
         self.begin = begin
         self.writes = writes
+        self._counts: dict[str, float] = {}
         self._profiling = False
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
@@ -169,10 +173,16 @@ class TensorBoard(keras.callbacks.Callback):
         if self.clock % self.every:
             return
         now = time.perf_counter()
-        speed = (self.clock - self._time_step) * self.units_per_step / (now - self._time)
+        seconds = now - self._time
+        speed = (self.clock - self._time_step) * self.units_per_step / seconds
         self._time, self._time_step = now, self.clock
         with self._write("train"):
             self._scalars("batch", logs or {})
+            for name, tag in self.rates.items():
+                count, before = (logs or {})[name], self._counts.get(name)
+                self._counts[name] = count
+                if before is not None:
+                    tf.summary.scalar(self.stage + tag, (count - before) / seconds, self.clock)
             if getattr(self.model, "optimizer", None) is not None:
                 rate = float(self.model.optimizer.learning_rate)
                 tf.summary.scalar(f"{self.stage}learning_rate", rate, self.clock)

@@ -287,7 +287,7 @@ def _keys(value: Mapping[str, Any]) -> list[str]:
 # --- Writing --------------------------------------------------------------------------------------
 
 # Values that are written in one step; the other threads get their turn in between.
-_STEP = 1 << 14
+_STEP = 1 << 12
 
 
 def encode_rows(outputs: Mapping[str, np.ndarray]) -> list[bytes]:
@@ -419,12 +419,12 @@ _FEW_VALUES = 1 << 12
 _FEW_BYTES = 1 << 16
 
 
-def is_little(outputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether an answer is written at once, so that a thread is not worth its way."""
-    if sum(array.size for array in outputs.values()) > _FEW_VALUES:
+def is_little(outputs: Mapping[str, np.ndarray], times: int = 1) -> bool:
+    """Whether an answer is written at once, so that a thread is not worth its way; or `times` as much."""
+    if sum(array.size for array in outputs.values()) > times * _FEW_VALUES:
         return False
     strings = (array for array in outputs.values() if array.dtype == object)
-    return sum(sum(map(len, array.flat)) for array in strings) <= _FEW_BYTES
+    return sum(sum(map(len, array.flat)) for array in strings) <= times * _FEW_BYTES
 
 
 def rows_of(arrays: Sequence[np.ndarray]) -> int | None:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from karpa_tf.serving import examples, proto_tensors, requests, safety
+from karpa_tf.serving import buffers, examples, proto_tensors, requests, safety
 from karpa_tf.serving.batching import Batcher, BatchLimits, RunReport
 from karpa_tf.serving.joining import Joining, decide, read_evidence
 from karpa_tf.serving.json_tensors import Arrays, Spec
@@ -26,6 +26,8 @@ from karpa_tf.serving.steadiness import is_steady
 
 # As many as TensorFlow Serving replays.
 _WARMUP_RECORDS = 1000
+# Bytes of an array from which on copying it takes long enough to be noticed.
+_LARGE = 1 << 18
 _INTERNAL = re.compile(r"\{\{(function_node|node) .*?\}\} ?|\[Op:\w+\]( name:.*)?$")
 
 
@@ -125,7 +127,7 @@ class _Graph:
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         """Takes and returns an array by name."""
-        tensors = [tf.constant(arrays[name], dtype) for name, dtype in self._inputs.items()]
+        tensors = [_tensor(arrays[name], dtype) for name, dtype in self._inputs.items()]
         results = tf.raw_ops.StatefulPartitionedCall(
             args=[*tensors, *self._variables], Tout=self._types, f=self._function.name
         )
@@ -355,6 +357,18 @@ def _plain(tensor: tf.Tensor) -> tf.Tensor:
     """What comes straight from `tf.shape` carries a type that TensorFlow refuses to return from an op."""
     # There and back, which TensorFlow does not take out again, as it does a zero that is added.
     return tf.cast(tf.cast(tensor, tf.int64), tf.int32) if tensor.dtype == tf.int32 else tensor
+
+
+def _tensor(array: np.ndarray, dtype: str) -> tf.Tensor:
+    """As `tf.constant`, which copies an array twice and holds Python's lock all the while."""
+    known = array.dtype.isbuiltin == 1 and array.dtype != object
+    # Strings are taken over one by one; numbers of 8 bits have no other way.
+    if array.nbytes < _LARGE or array.dtype.name != dtype or not (known or dtype == "bfloat16"):
+        return tf.constant(array, dtype)
+    # NumPy hands out the types that are its own; another's bits are told their type afterwards.
+    there = buffers.in_place(array if known else array.view(np.uint16))
+    tensor = tf.experimental.dlpack.from_dlpack(there.__dlpack__())
+    return tensor if known else tf.bitcast(tensor, dtype)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""The process that reads large requests: `python -m karpa_tf.serving.reader_process`.
+"""The process that reads large requests and writes large answers.
 
-Reads from standard input and answers on standard output, until the other end is closed. A request comes as
-two numbers, the sizes of header and body, and both of them; so does an answer.
+Started as `python -m karpa_tf.serving.reader_process`. Reads from standard input and answers on standard
+output, until the other end is closed. What is asked comes as two numbers, the sizes of a header and of all
+that follows it, and both of them; so does the answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import struct
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 SIZES = struct.Struct("<QQ")
@@ -38,24 +40,30 @@ def main() -> None:
     _without_tensorflow()
     import orjson
 
-    from karpa_tf.serving import requests
+    from karpa_tf.serving import answers, requests
     from karpa_tf.serving.examples import Limits
     from karpa_tf.serving.refusal import Refusal
 
     # What is parsed has no cycles, and a collection would look at millions of lists.
     gc.disable()
     source, target = sys.stdin.buffer, sys.stdout.buffer
-    while head := _exactly(source, SIZES.size):
-        sizes = SIZES.unpack(head)
+    while start := _exactly(source, SIZES.size):
+        sizes = SIZES.unpack(start)
         ask = orjson.loads(_exactly(source, sizes[0]))
-        body = _exactly(source, sizes[1])
+        given = [_exactly(source, size) for size in ask.get("sizes", sizes[1:])]
+        body = given[0]
         limits = Limits(ask["bytes"], ask["rows"])
         # Forty times a body and a gigabyte; whatever needs more is refused.
-        _limit_memory((1 << 30) + 40 * limits.bytes)
-        blocks: list[bytes] = []
+        _limit_memory((1 << 30) + 40 * max(limits.bytes, sizes[1]))
+        blocks: Sequence[bytes | memoryview] = []
         try:
-            if ask["api"] == "grpc":
-                question = requests.read_grpc(ask["kind"], body, limits)
+            if "tensors" in ask:
+                outputs = requests.unpack(ask, given, "").arrays
+                blocks = answers.write_rest(ask["api"], ask["by_rows"], ask["examples"], outputs)
+                header: dict[str, Any] = {"sizes": [sum(map(len, blocks))]}
+                del outputs
+            elif ask["api"] == "grpc":
+                header, blocks = requests.pack(requests.read_grpc(ask["kind"], body, limits))
             else:
                 signatures = {
                     name: ({key: (dtype, shape) for key, (dtype, shape) in inputs.items()}, optional)
@@ -64,15 +72,16 @@ def main() -> None:
                 question = requests.read_rest(
                     body, ask["encoding"], ask["api"], ask["model"], signatures, limits
                 )
-            header, blocks = requests.pack(question)
-            del question
+                header, blocks = requests.pack(question)
+                del question
         except Refusal as refusal:
             header = {"refusal": [refusal.code, refusal.message[:2000], refusal.http_status]}
         except (MemoryError, SystemError):  # orjson's word for it
-            header = {"refusal": ["RESOURCE_EXHAUSTED", "The request takes too much memory to read.", None]}
-        del body
-        text = orjson.dumps(header)
-        target.write(SIZES.pack(len(text), sum(map(len, blocks))) + text)
+            text = "The request takes too much memory to read, or to answer."
+            header = {"refusal": ["RESOURCE_EXHAUSTED", text, None]}
+        del body, given
+        head = orjson.dumps(header)
+        target.write(SIZES.pack(len(head), sum(map(len, blocks))) + head)
         for block in blocks:
             target.write(block)
         target.flush()

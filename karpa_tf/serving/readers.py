@@ -1,39 +1,45 @@
-"""Reads large requests in processes of their own, so that the event loop is never held.
+"""Reads large requests and writes large answers in processes of their own: the event loop is never held.
 
-A thread would not do: parsing and converting run in C, and keep every other thread of this process from
-running meanwhile, for seconds where a body has millions of numbers.
+A thread would not do: parsing, converting and writing run in C, and keep every other thread of this process
+from running meanwhile, for seconds where a body has millions of numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import queue
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
-from karpa_tf.serving import requests
+from karpa_tf.serving import buffers, requests
 from karpa_tf.serving.examples import Limits
+from karpa_tf.serving.json_tensors import Arrays
 from karpa_tf.serving.reader_process import SIZES
 from karpa_tf.serving.refusal import Refusal
 from karpa_tf.serving.requests import Question, Signatures
+
+Result = TypeVar("Result")
 
 # Seconds that reading may take where the client sets no deadline.
 _PATIENCE = 60.0
 # Of all requests that wait to be read, as many as this of the largest size.
 _LARGEST_BODIES = 16
+# Bytes of a pipe, as many as Linux allows everybody: whenever it is full, Python's lock changes hands.
+_PIPE = 1 << 20
 
 
 class Readers:
-    """Some processes that read, one request each at a time.
+    """Some processes that read and write, one request or answer each at a time.
 
     Args:
         count: how many.
@@ -75,32 +81,66 @@ class Readers:
         }
         return await self._read(ask, body, deadline)
 
+    async def write_rest(
+        self, api: str, by_rows: bool, rows: int, outputs: Arrays, deadline: float
+    ) -> list[memoryview]:
+        """As `answers.write_rest`; `deadline` in the event loop's time."""
+        ask = {"api": api, "by_rows": by_rows, "examples": rows}
+        size = sum(array.nbytes for array in outputs.values())
+        return await self._in_process(ask, outputs, size, deadline, lambda header, blocks: blocks)
+
     async def read_grpc(self, kind: str, message: bytes, deadline: float | None) -> Question:
         """As `requests.read_grpc`."""
         return await self._read({"api": "grpc", "kind": kind}, [message], deadline)
 
     async def _read(self, ask: dict[str, Any], body: Sequence[bytes], deadline: float | None) -> Question:
-        loop = asyncio.get_running_loop()
-        seconds = _PATIENCE if deadline is None else deadline - loop.time()
-        ask |= {"bytes": self._limits.bytes, "rows": self._limits.rows}
         size = sum(map(len, body))
         if self._held + size > _LARGEST_BODIES * self._limits.bytes:
             raise Refusal("RESOURCE_EXHAUSTED", "Too much is being sent at once; try again later.")
+        kind = ask.get("kind", "")
+        return await self._in_process(
+            ask, body, size, deadline, lambda header, blocks: requests.unpack(header, blocks, kind)
+        )
+
+    async def _in_process(
+        self,
+        ask: dict[str, Any],
+        given: Sequence[bytes] | Arrays,
+        size: int,
+        deadline: float | None,
+        finish: Callable[[Any, list[memoryview]], Result],
+    ) -> Result:
+        """Has a process do something; `finish` makes of its answer what is returned."""
+        loop = asyncio.get_running_loop()
+        seconds = _PATIENCE if deadline is None else deadline - loop.time()
+        ask |= {"bytes": self._limits.bytes, "rows": self._limits.rows}
         self._held += size
         try:
             # Also where all processes are busy with others.
             async with asyncio.timeout(seconds):
                 return await loop.run_in_executor(
-                    self._threads, self._ask, ask, body, time.monotonic() + seconds
+                    self._threads, self._ask, ask, given, time.monotonic() + seconds, finish
                 )
         except TimeoutError:
             raise _late() from None
         finally:
             self._held -= size
 
-    def _ask(self, ask: dict[str, Any], body: Sequence[bytes], end: float) -> Question:
+    def _ask(
+        self,
+        ask: dict[str, Any],
+        given: Sequence[bytes] | Arrays,
+        end: float,
+        finish: Callable[[Any, list[memoryview]], Result],
+    ) -> Result:
         if time.monotonic() >= end:
             raise _late()
+        body: Sequence[bytes | memoryview]
+        if isinstance(given, dict):
+            header, body = requests.pack(Question(given))
+            ask = header | ask
+        else:
+            body = given
         process = self._idle.get()
         try:
             header, blocks = process.ask(orjson.dumps(ask), body, end)
@@ -111,13 +151,14 @@ class Readers:
                 raise _late() from None
             if isinstance(error, (OSError, EOFError)):
                 raise Refusal(
-                    "RESOURCE_EXHAUSTED", "The request could not be read: it takes too much memory."
+                    "RESOURCE_EXHAUSTED",
+                    "The request could not be read, or not be answered: it takes too much memory.",
                 ) from None
             raise
         self._idle.put(process)
         if "refusal" in header:
             raise Refusal(*header["refusal"])
-        return requests.unpack(header, blocks, ask.get("kind", ""))
+        return finish(header, blocks)
 
     def _add(self) -> None:
         process = _Process()
@@ -154,8 +195,15 @@ class _Process:
             },
         )
         self.pid = self._process.pid
+        for pipe in (self._process.stdin, self._process.stdout):
+            # Refused where a user has many such pipes; then they stay as they are.
+            with contextlib.suppress(OSError):
+                if pipe:
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
-    def ask(self, header: bytes, body: Sequence[bytes], end: float) -> tuple[Any, list[bytearray]]:
+    def ask(
+        self, header: bytes, body: Sequence[bytes | memoryview], end: float
+    ) -> tuple[Any, list[memoryview]]:
         """Asks, and waits for the answer.
 
         Raises:
@@ -172,13 +220,12 @@ class _Process:
         answer = orjson.loads(self._exactly(size, end))
         return answer, [self._exactly(size, end) for size in answer.get("sizes", [])]
 
-    def _exactly(self, size: int, end: float) -> bytearray:
+    def _exactly(self, size: int, end: float) -> memoryview:
         target = self._process.stdout
         assert target is not None
         poll = select.poll()
         poll.register(target, select.POLLIN)
-        data = bytearray(size)
-        view = memoryview(data)
+        view = buffers.empty(size)
         place = 0
         while place < size:
             if not poll.poll(max(end - time.monotonic(), 0) * 1000):
@@ -187,7 +234,7 @@ class _Process:
             if not count:
                 raise EOFError
             place += count
-        return data
+        return view
 
     def close(self) -> None:
         """Ends it."""

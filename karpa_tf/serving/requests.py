@@ -7,7 +7,7 @@ functions. So this imports no TensorFlow; its protos alone are enough.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import classification_pb2, inference_pb2, predict_pb2, regression_pb2
 
-from karpa_tf.serving import examples, json_tensors, proto_tensors
+from karpa_tf.serving import examples, json_tensors, proto_tensors, tensor_types
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.json_tensors import Arrays, Spec
 from karpa_tf.serving.refusal import Refusal, invalid
@@ -27,6 +27,8 @@ Signatures = Mapping[str, tuple[Mapping[str, Spec], Collection[str]]]
 SMALL = 1 << 14
 # Bytes of tensors that any message may ask for, by lists that are repeated.
 _LARGEST_FROM_LITTLE = 1 << 24
+# Strings that are counted in one step.
+_STEP = 1 << 12
 # TensorFlow Serving takes gzip under both names, HTTP has deflate as well.
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
@@ -180,17 +182,27 @@ def taken_apart(kind: str, request: Any, limits: Limits) -> Question:
 # --- Between two processes ------------------------------------------------------------------------
 
 
-def pack(question: Question) -> tuple[dict[str, Any], list[bytes]]:
-    """Returns a header of plain values, and the bytes that belong to it."""
+def pack(question: Question) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    """Returns a header of plain values, and the bytes that belong to it.
+
+    Raises:
+        Refusal: a tensor is of a type that no request carries.
+    """
     left = question.message.SerializeToString() if question.message is not None else b""
-    blocks: list[bytes] = [left]
+    blocks: list[bytes | memoryview] = [left]
     tensors = []
     for name, array in question.arrays.items():
+        if tensor_types.of(array) is None:
+            raise Refusal("UNIMPLEMENTED", f'"{name}" is {array.dtype.name}, which is not served.')
         if array.dtype == object:
             strings = array.ravel().tolist()
-            blocks += [np.array([len(item) for item in strings], np.int64).tobytes(), b"".join(strings)]
+            lengths = np.empty(len(strings), np.int64)
+            for begin in range(0, len(strings), _STEP):  # other threads get their turn in between
+                lengths[begin : begin + _STEP] = [len(item) for item in strings[begin : begin + _STEP]]
+            blocks += [lengths.tobytes(), b"".join(strings)]
         else:
-            blocks += [array.tobytes()]
+            # Not copied, which would take Python's lock for as long.
+            blocks += [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data]
         tensors.append([name, proto_tensors.type_name(array), list(array.shape)])
     header = {
         "signature": question.signature,
@@ -201,7 +213,7 @@ def pack(question: Question) -> tuple[dict[str, Any], list[bytes]]:
     return header, blocks
 
 
-def unpack(header: Mapping[str, Any], blocks: list[bytearray], kind: str) -> Question:
+def unpack(header: Mapping[str, Any], blocks: Sequence[bytearray | memoryview], kind: str) -> Question:
     """Reverses `pack`."""
     message = MESSAGES[kind].FromString(bytes(blocks[0])) if kind in MESSAGES else None
     rest = iter(blocks[1:])

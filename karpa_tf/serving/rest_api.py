@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from karpa_tf.serving import examples, json_tensors, page, requests
+from karpa_tf.serving import answers, json_tensors, page, requests
 from karpa_tf.serving.access import Tokens
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.json_tensors import is_little, rows_of
@@ -34,6 +34,8 @@ _INT64_MAX = 2**63 - 1
 
 # Bytes up to which an answer is sent as one piece.
 _WHOLE = 1 << 18
+# Times what is written in the event loop a thread writes; what is larger is written by another process.
+_IN_A_THREAD = 16
 
 # Of all bodies that are held at one time, as many as this of the largest size.
 _LARGEST_BODIES = 16
@@ -117,6 +119,7 @@ class RestApi:
         self._in_flight = 0
         self._held_bytes = 0
         self._drained: asyncio.Future[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers one request. Nothing that it brings raises an error here or is logged."""
@@ -190,7 +193,8 @@ class RestApi:
                 )
             return response
         if path == self._metrics_path:
-            text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
+            async with self._one_at_a_time:  # each more thread that writes makes the loop wait longer
+                text = await asyncio.get_running_loop().run_in_executor(self._workers, self._observer.metrics)
             return web.Response(body=text, content_type="text/plain")
         if path == "/" and request.method in ("GET", "HEAD"):
             return page.respond(self._registry, self._observer, f"{request.scheme}://{request.host}")
@@ -296,16 +300,16 @@ class RestApi:
         outputs = await signature.batcher.submit(arrays, deadline)
         self._observer.answered(call, outputs)
 
-        def encode() -> list[bytes]:
-            if call.api == "predict":
-                write = json_tensors.encode_rows if question.by_rows else json_tensors.encode_columns
-                return write(outputs)
-            return _results(call.api, outputs, len(arrays["inputs"]))
-
+        rows = len(arrays["inputs"]) if call.api != "predict" else 0
+        parts: Sequence[bytes | memoryview]
         if is_little(outputs):
-            parts = encode()
+            parts = answers.write_rest(call.api, question.by_rows, rows, outputs)
+        elif is_little(outputs, _IN_A_THREAD):
+            parts = await loop.run_in_executor(
+                self._workers, answers.write_rest, call.api, question.by_rows, rows, outputs
+            )
         else:
-            parts = await loop.run_in_executor(self._workers, encode)
+            parts = await self._readers.write_rest(call.api, question.by_rows, rows, outputs, deadline)
         if sum(map(len, parts)) <= _WHOLE:
             return web.Response(body=b"".join(parts), content_type="application/json")
         return await _in_parts(request, parts, call, _CORS if self._cors else {})
@@ -340,20 +344,8 @@ class RestApi:
         return chunks
 
 
-def _results(api: str, outputs: json_tensors.Arrays, rows: int) -> list[bytes]:
-    results: list[Any]
-    if api == "classify":
-        classified = examples.to_classifications(outputs, rows)
-        results = [
-            [[entry.label, entry.score] for entry in row.classes] for row in classified.classifications
-        ]
-    else:
-        results = [entry.value for entry in examples.to_regressions(outputs, rows).regressions]
-    return [orjson.dumps({"results": results})]
-
-
 async def _in_parts(
-    request: web.BaseRequest, parts: list[bytes], call: Call, headers: Mapping[str, str]
+    request: web.BaseRequest, parts: Sequence[bytes | memoryview], call: Call, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     """Sends a large answer piece by piece, no faster than the client takes it."""
     call.bytes_out = sum(map(len, parts))
@@ -366,6 +358,8 @@ async def _in_parts(
     for part in parts:
         for begin in range(0, len(part), _WHOLE):
             await response.write(memoryview(part)[begin : begin + _WHOLE])
+            # A client that reads as fast as this writes would have the loop to itself.
+            await asyncio.sleep(0)
     await response.write_eof()
     return response
 

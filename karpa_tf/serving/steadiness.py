@@ -15,14 +15,14 @@ _STEADY = _names(
     """
     Abs Acos Add AddN AddV2 All Any ArgMax ArgMin Asin AsString Atan AvgPool BatchMatMul BatchMatMulV2
     BatchMatMulV3 BiasAdd Cast Ceil ClipByValue ConcatV2 Const Conv2D Cos Cosh DepthwiseConv2dNative Div
-    DivNoNan Elu Equal Erf Exp ExpandDims Expm1 Floor FloorDiv FloorMod FusedBatchNormV3 Gather GatherNd
-    GatherV2 Greater GreaterEqual HashTableV2 Identity IdentityN InvertPermutation IsFinite IsInf IsNan
-    L2Loss LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr LookupTableFindV2
-    LookupTableSizeV2 MatMul Max MaxPool Maximum Mean Min Minimum Mul MulNoNan Neg NoOp NotEqual OnesLike
-    Pack PartitionedCall Placeholder Pow Prod Rank ReadVariableOp RealDiv Reciprocal Relu Relu6 Reshape
-    ResourceGather ResourceGatherNd ReverseV2 Round Rsqrt Select SelectV2 Selu Shape ShapeN Sigmoid Sign Sin
-    Sinh Size Slice Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference Squeeze
-    StatefulPartitionedCall StopGradient StridedSlice StringJoin StringLength StringLower
+    DivNoNan Elu EnsureShape Equal Erf Exp ExpandDims Expm1 Floor FloorDiv FloorMod FusedBatchNormV3 Gather
+    GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity IdentityN InvertPermutation IsFinite IsInf
+    IsNan L2Loss LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr
+    LookupTableFindV2 LookupTableSizeV2 MatMul Max MaxPool Maximum Mean Min Minimum Mul MulNoNan Neg NoOp
+    NotEqual OnesLike Pack PartitionedCall Placeholder Pow Prod Rank ReadVariableOp RealDiv Reciprocal Relu
+    Relu6 Reshape ResourceGather ResourceGatherNd ReverseV2 Round Rsqrt Select SelectV2 Selu Shape ShapeN
+    Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference
+    Squeeze StatefulPartitionedCall StopGradient StridedSlice StringJoin StringLength StringLower
     StringToHashBucketFast StringUpper Sub Sum Tan Tanh TopKV2 Transpose Unpack Xdivy Xlogy ZerosLike
     """
 )

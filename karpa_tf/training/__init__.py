@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
     from karpa_tf.training.evaluation import evaluate as evaluate
+    from karpa_tf.training.fit import fit as fit
     from karpa_tf.training.loop import Stage as Stage
-    from karpa_tf.training.loop import fit as fit
     from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
     from karpa_tf.training.optimizers import SGD as SGD
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from karpa_tf.training.run import Run as Run
     from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
     from karpa_tf.training.step import Step as Step
-    from karpa_tf.training.step import SupervisedStep as SupervisedStep
+    from karpa_tf.training.supervised import SupervisedStep as SupervisedStep
 else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
@@ -29,11 +29,13 @@ else:  # a type checker would take any name for one of these
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
             ".evaluation": "evaluate",
-            ".loop": "Stage fit train",
+            ".fit": "fit",
+            ".loop": "Stage train",
             ".losses": "SparseCrossEntropy",
             ".optimizers": "SGD AdamW",
             ".run": "Run",
             ".schedule": "WarmupThenDecay",
-            ".step": "Step SupervisedStep",
+            ".step": "Step",
+            ".supervised": "SupervisedStep",
         },
     )

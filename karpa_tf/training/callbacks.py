@@ -15,12 +15,12 @@ from karpa_tf.errors import writing
 class BestWeights(keras.callbacks.Callback):
     """Keeps the weights of the best epoch in a file, and stops when no better one comes.
 
-    The file is written when the checkpoint is (`get_state`), so that both always tell the same story,
+    The file is written when the checkpoint is (`get_state`), so that both are always of the same step,
     and at the end.
 
     Args:
         path: a `.weights.h5` file; it is there whole or not at all.
-        monitor: the figure to judge by, e.g. `val_loss`.
+        monitor: the figure that decides, e.g. `val_loss`.
         mode: whether it should be small (`min`) or large (`max`).
         patience: epochs without a better one before training stops; 0 never stops.
         last: keep the last epoch's weights instead, whatever their figure.
@@ -112,7 +112,7 @@ class BestWeights(keras.callbacks.Callback):
         if not self.writes:
             self._weights = None
         if self._weights is None:
-            # Stopped before the first epoch was judged: what there is, is the best there is.
+            # Stopped before the first epoch was evaluated: what there is, is the best there is.
             if self.best is None and self.writes:
                 self._save()
             return

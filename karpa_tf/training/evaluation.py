@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from karpa_tf import private
 from karpa_tf.data.batches import Batches
-from karpa_tf.training.step import Figures, Metric, all_reduce, any_replica, loss_and_sums
+from karpa_tf.training.step import Figures, all_reduce, any_replica
+from karpa_tf.training.supervised import Metric, loss_and_sums
 
 
 class Outputs:

@@ -1,4 +1,4 @@
-"""The run folder `logs/<recipe>/<run>/`: what a run was told, what it reached, and where its files are.
+"""The run folder `logs/<recipe>/<run>/`: the settings of a run, what it reached, and where its files are.
 
 config.yaml         every field; loads again with `--config`
 command.txt         the command line that started the run
@@ -100,7 +100,7 @@ class RunFolder:
         """Returns the run's settings; a field that an older version did not have gets its default.
 
         Raises:
-            UserError: config.yaml is damaged, or holds fields or values that this version does not know.
+            UserError: config.yaml is damaged, or holds fields or values that this version does not have.
         """
         values = self.read_config()
         known = types_of(config)

@@ -72,7 +72,7 @@ def fast_bfloat16() -> bool:
 def bfloat16_is_broken() -> bool:
     """Whether TensorFlow would crash in bfloat16 arithmetic on the CPU.
 
-    On a CPU with AVX-512 it hands that to oneDNN, which has none where it is told to use less.
+    On a CPU with AVX-512 it hands that to oneDNN, which has none where a setting takes AVX-512 away.
     """
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if tf.config.list_physical_devices("GPU") or "avx512f" not in _cpu_flags():

@@ -13,11 +13,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 
 from karpa_tf.errors import UserError
 from karpa_tf.export import verify
-from karpa_tf.export.savedmodel import export_savedmodel
+from karpa_tf.export.savedmodel import concrete_function, export_savedmodel, write_savedmodel
 from karpa_tf.export.signature import Signature
+from karpa_tf.serving.steadiness import is_steady
 
 ROWS = [{"x": [1.0, 2.0]}, {"x": [3.0, 4.0]}, {"x": [5.0, 6.0]}]
 
@@ -52,6 +54,43 @@ def test_versions_rise_and_answer_alike(dense, tmp_path) -> None:
     np.testing.assert_allclose(loaded(x=tf.constant(x))["y"], dense(x), atol=1e-6)
     assert (first / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
     assert sorted(p.name for p in (tmp_path / "dense").iterdir()) == ["1", "2", "41", "42"]
+
+
+def fed_by_a_server(path, **arrays):
+    """Runs `serving_default` as a server does: in C++, where nobody compares shapes with the signature's."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+        definition = graph.signature_def["serving_default"]
+        options = config_pb2.CallableOptions(
+            feed=[definition.inputs[name].name for name in arrays], fetch=[definition.outputs["y"].name]
+        )
+        (y,) = session._make_callable_from_options(options)(*arrays.values())
+        return y
+
+
+def test_the_graph_refuses_shapes_that_are_not_the_signatures(tmp_path) -> None:
+    layer = keras.layers.Dense(3)
+    layer.build((None, 6))
+    images = Signature(
+        # As a layer that flattens does: as many values are all that it asks for.
+        lambda image, shift: {"y": layer(tf.reshape(image, [-1, 6])) + shift[:, None]},
+        {"image": tf.TensorSpec([None, 2, 3], tf.float32), "shift": tf.TensorSpec([None], tf.float32)},
+        variables=layer.variables,
+    )
+    write_savedmodel({"serving_default": images}, tmp_path / "1", {})
+    image, shift = np.arange(12, dtype=np.float32).reshape(2, 2, 3), np.zeros(2, np.float32)
+    expected = layer(image.reshape(2, 6)).numpy()
+    np.testing.assert_allclose(fed_by_a_server(tmp_path / "1", image=image, shift=shift), expected, atol=1e-5)
+    for shape in ([2, 6], [2, 3, 2], [4, 3], [2, 1, 6], [2, 2, 3, 1], [1, 2, 6], [12]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected shape \[\?,2,3\]"):
+            fed_by_a_server(tmp_path / "1", image=image.reshape(shape), shift=shift)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected shape \[\?\]"):
+        fed_by_a_server(tmp_path / "1", image=image, shift=shift[:, None])
+
+
+def test_looking_at_shapes_does_not_make_a_model_slow(dense) -> None:
+    """It is among what a server runs without a thread."""
+    assert is_steady(concrete_function(signature(dense)).graph.as_graph_def())
 
 
 def test_the_check_calls_nothing_of_karpa_tf_or_keras(dense, tmp_path) -> None:

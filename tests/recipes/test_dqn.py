@@ -19,7 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.recipe import find_recipe
-from karpa_tf.recipes.dqn import DqnSettings
+from karpa_tf.recipes.dqn import DqnExportOptions, DqnSettings, training
 from karpa_tf.recipes.dqn import recipe as dqn
 from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder
@@ -51,7 +51,7 @@ def test_the_best_policy_is_kept_and_not_the_last(balanced) -> None:
             state = json.loads(file["state"].tobytes())
             if int(path.stem.split("-")[1]) == metrics["best_step"]:
                 kept = [file[f"{index:05d}"] for index in range(6)]
-    assert state["best"]["step"] <= metrics["best_step"]
+    assert state["callbacks"][2]["step"] <= metrics["best_step"]
     _, model = dqn.open_model(RunFolder(balanced))
     for mine, weights in zip(model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(mine, weights)
@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_to_the_bit_as_if_never_stopped(balanced, tmp_path) -
     paths = sorted((run / "checkpoints").glob("step-*.npz"))
     middle = len(paths) // 2
     with np.load(paths[middle]) as file:
-        best = json.loads(file["state"].tobytes())["best"]
+        best = json.loads(file["state"].tobytes())["callbacks"][2]
     for path in paths[middle + 1 :]:
         path.unlink()
     (run / "metrics.json").unlink()
@@ -165,10 +165,10 @@ def test_export_without_legacy_keras(balanced, tmp_path) -> None:
     """In this process, whose TensorFlow came with Keras 3."""
     folder = RunFolder(balanced)
     with pytest.raises(UserError, match="set TF_USE_LEGACY_KERAS=1"):
-        dqn.export(folder, tmp_path, force=True)
+        dqn.Dqn().export(folder, DqnExportOptions(to=str(tmp_path), force=True))
     assert not list(tmp_path.iterdir())
-    result = dqn.export(folder, tmp_path, force=True, policy_saver=False)
-    assert result["savedmodel"] == str(tmp_path / "dqn" / "1")
+    options = DqnExportOptions(to=str(tmp_path), force=True, policy_saver=False)
+    assert dqn.Dqn().export(folder, options).path == str(tmp_path / "dqn" / "1")
 
 
 def test_training_in_a_process_with_keras_3_is_one_sentence(karpa, tmp_path) -> None:
@@ -346,7 +346,7 @@ def test_a_run_of_before_first_action_was_written_asks_the_environment(
 
 def test_errors_of_tensorflow_are_told_apart() -> None:
     def explained(message: str) -> Exception:
-        return dqn._explained(tf.errors.InvalidArgumentError(None, None, message), "Line-v0", 7)
+        return training.explained(tf.errors.InvalidArgumentError(None, None, message), "Line-v0", 7)
 
     diverged = explained("Graph execution error:\n\nLoss is inf or nan. : Tensor had NaN values\n [[node]]")
     assert isinstance(diverged, Diverged) and "The loss is not a number after 7 environment" in str(diverged)
@@ -357,14 +357,14 @@ def test_errors_of_tensorflow_are_told_apart() -> None:
     assert isinstance(failed, UserError) and not isinstance(failed, Diverged)
     assert str(failed) == "--env: Line-v0 failed after 7 environment steps: ValueError: no motor."
     other = tf.errors.InvalidArgumentError(None, None, "Incompatible shapes: [2] vs. [3]")
-    assert dqn._explained(other, "Line-v0", 7) is other
+    assert training.explained(other, "Line-v0", 7) is other
 
 
 @pytest.mark.slow
 def test_export_where_tf_agents_is_not_installed(balanced, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(dqn, "has_tf_agents", lambda: False)
-    result = dqn.export(RunFolder(balanced), tmp_path, force=True)
-    assert result["savedmodel"] == str(tmp_path / "dqn" / "1") and "policy_saver" not in result
-    assert result["lines"] == [
+    result = dqn.Dqn().export(RunFolder(balanced), DqnExportOptions(to=str(tmp_path), force=True))
+    assert result.path == str(tmp_path / "dqn" / "1") and "policy_saver" not in result.more
+    assert result.lines == [
         "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
     ]

@@ -18,9 +18,8 @@ from karpa_tf.recipes.bert_classifier.recipe import BertClassifier
 from karpa_tf.recipes.bert_tagger import BertTaggerSettings
 from karpa_tf.recipes.bert_tagger.recipe import BertTagger
 from karpa_tf.recipes.families import folds
-from karpa_tf.recipes.families import images as vision
 from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
-from karpa_tf.recipes.mnist_mlp import recipe as mnist_mlp
+from karpa_tf.recipes.mnist_mlp.recipe import MnistMlp
 from tests.conftest import (
     BERT_TINY,
     TINY_DIGITS,
@@ -78,15 +77,11 @@ def test_every_kind_of_data_is_tested_on_once(data) -> None:
         not {s.words for s in splits["train"]} & mine for splits, mine in zip(sentences, words, strict=True)
     )
     images = {"data": str(data / "digits.npz"), "folds": 3, "image_size": 10}
-    pictures = [
-        vision.open_data(mnist_mlp.NETWORK, MnistMlpSettings(**images, fold=fold)) for fold in (1, 2, 3)
-    ]
+    pictures = [MnistMlp().open_data(MnistMlpSettings(**images, fold=fold)) for fold in (1, 2, 3)]
     assert sum(len(d.splits["test"]) for d in pictures) + len(pictures[0].splits["validation"]) == 120
     assert len({d.fingerprint for d in pictures}) == 3
     with pytest.raises(UserError, match=r"--folds tests on all rows in turn, and .* brings a test split"):
-        vision.open_data(
-            mnist_mlp.NETWORK, MnistMlpSettings(**images | {"data": str(data / "with_test.npz")}, fold=1)
-        )
+        MnistMlp().open_data(MnistMlpSettings(**images | {"data": str(data / "with_test.npz")}, fold=1))
 
 
 @pytest.mark.parametrize(("count", "fold"), [(1, 0), (3, 4), (0, 1)])

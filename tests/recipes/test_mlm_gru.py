@@ -16,8 +16,9 @@ import yaml
 
 from karpa_tf.errors import UserError
 from karpa_tf.models import build_mlm_gru
-from karpa_tf.recipes.mlm_gru import MlmGruSettings
-from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
+from karpa_tf.recipes.mlm_gru import MlmGruExportOptions, MlmGruSettings
+from karpa_tf.recipes.mlm_gru.fill_mask import FillMask
+from karpa_tf.recipes.mlm_gru.recipe import MlmGru, open_model
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.wordpiece import SPECIAL, WordPiece
 from tests.conftest import TINY, make_text
@@ -46,8 +47,8 @@ def test_a_runs_config_trains_again_to_the_same_weights(trained, karpa, tmp_path
     result = karpa("train", "mlm-gru", "--config", trained / "config.yaml", "--logs", tmp_path, "--json")
     assert result.status == 0
     again = RunFolder(tmp_path / "mlm-gru" / "1")
-    _, _, model = mlm_gru.open_model(again)
-    _, _, before = mlm_gru.open_model(RunFolder(trained))
+    _, _, model = open_model(again)
+    _, _, before = open_model(RunFolder(trained))
     for a, b in zip(model.get_weights(), before.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert set(result.json) == {"run", "metrics"}
@@ -87,7 +88,7 @@ def test_evaluate_reads_every_row_of_other_data(trained, karpa, tmp_path) -> Non
     assert report["metrics"]["top1_accuracy"] > report["baselines"]["unigram"]["top1_accuracy"]
     path.write_text("日本語のテキスト" * 30, encoding="utf-8")
     result = karpa("evaluate", trained, "--data", path)
-    assert result.status == 2 and "knows no piece of" in result.err
+    assert result.status == 2 and "has no piece of" in result.err
 
 
 def test_evaluate_notices_that_the_text_has_changed(trained, karpa, tmp_path) -> None:
@@ -165,10 +166,10 @@ def test_a_csv_without_the_column(trained, karpa, tmp_path) -> None:
 WORDS = WordPiece([*SPECIAL, *(f"w{i}" for i in range(40)), "##x", "."])
 
 
-def make_fill(length: int = 8, objective: str = "every", top_k: int = 3) -> mlm_gru.FillMask:
+def make_fill(length: int = 8, objective: str = "every", top_k: int = 3) -> FillMask:
     keras.utils.set_random_seed(3)
     model = build_mlm_gru(len(WORDS), embedding_size=8, units=8, objective=objective)
-    return mlm_gru.FillMask(model, WORDS, length, top_k)
+    return FillMask(model, WORDS, length, top_k)
 
 
 @pytest.mark.parametrize("objective", ["every", "masked"])
@@ -215,9 +216,9 @@ def test_top_k_must_fit_the_vocabulary() -> None:
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     to = tmp_path_factory.mktemp("savedmodels")
-    result = mlm_gru.export(RunFolder(trained), to, top_k=4)
-    assert result["savedmodel"] == str(to / "mlm-gru" / "1")
-    assert result["signatures"]["serving_default"]["inputs"] == {"text": "string [n]"}
+    result = MlmGru().export(RunFolder(trained), MlmGruExportOptions(to=str(to), top_k=4))
+    assert (result.format, result.path) == ("savedmodel", str(to / "mlm-gru" / "1"))
+    assert result.signatures["serving_default"]["inputs"] == {"text": "string [n]"}
     return to / "mlm-gru" / "1"
 
 
@@ -227,7 +228,7 @@ def test_the_savedmodel_is_complete_and_small(exported, trained) -> None:
     card = (exported / "assets.extra" / "model_card.md").read_text()
     figures = json.loads((trained / "metrics.json").read_text())
     assert f"{figures['top1_accuracy']:.4g}" in card and "bigram" in card
-    _, _, model = mlm_gru.open_model(RunFolder(trained))
+    _, _, model = open_model(RunFolder(trained))
     weights = sum(w.nbytes for w in model.get_weights())
     assert os.path.getsize(exported / "variables" / "variables.data-00000-of-00001") < weights + 4096
 
@@ -239,6 +240,13 @@ def test_the_savedmodel_answers_as_the_run_does(exported, trained, karpa) -> Non
     assert served["filled_text"] == python["filled_text"]
     assert served["top_tokens"] == [row[:4] for row in python["top_tokens"]]
     np.testing.assert_allclose(served["top_scores"], [r[:4] for r in python["top_scores"]], atol=1e-5)
+    said, filled, *masks = karpa("predict", exported, text).out.splitlines()
+    assert [said, filled] == [text, f"  {served['filled_text']}"]
+    pairs = [
+        "  ".join(f"{token} {score:.3f}" for token, score in zip(*row, strict=True))
+        for row in zip(served["top_tokens"], served["top_scores"], strict=True)
+    ]
+    assert masks == [f"    {row}" for row in pairs]
 
 
 def test_the_warm_up_file_holds_requests(exported) -> None:

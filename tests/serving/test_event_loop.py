@@ -17,25 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+from aiohttp import web
 from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from karpa_tf.serving import (
+    buffers,
     examples,
     grpc_api,
     json_tensors,
     log_writer,
+    model,
     proto_tensors,
     registry,
     requests,
     rest_api,
+    tensor_types,
 )
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.privacy import describe_inputs, redact
 from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
+from karpa_tf.serving.requests import Question
 from karpa_tf.serving.steadiness import is_steady
 from tests.serving.conftest import SECONDS, Running, until
 
@@ -137,6 +143,134 @@ def test_a_large_answer_is_not_written_in_the_loop(server, pool, monkeypatch) ->
     assert server.status()["3"] == "AVAILABLE"
     go.set()
     assert answer.result(SECONDS).json == {"predictions": [n + 3 for n in range(10_000)]}
+
+
+def test_metrics_are_written_by_one_thread_at_a_time(server, pool, monkeypatch) -> None:
+    """Each more that holds Python's lock again and again makes the loop wait longer at every turn."""
+    go = threading.Event()
+    entered = []
+    metrics = server.server._observer.metrics
+
+    def held() -> bytes:
+        entered.append(threading.get_ident())
+        assert go.wait(SECONDS)
+        return metrics()
+
+    monkeypatch.setattr(server.server._observer, "metrics", held)
+    answers = [pool.submit(server.get, "/monitoring/prometheus/metrics") for _ in range(3)]
+    try:
+        until(lambda: server.server._api._in_flight == 3 and entered, "all three have come")
+        others_are_answered(server)
+        assert len(entered) == 1
+    finally:
+        go.set()
+    assert all(b"request_count" in answer.result(SECONDS).body for answer in answers)
+    assert len(entered) == 3
+
+
+class Spread(tf.Module):
+    """Small requests whose answers are large: each number is followed by `WIDE` larger ones."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    def spread(self, x):
+        return {"y": x[:, None] + tf.range(WIDE, dtype=tf.float32)}
+
+
+WIDE = 40_000
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("spread")
+    module = Spread()
+    tf.saved_model.save(module, str(folder / "spread" / "1"), signatures={"serving_default": module.spread})
+    with Running(folder) as running:
+        yield running
+
+
+def test_a_huge_answer_is_not_written_in_this_process(spread, pool) -> None:
+    """Threads that write hold Python's lock again and again, and the loop waits for it at every turn."""
+    pids = readers_of(spread).pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = pool.submit(spread.post, "/v1/models/spread:predict", {"instances": [0.0, 0.5]})
+        until(lambda: readers_of(spread)._held, "the answer is to be written")
+        spread.call(turn())
+        assert spread.post("/v1/models/nope:predict", {"instances": [1]}).status == 404
+        assert not answer.done()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    rows = answer.result(SECONDS).json["predictions"]
+    assert rows == [list(range(WIDE)), [n + 0.5 for n in range(WIDE)]]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])  # 40,000 values are written by a thread
+def test_answers_are_the_same_whoever_writes_them(spread, rows: int) -> None:
+    x = [float(n) for n in range(rows)]
+    expected = [[n + k for k in range(WIDE)] for n in x]
+    for ask, key in (("instances", "predictions"), ("inputs", "outputs")):
+        assert spread.post("/v1/models/spread:predict", {ask: x}).json == {key: expected}
+
+
+def test_others_have_a_turn_after_each_piece_of_an_answer(spread, monkeypatch) -> None:
+    """Also where the client takes every piece at once, so that no write waits for it."""
+    turns = [0]
+    written: list[tuple[int, int]] = []
+
+    async def write(self: web.StreamResponse, data: Any) -> None:
+        written.append((turns[0], len(data)))
+        assert self._payload_writer is not None
+        await self._payload_writer.write(data, drain=False)
+
+    async def count() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns[0] += 1
+
+    async def begin() -> asyncio.Task[None]:
+        return asyncio.ensure_future(count())
+
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    counting = spread.call(begin())
+    answer = spread.post("/v1/models/spread:predict", {"instances": [0.0] * 8})
+    spread.loop.call_soon_threadsafe(counting.cancel)
+    assert len(answer.json["predictions"]) == 8
+    at = [turn for turn, _ in written]
+    assert len(at) > 4 and len(set(at)) == len(at)
+    assert max(size for _, size in written) <= rest_api._WHOLE
+
+
+@pytest.mark.parametrize("name", [name for name in tensor_types.BY_NAME if name != "string"])
+def test_a_large_tensor_is_taken_where_it_lies(name: str) -> None:
+    """`tf.constant` would copy it twice, and hold Python's lock all the while."""
+    kind = tensor_types.BY_NAME[name]
+    shape = (3, model._LARGE)
+    there = np.frombuffer(buffers.empty(kind.numpy.itemsize * 3 * model._LARGE), kind.numpy).reshape(shape)
+    there[:] = (np.arange(3 * model._LARGE) % 2).reshape(shape)
+    expected = there.copy()
+    tensor = model._tensor(there, kind.name)
+    assert tensor.dtype.name == kind.name and tensor.shape == shape
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+    there[0, 0] = there[0, 1]
+    taken = tensor.numpy()[0, 0] == there[0, 1]
+    assert taken or name.startswith("float8"), "it is a copy"
+    # What cannot be taken as it is becomes a copy that can.
+    odd = np.empty(expected.nbytes + 1, np.uint8)[1:].view(kind.numpy).reshape(shape)
+    odd[:] = expected
+    fixed = expected.copy()
+    fixed.setflags(write=False)
+    for array in (odd, fixed, expected[:, ::2], expected.T):
+        np.testing.assert_array_equal(model._tensor(array, kind.name).numpy(), array)
+
+
+def test_what_goes_between_processes_is_not_copied_on_the_way() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    _, blocks = requests.pack(Question({"x": array}))
+    assert np.shares_memory(np.frombuffer(blocks[1], np.float32), array)
+    with pytest.raises(Refusal, match='"x" is int4, which is not served'):
+        requests.pack(Question({"x": array.astype(ml_dtypes.int4)}))
 
 
 def test_a_slow_disk_holds_up_nobody(models, monkeypatch) -> None:

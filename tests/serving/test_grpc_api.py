@@ -1,6 +1,12 @@
-"""gRPC: prediction, metadata, status, reload, health and reflection."""
+"""gRPC: prediction, metadata, status, reload, health, reflection and pings."""
 
 from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -16,7 +22,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tests.serving.conftest import SECONDS, Running, predict_over_grpc, save_add
+from tests.serving.conftest import SECONDS, Running, predict_over_grpc, save_add, until
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +132,105 @@ def test_reflection_lists_the_services(channel) -> None:
     names = ProtoReflectionDescriptorDatabase(channel).get_services()
     assert {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"} <= set(names)
     assert "grpc.health.v1.Health" in names
+
+
+class Wire:
+    """What lies between a client and a server, and counts HTTP/2's frames on their way back.
+
+    Attributes:
+        pongs: answers to pings.
+        farewells: GOAWAY, by which a server ends a connection.
+    """
+
+    def __init__(self, server: socket.socket, client: socket.socket) -> None:
+        self.pongs = self.farewells = 0
+        self._ends = (server, client)
+        for work in (self._there, self._back):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _there(self) -> None:
+        server, client = self._ends
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+        self.cut()
+
+    def _back(self) -> None:
+        server, client = self._ends
+        with contextlib.suppress(OSError), server.makefile("rb") as stream:
+            # Length (24 bits), type, flags, stream.
+            while len(head := stream.read(9)) == 9:
+                body = stream.read(int.from_bytes(head[:3], "big"))
+                self.pongs += head[3] == 6 and head[4] == 1
+                self.farewells += head[3] == 7
+                client.sendall(head + body)
+        self.cut()
+
+    def answers(self, pings: int) -> None:
+        """Waits until so many more pings have been answered."""
+        enough = self.pongs + pings
+        until(lambda: self.pongs >= enough or self.farewells, f"{pings} pings are answered")
+        assert not self.farewells, "the server has ended the connection"
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def tapped(server: Running) -> Iterator[tuple[str, list[Wire]]]:
+    """An address that leads to the server's, and what lies between, once somebody has called."""
+    wires: list[Wire] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                wires.append(Wire(socket.create_connection(("127.0.0.1", server.options.port)), client))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", wires
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+    for wire in wires:
+        wire.cut()
+
+
+@pytest.mark.slow  # gRPC's clients ping once a second at most
+def test_pings_are_answered_during_a_long_call_and_between_calls(server, monkeypatch) -> None:
+    """By itself gRPC ends the connection of a client that has pinged three times while nothing came."""
+    entered, go = threading.Event(), threading.Event()
+    batcher = server.server.registry.find("words", None, None).signature("").batcher
+    run = batcher._run
+
+    def slow(arrays):
+        entered.set()
+        assert go.wait(SECONDS)
+        return run(arrays)
+
+    monkeypatch.setattr(batcher, "_run", slow)
+    options = [
+        ("grpc.keepalive_time_ms", 500),
+        ("grpc.keepalive_timeout_ms", SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    text = np.array([b"a bc"], object)
+    with (
+        tapped(server) as (address, wires),
+        grpc.insecure_channel(address, options) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(predict_over_grpc, channel, "words", text=text)
+            assert entered.wait(SECONDS)
+            (wire,) = until(lambda: wires, "the client has connected")
+            wire.answers(5)
+        finally:
+            go.set()
+        assert answer.result(SECONDS)["words"].tolist() == [[b"a", b"bc"]]
+        wire.answers(3)
+        assert predict_over_grpc(channel, "words", text=text)["words"].tolist() == [[b"a", b"bc"]]
+        assert wires == [wire], "it is the same connection"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import SCREENSHOTS
+from tests.serving.conftest import Running, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -61,3 +63,48 @@ def test_the_page_shows_models_and_sends_a_request(page) -> None:
     assert all("400 (Bad Request)" in complaint for complaint in complaints), complaints
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / "serving.png", full_page=True)
+
+
+def test_with_tokens_the_page_asks_for_one_and_its_form_uses_it(browser, templates, tmp_path) -> None:
+    """A browser asks for a name and a password: any name, and the token."""
+    tokens = tmp_path / "tokens"
+
+    def accept(token: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(hashlib.sha256(token.encode()).hexdigest() + "\n", encoding="utf-8")
+        new.replace(tokens)
+
+    accept("right")
+    with Running(templates, token_file=str(tokens)) as server:
+
+        def visit(token: str) -> Page:
+            page = browser.new_page(
+                base_url=server.rest, http_credentials={"username": "ada", "password": token}
+            )
+            page.set_default_timeout(120_000)
+            return page
+
+        page = visit("wrong")
+        refused = page.goto("/")
+        assert refused is not None and refused.status == 401
+        assert "Send a header Authorization: Bearer TOKEN" in page.content()
+        assert page.locator("form").count() == 0 and "serving_default" not in page.content()
+        page.close()
+
+        page = visit("right")
+        page.goto("/")
+        page.get_by_label("Signature").select_option(label="add version 2, serving_default")
+        page.get_by_label("Body").fill('{"instances": [1, 2.5]}')
+        answer = page.locator("output")
+        page.get_by_role("button", name="Send").click()
+        answer.filter(has_text="200 ").wait_for()
+        assert '"predictions":[3.0,4.5]' in answer.inner_text()
+
+        # A token that is withdrawn while the page is open.
+        accept("another")
+        right = {"Authorization": "Bearer right"}
+        until(lambda: server.get("/v1/models/add", right).status == 401, "the token is withdrawn")
+        page.get_by_role("button", name="Send").click()
+        answer.filter(has_text="401 ").wait_for()
+        assert "Send a header Authorization: Bearer TOKEN" in answer.inner_text()
+        page.close()

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
-from karpa_tf.training.loop import fit
-from karpa_tf.training.step import Adversary
+from karpa_tf.training.fit import fit
+from karpa_tf.training.supervised import Adversary
 from tests.training.helpers import make_lookahead, make_wide_batches, make_wide_model
 
 

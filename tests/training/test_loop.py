@@ -20,9 +20,10 @@ from karpa_tf.reports.tensorboard import TensorBoard
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.evaluation import Outputs, evaluate
-from karpa_tf.training.loop import Diverged, History, fit
+from karpa_tf.training.fit import fit
+from karpa_tf.training.loop import Diverged, History
 from karpa_tf.training.optimizers import AdamW
-from karpa_tf.training.step import Adversary
+from karpa_tf.training.supervised import Adversary
 from tests.training.helpers import (
     USED,
     WORDS,

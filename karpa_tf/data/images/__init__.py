@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from karpa_tf.data.images.arrays import CIFAR, IDX, read_cifar, read_embedded, read_idx, read_npz
-from karpa_tf.data.images.common import Broken, ImageData, Images, Reader
+from karpa_tf.data.images.common import Broken, ImageData, Images, Reader, label_places
 from karpa_tf.data.images.decode import decode_image, read_image
 from karpa_tf.data.images.files import ARCHIVES, open_files
 from karpa_tf.data.images.folders import read_class_folders
@@ -20,7 +20,15 @@ from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import no_such_path, shares_to_cut, split_rows
 from karpa_tf.errors import UserError
 
-__all__ = ["ImageData", "Images", "decode_image", "open_images", "open_test_images", "read_image"]
+__all__ = [
+    "ImageData",
+    "Images",
+    "decode_image",
+    "label_places",
+    "open_images",
+    "open_test_images",
+    "read_image",
+]
 
 
 def open_images(

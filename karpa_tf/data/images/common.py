@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from karpa_tf.data.sources import SPLITS, DataRecord, Split
+from karpa_tf.data.tables import label_ids
 
 Broken = Literal["skip", "stop"]
 
@@ -63,6 +64,11 @@ class ImageData:
         return sorted(found, key=lambda x: (0, int(x), x) if x.isdecimal() else (1, 0, x))
 
     @property
+    def held_out(self) -> Split:
+        """The split to evaluate on: `test`, or `validation` where there is none."""
+        return "test" if len(self.splits["test"]) else "validation"
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the images and of how they are split."""
         digest = hashlib.blake2b(digest_size=16)
@@ -101,3 +107,23 @@ class Reader:
 def count(things: Sequence[Any], one: str = "image", many: str = "") -> str:
     """Returns `1 image` or `2 images`."""
     return f"1 {one}" if len(things) == 1 else f"{len(things):,} {many or one + 's'}"
+
+
+def label_places(images: Images, names: Sequence[str], where: str) -> tuple[np.ndarray, str]:
+    """Returns the places int32 (n,) of the labels in `names`, and a note if they had to be matched.
+
+    Some files number the classes that others name (CIFAR-10's are numbered by the alphabet).
+
+    Raises:
+        UserError: a label that is not among them.
+    """
+    found = set(images.labels)
+    numbers, words = (all(x.isdecimal() for x in some) for some in (found, names))
+    if numbers and not words and max(map(int, found)) < len(names):
+        note = f"{where} numbers its classes: 0 was taken for {names[0]}, 1 for {names[1]} and so on."
+        return np.array([int(x) for x in images.labels], np.int32), note
+    if words and not numbers and len(found) == len(names):
+        ordered = sorted(found)
+        note = f"{where} names its classes: {ordered[0]} was taken for 0, {ordered[1]} for 1 and so on."
+        return label_ids(images.labels, ordered, where), note
+    return label_ids(images.labels, names, where), ""

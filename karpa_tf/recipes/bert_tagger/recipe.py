@@ -151,7 +151,8 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
                 raise UserError(f"Text {number} is empty: there is nothing to tag.")
 
         function = TagWords(model, task.wordpiece, task.names, task.config.sequence_length)
-        return Signature(function, text_input(), variables=model.weights, check=check)
+        shown = ["tokens tags scores"]
+        return Signature(function, text_input(), variables=model.weights, check=check, shown=shown)
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of every tag that is not `O`."""

@@ -14,51 +14,38 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.models.airbench import build_airbench, without_standardize
-from karpa_tf.models.image_cnn import build_image_cnn
-from karpa_tf.recipes.families import images
+from karpa_tf.models import build_airbench, build_image_cnn
+from karpa_tf.models.airbench import without_standardize
+from karpa_tf.recipes.families.images import ImageRecipe
 
 from . import ABOUT, Cifar10CnnSettings
 
 
-def build(
-    config: Cifar10CnnSettings,
-    shape: tuple[int, int, int],
-    classes: int,
-    mean: list[float],
-    deviation: list[float],
-    dtype: str,
-) -> keras.Model:
-    """Builds the network that the settings ask for."""
-    common: dict[str, Any] = {"mean": mean, "deviation": deviation, "dtype": dtype}
-    if config.network == "essay":
-        return build_image_cnn(shape, classes, dropout=config.dropout, **common)
-    return build_airbench(
-        shape,
-        classes,
-        widths=config.block_widths(),
-        depth=config.depth,
-        activation=config.activation,
-        **common,
-    )
-
-
-def start(model: keras.Model, images: np.ndarray) -> None:
-    """Whitens the first layer, if the network has one that is to be."""
-    if model.name == "airbench":
-        model.get_layer("whitened_patches").whiten(images)
-
-
-def for_int8(model: keras.Model) -> keras.Model:
-    """Spares the whitened patches the rounding of standardized pixels."""
-    return without_standardize(model) if model.name == "airbench" else model
-
-
-NETWORK = images.Network(Cifar10CnnSettings, channels=3, build=build, start=start, for_int8=for_int8)
-
-
-class Cifar10Cnn(images.ImageRecipe):
+class Cifar10Cnn(ImageRecipe[Cifar10CnnSettings]):
     """A convolutional network."""
 
     about = ABOUT
-    network = NETWORK
+    channels = 3
+
+    def build(
+        self, config: Cifar10CnnSettings, shape: tuple[int, int, int], classes: int, **common: Any
+    ) -> keras.Model:
+        if config.network == "essay":
+            return build_image_cnn(shape, classes, dropout=config.dropout, **common)
+        return build_airbench(
+            shape,
+            classes,
+            widths=config.block_widths(),
+            depth=config.depth,
+            activation=config.activation,
+            **common,
+        )
+
+    def initialize(self, model: keras.Model, images: np.ndarray) -> None:
+        """Whitens the first layer, if the network has one that is to be."""
+        if model.name == "airbench":
+            model.get_layer("whitened_patches").whiten(images)
+
+    def for_int8(self, model: keras.Model) -> keras.Model:
+        """Spares the whitened patches the rounding of standardized pixels."""
+        return without_standardize(model) if model.name == "airbench" else model

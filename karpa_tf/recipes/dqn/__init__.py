@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from karpa_tf.errors import UserError
-from karpa_tf.recipe import About
+from karpa_tf.recipe import About, ExportOptions
 from karpa_tf.recipes.families.settings import EnvironmentSeed, observation_inputs
 from karpa_tf.settings import (
     Count,
@@ -50,8 +50,8 @@ class DqnSettings(RunSettings):
     epsilon_start: UnitInterval = option(1.0, "Share of random actions when training begins.")
     epsilon_end: UnitInterval = option(0.04, "Share of random actions in the end.")
     epsilon_steps: CountOrNone = option(5_000, "Environment steps in which it falls.")
-    judge_every: Count = option(200, "Environment steps between two judgements of the greedy policy.")
-    judge_episodes: Count = option(20, "Episodes of a judgement; promising policies play 100 more.")
+    judge_every: Count = option(200, "Environment steps between two evaluations of the greedy policy.")
+    judge_episodes: Count = option(20, "Episodes of an evaluation; promising policies play 100 more.")
     init: str = option("", "A run whose best weights to start from.")
 
     length: ClassVar[str] = "environment_steps"
@@ -67,10 +67,20 @@ class DqnSettings(RunSettings):
             )
 
 
+@dataclass(kw_only=True)
+class DqnExportOptions(ExportOptions):
+    """In which forms a policy is written."""
+
+    policy_saver: bool = option(
+        True, "Write dqn-policy as well, in the form of TF-Agents' PolicySaver, where that is installed."
+    )
+
+
 ABOUT = About(
     summary="TF-Agents DQN on CartPole-v1, its loop inside TensorFlow",
     default_data="CartPole-v1; --env takes any Gymnasium environment with discrete actions",
     settings=DqnSettings,
     inputs=observation_inputs,
+    export=DqnExportOptions,
     legacy_keras=True,
 )

@@ -9,20 +9,18 @@ Keras (`karpa_tf.rl.dqn`); evaluating, predicting and serving what was learned n
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import keras
 import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import publish
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, ExportOptions, PredictOptions
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, PredictOptions
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.environments import EnvironmentRecipe
 from karpa_tf.reports.classification import event_writer, write_image
@@ -33,7 +31,6 @@ from karpa_tf.rl.episodes import (
     CannotBeDrawn,
     Policy,
     film,
-    first_action,
     make_flat,
     observation_scale,
     random_policy,
@@ -41,11 +38,12 @@ from karpa_tf.rl.episodes import (
 )
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, open_run
+from karpa_tf.training.run_folder import RunFolder
 
-from . import ABOUT, DqnSettings
+from . import ABOUT, DqnExportOptions, DqnSettings
+from .policy import first_observations, open_model, read_facts, weights_of
 from .policy_saver import write_policy_warmup
-from .training import LAST_EPISODES, BestPolicy, DqnStep, build_model
+from .training import LAST_EPISODES, BestPolicy, DqnStep
 
 # A line of progress and a histogram of the weights every so many evaluations.
 _EVERY = 10
@@ -78,20 +76,26 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
         best = BestPolicy(folder, step)
         run.say(f"{config.env}: {config.environments} side by side; run {folder.path}")
         run.fit(
-            Stage(step, length=config.environment_steps, validation=best.evaluate),
+            Stage(
+                step,
+                length=config.environment_steps,
+                validation=best.evaluate,
+                stop_if_diverged=False,  # a TD error may rise
+            ),
             callbacks=[best],
-            shown=("episodes", "return", "epsilon"),
+            shown=("episodes", "return", "greedy_return", "epsilon"),
             unit="environment steps",
             period="step",
             lines_every=_EVERY,
             tags={
                 "return": "episode/return",
+                "greedy_return": "episode/return",  # of the validation, on the same chart
                 "length": "episode/length",
                 "loss": "batch/loss",
                 "q": "q",
                 "epsilon": "epsilon",
-                "gradient_steps_per_second": "speed/gradient_steps_per_second",
             },
+            rates={"gradient_steps": "speed/gradient_steps_per_second"},
             every=1,
             graph=learner.graph,
             weights=lambda: {f"weights/{v.name.split(':')[0]}": v for v in learner.q_network.variables},
@@ -111,7 +115,7 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
             run.say(f"No film of an episode: {error}")
         gradient_steps = int(learner.gradient_steps.numpy())
         return run.finish(
-            lambda: self.evaluate(folder, EvaluateOptions()),
+            lambda: self.evaluate(folder, self.about.evaluate()),
             best_step=best.step,
             gradient_steps=gradient_steps,
         )
@@ -155,24 +159,25 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
 
     # --- Export
 
-    def export(self, folder: RunFolder, options: ExportOptions) -> Exported:
+    def export(self, folder: RunFolder, options: DqnExportOptions) -> Exported:
         """Writes the next version of `savedmodels/dqn`; and of `dqn-policy`, where TF-Agents is installed.
 
         That is the same policy in the form of TF-Agents' PolicySaver, for those who feed it time steps.
         """
         metrics = common.learned_or_refuse(folder, "mean_return", "random", options.force)
         config, model = open_model(folder)
-        if with_agents := has_tf_agents():
+        if with_agents := options.policy_saver and has_tf_agents():
             from karpa_tf.rl.dqn import Learner
         rows = first_observations(config)
         examples = [{"observation": row} for row in rows]
-        signature = self.signature(folder, PredictOptions())
+        signature = self.signature(folder, self.about.predict())
         card = self.model_card(folder, metrics)
         exported = common.export(folder, options, signature, examples=examples, model_card=card)
         if not with_agents:
-            exported.lines.append(
-                "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
-            )
+            if options.policy_saver:
+                exported.lines.append(
+                    "dqn-policy, the form of TF-Agents' PolicySaver, is left out: tf-agents is not installed."
+                )
             return exported
         learner = Learner(config)
         learner.set_weights(model.get_weights())
@@ -206,48 +211,3 @@ Training took {metrics["environment_steps"]:,} environment steps, choosing the p
 
 {settings_list(config)}
 """
-
-
-# --- What a run has -------------------------------------------------------------------------------
-
-
-def open_model(folder: RunFolder) -> tuple[DqnSettings, keras.Model]:
-    """Returns the settings of a run and its best q-network, in Keras 3."""
-    config = folder.open_config(DqnSettings)
-    try:
-        facts = read_facts(folder)
-        model = build_model(config, facts["observation_scale"], facts["actions"])
-        model.load_weights(folder.best_weights)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `"
-            f"{folder.resume_command}`, or train again."
-        ) from None
-    return config, model
-
-
-def read_facts(folder: RunFolder) -> dict[str, Any]:
-    """Returns what the best weights were written with: counts of steps, sizes, the first action's number."""
-    facts = folder.read_json("assets/policy.json")
-    if "first_action" not in facts:  # a run of before that was written
-        facts["first_action"] = first_action(folder.read_config()["env"])
-    return facts
-
-
-def weights_of(run: str, config: DqnSettings) -> list[np.ndarray]:
-    """Returns the best weights of another run, for `--init`."""
-    other, model = open_model(open_run(run))
-    sizes = [(c.env, c.units, c.layers, c.dueling) for c in (config, other)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"--init: {run} has (env, units, layers, dueling) {sizes[1]}; give this run the same. "
-            f"Received: {sizes[0]}."
-        )
-    return model.get_weights()
-
-
-def first_observations(config: DqnSettings) -> list[list[float]]:
-    """Returns the first observations of a few episodes."""
-    with contextlib.closing(make_flat(config.env)) as env:
-        return [np.asarray(env.reset(seed=seed)[0], float).tolist() for seed in range(4)]

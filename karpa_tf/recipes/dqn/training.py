@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError, writing
-from karpa_tf.models import build_q_network
 from karpa_tf.training.loop import Diverged
 from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.step import Step
 
 from . import DqnSettings
+from .policy import build_model
 
 if TYPE_CHECKING:  # importing it needs legacy Keras
     from karpa_tf.rl.dqn import Learner
@@ -24,12 +23,6 @@ if TYPE_CHECKING:  # importing it needs legacy Keras
 # Episodes of the second and the third evaluation: the second says which policy is the best, the third whether
 # there can be a better one.
 MORE_EPISODES, LAST_EPISODES = 100, 1_000
-
-
-def build_model(config: DqnSettings, scale: Sequence[float], actions: int) -> keras.Model:
-    return build_q_network(
-        scale, actions, units=config.units, hidden_layers=config.layers, dueling=config.dueling
-    )
 
 
 class DqnStep(Step):
@@ -51,27 +44,21 @@ class DqnStep(Step):
     def set_state(self, state: dict[str, Any]) -> None:
         self.episodes = state["episodes"]
 
-    def _counts(self) -> tuple[int, int]:
-        return int(self.learner.environment_steps.numpy()), int(self.learner.gradient_steps.numpy())
-
     def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
         """Collects and trains until the next evaluation of the policy; see `Learner.run`."""
         config = self.config
-        steps, gradient_steps = self._counts()
-        start = time.perf_counter()
+        steps = int(self.learner.environment_steps.numpy())
         try:
             figures = self.learner.run(min(config.judge_every, config.environment_steps - steps))
         except tf.errors.OpError as error:
-            raise _explained(error, config.env, steps) from error
-        seconds = time.perf_counter() - start
-        now, gradient_steps_now = self._counts()
-        self.advance = now - steps
+            raise explained(error, config.env, steps) from error
+        self.advance = int(self.learner.environment_steps.numpy()) - steps
         self.episodes += int(figures["episodes"])
-        speed = (gradient_steps_now - gradient_steps) / seconds
-        return {**figures, "episodes": self.episodes, "gradient_steps_per_second": speed}
+        gradient_steps = int(self.learner.gradient_steps.numpy())
+        return {**figures, "episodes": self.episodes, "gradient_steps": gradient_steps}
 
 
-def _explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
+def explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
     """Returns what is to be raised instead of an error of TensorFlow's, or the error itself."""
     if "inf or nan" in error.message.lower():  # TF-Agents' own check of the loss
         return Diverged(
@@ -114,7 +101,7 @@ class BestPolicy(keras.callbacks.Callback):
         self.number += 1
         first = self._play(self.config.judge_episodes)
         if self.mean is not None and first.mean() < self.mean:
-            return {"return": float(first.mean())}
+            return {"greedy_return": float(first.mean())}
         returns = self._play(MORE_EPISODES)
         if min(first.min(), returns.min()) >= self.config.target_return:
             returns = np.concatenate([returns, self._play(LAST_EPISODES)])
@@ -123,7 +110,7 @@ class BestPolicy(keras.callbacks.Callback):
         if self.mean is None or mean > self.mean or self.perfect:
             self.mean, self.step = mean, int(self.learner.environment_steps.numpy())
             self._weights = self.learner.get_weights()
-        return {"return": float(first.mean())}
+        return {"greedy_return": float(first.mean())}
 
     def _play(self, count: int) -> np.ndarray:
         self._played += 1
@@ -154,7 +141,7 @@ class BestPolicy(keras.callbacks.Callback):
     def write(self) -> None:
         """Writes the best weights, if there are new ones, and what choosing them cost."""
         weights = self._weights
-        if self.mean is None:  # stopped before the first judgement: what there is, is the best there is
+        if self.mean is None:  # stopped before the first evaluation: what there is, is the best there is
             weights = self.learner.get_weights()
         with writing(self.folder.path):
             if weights is not None:

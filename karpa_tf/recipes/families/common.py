@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
@@ -55,6 +57,18 @@ def first_vocabulary(init: str, lowercase: bool) -> Path | str:
             f"--init: {init} was trained with lowercase {str(not lowercase).lower()}; give this run the same."
         )
     return other.assets / "vocab.txt"
+
+
+def load_weights(model: keras.Model, folder: RunFolder) -> None:
+    """Puts a run's best weights into a model; raises a UserError if they cannot be read or do not fit."""
+    try:
+        model.load_weights(folder.best_weights)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{folder.best_weights} cannot be read ({reason}); go on with `"
+            f"{folder.resume_command}`, or train again."
+        ) from None
 
 
 def read_labels(folder: RunFolder, name: str) -> list[str]:

@@ -26,7 +26,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
-from karpa_tf.training.step import Adversary, SupervisedStep
+from karpa_tf.training.supervised import Adversary, SupervisedStep
 from karpa_tf.wordpiece import WordPiece
 
 # By how much an int8 export may differ from the model in Python. Activations are rounded to 127 steps of

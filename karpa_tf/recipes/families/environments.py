@@ -13,7 +13,7 @@ import gymnasium
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import write_savedmodel
-from karpa_tf.recipe import EvaluateOptions, Evaluation, PredictOptions, Recipe
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Recipe
 from karpa_tf.rl.episodes import Policy, play, summary
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
@@ -46,7 +46,7 @@ class EnvironmentRecipe(Recipe[S]):
         """Returns a run's policy as TensorFlow Serving would have it: out of a SavedModel."""
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "1"
-            signatures = {"serving_default": self.signature(folder, PredictOptions())}
+            signatures = {"serving_default": self.signature(folder, self.about.predict())}
             write_savedmodel(signatures, path, {})
             served = load_signature(path)
         first = self.first_action(folder)

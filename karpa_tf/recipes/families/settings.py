@@ -56,7 +56,7 @@ class SplitSettings(TrainingSettings):
 
 @dataclass(kw_only=True)
 class BertSettings(SplitSettings):
-    """What fine-tuning a BERT can be told, whatever for."""
+    """Settings of fine-tuning a BERT, whatever for."""
 
     epochs: Count = option(6, "Most passes over the training data.")
     batch_size: Count = option(16, "Examples in an update of the weights, over all workers.")
@@ -143,7 +143,7 @@ class BertExportOptions(ExportOptions):
 
 @dataclass(kw_only=True)
 class ImageSettings(SplitSettings):
-    """What recognizing images can be told, whatever the network."""
+    """Settings of recognizing images, whatever the network."""
 
     batch_size: Count = option(512, "Images in an update of the weights, over all workers.")
     checkpoint_seconds: NonNegative = option(60.0, "Seconds between checkpoints to resume from.")
@@ -170,7 +170,7 @@ class ImageSettings(SplitSettings):
     label_smoothing: Share = option(0.0, "Share of a label that is spread over all classes.")
     dropout: Share = option(0.0, "Share of the dense layers' activations dropped in training.")
     ema: Share = option(
-        0.0, "Momentum of the running average of the weights that is judged and kept; 0: none."
+        0.0, "Momentum of the running average of the weights that is evaluated and kept; 0: none."
     )
     shift: CountOrNone = option(0, "Most pixels that a training image is moved in each direction.")
     flip: Literal["none", "random", "alternating"] = option(
@@ -183,7 +183,9 @@ class ImageSettings(SplitSettings):
     shear: NonNegative = option(0.0, "Most that it is slanted, as a share of its height.")
     cutout: CountOrNone = option(0, "Side of a square of it that is wiped out, in pixels.")
     edge: Literal["zero", "reflect"] = option("zero", "What moves in at its edges: black, or its reflection.")
-    test_flip: bool = option(False, "Judge an image by the mean of it and its mirror image, when served too.")
+    test_flip: bool = option(
+        False, "Evaluate an image by the mean of it and its mirror image, when served too."
+    )
     adversarial: Annotated[float, Bounds(least=0, below=256)] = option(
         0.0, "Train on images changed against the model, by so much of 255 at each pixel; 0: do not."
     )
@@ -244,7 +246,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
 
 # --- Environments ---------------------------------------------------------------------------------
 
-# Seeds of Gymnasium's environments from a billion on are those that judge a policy.
+# Seeds of Gymnasium's environments from a billion on are those that evaluate a policy.
 EnvironmentSeed = Annotated[int, Bounds(least=0, below=1_000_000)]
 
 

@@ -31,7 +31,7 @@ from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.step import SupervisedStep
+from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # The name of the stage, and the peak of its learning rate, which did well on held-out rows.

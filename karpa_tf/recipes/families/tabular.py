@@ -6,7 +6,6 @@ They differ in one line of `karpa_tf/rl/tabular.py`.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from karpa_tf.errors import UserError, writing
 from karpa_tf.export.signature import Signature
-from karpa_tf.recipe import EvaluateOptions, Exported, ExportOptions, PredictOptions
+from karpa_tf.recipe import Exported, ExportOptions, PredictOptions
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.environments import EnvironmentRecipe
 from karpa_tf.recipes.families.settings import TabularSettings
@@ -70,12 +69,12 @@ class TabularRecipe(EnvironmentRecipe[TabularSettings]):
                     "length": "episode/length",
                     "epsilon": "epsilon",
                     "learning_rate": "learning_rate",
-                    "environment_steps_per_second": "speed/environment_steps_per_second",
                 },
+                rates={"environment_steps": "speed/environment_steps_per_second"},
                 every=1,
                 weights=lambda: {"q_values": np.array(step.table)},
             )
-        return run.finish(lambda: self.evaluate(folder, EvaluateOptions()))
+        return run.finish(lambda: self.evaluate(folder, self.about.evaluate()))
 
     # --- Evaluate, predict, export
 
@@ -129,7 +128,7 @@ Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not dis
 {settings_list(config)}
 """
         examples = [{"observation": state} for state in range(min(4, len(read_table(folder))))]
-        signature = self.signature(folder, PredictOptions())
+        signature = self.signature(folder, self.about.predict())
         return common.export(folder, options, signature, examples=examples, model_card=card)
 
 
@@ -152,6 +151,7 @@ class EpisodesStep(Step):
         self.values = tf.Variable(start, name="q_values")
         self.table: list[list[float]] = self.values.numpy().tolist()
         self.episode = 0
+        self.environment_steps = 0
 
     @property
     def variables(self) -> Sequence[Any]:
@@ -159,17 +159,16 @@ class EpisodesStep(Step):
 
     def get_state(self) -> dict[str, Any]:
         self.values.assign(self.table)
-        return {"episode": self.episode}
+        return {"episode": self.episode, "environment_steps": self.environment_steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.episode = state["episode"]
+        self.episode, self.environment_steps = state["episode"], state["environment_steps"]
         self.table = self.values.numpy().tolist()
 
     def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
         """Plays and learns; returns the means of the episodes."""
         config = self.config
         self.advance = min(config.log_every, config.episodes - self.episode)
-        start = time.perf_counter()
         played = []
         for episode in range(self.episode, self.episode + self.advance):
             epsilon, learning_rate = schedule(config, episode)
@@ -190,13 +189,13 @@ class EpisodesStep(Step):
                 ) from error
             played.append(totals)
         self.episode += self.advance
-        steps = sum(steps for _, steps in played)
+        self.environment_steps += sum(steps for _, steps in played)
         return {
             "return": float(np.mean([total for total, _ in played])),
             "length": float(np.mean([steps for _, steps in played])),
             "epsilon": epsilon,
             "learning_rate": learning_rate,
-            "environment_steps_per_second": steps / (time.perf_counter() - start),
+            "environment_steps": self.environment_steps,
         }
 
 

@@ -48,7 +48,7 @@ class MlmGruSettings(TrainingSettings):
     weight_decay: NonNegative = option(0.01, "AdamW's decay of the matrices.")
     warmup: Share = option(0.05, "Share of the steps in which the learning rate rises.")
     ema: Share = option(
-        0.99, "Momentum of the running average of the weights that is judged and kept; 0: none."
+        0.99, "Momentum of the running average of the weights that is evaluated and kept; 0: none."
     )
     patience: CountOrNone = option(
         5, "Epochs without a better validation loss before training stops; 0: never."

@@ -10,40 +10,30 @@ What it reaches stands in the header of each YAML file beside this one; what the
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
-from karpa_tf.models.image_mlp import build_image_mlp
-from karpa_tf.recipes.families import images
+from karpa_tf.models import build_image_mlp
+from karpa_tf.recipes.families.images import ImageRecipe
 
 from . import ABOUT, MnistMlpSettings
 
 
-def build(
-    config: MnistMlpSettings,
-    shape: tuple[int, int, int],
-    classes: int,
-    mean: list[float],
-    deviation: list[float],
-    dtype: str,
-) -> keras.Model:
-    """Builds the network that the settings ask for."""
-    return build_image_mlp(
-        shape,
-        classes,
-        units=config.hidden_units(),
-        batch_normalization=config.batch_normalization,
-        dropout=config.dropout,
-        mean=mean,
-        deviation=deviation,
-        dtype=dtype,
-    )
-
-
-NETWORK = images.Network(MnistMlpSettings, channels=1, build=build)
-
-
-class MnistMlp(images.ImageRecipe):
+class MnistMlp(ImageRecipe[MnistMlpSettings]):
     """A perceptron that recognizes digits."""
 
     about = ABOUT
-    network = NETWORK
+    channels = 1
+
+    def build(
+        self, config: MnistMlpSettings, shape: tuple[int, int, int], classes: int, **common: Any
+    ) -> keras.Model:
+        return build_image_mlp(
+            shape,
+            classes,
+            units=config.hidden_units(),
+            batch_normalization=config.batch_normalization,
+            dropout=config.dropout,
+            **common,
+        )

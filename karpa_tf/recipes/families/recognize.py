@@ -1,0 +1,93 @@
+"""A trained network of images, and what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.data.augmentation import image_batches
+from karpa_tf.export.signature import Signature
+from karpa_tf.recipes.families.settings import ImageSettings
+from karpa_tf.training.evaluation import Outputs
+
+# Images that a model reads at once.
+AT_ONCE = 256
+
+
+class Recognize:
+    """The served function: images to labels and probabilities, in graph ops alone.
+
+    Args:
+        model: gives logits of images float32 (n, height, width, channels), 0 to 255.
+        names: the labels, in the order of the logits.
+    """
+
+    def __init__(self, model: keras.Model, names: Sequence[str]) -> None:
+        self.model = model
+        self.names = list(names)
+
+    def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Recognizes images float32 (n, height, width), or with 3 channels behind, of 0 to 255.
+
+        Returns:
+            `label` string (n,) and `probabilities` float32 (n, classes).
+        """
+        if image.shape.rank == 3:
+            image = image[..., None]
+        probabilities = tf.nn.softmax(self.model(image, training=False))
+        label = tf.gather(tf.constant(self.names), tf.argmax(probabilities, axis=1))
+        return {"label": label, "probabilities": probabilities}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run with its best weights, in float32."""
+
+    config: ImageSettings
+    names: list[str]
+    model: keras.Model
+
+    @property
+    def served(self) -> keras.Model:
+        """The model as it is evaluated and served: with the mirror image, if the run says so."""
+        return with_flip(self.model) if self.config.test_flip else self.model
+
+    def signature(self) -> Signature:
+        """Returns what is served; grey images have no axis for the channel there."""
+        *shape, channels = self.model.input.shape
+        inputs = {"image": tf.TensorSpec(shape if channels == 1 else [*shape, channels], tf.float32)}
+        function = Recognize(self.served, self.names)
+        return Signature(function, inputs, variables=self.model.weights, names=self.names)
+
+
+class Logits:
+    """What a model says of the same images, again and again as it learns; traced once.
+
+    Args:
+        model: gives logits.
+        pixels: uint8 (n, height, width, channels).
+    """
+
+    def __init__(self, model: keras.Model, pixels: np.ndarray) -> None:
+        batches = image_batches(pixels, np.zeros(len(pixels), np.int32), batch_size=AT_ONCE)
+        self._outputs = Outputs(model, batches)
+        self._images = len(pixels)
+
+    def __call__(self) -> np.ndarray:
+        """Returns float32 (n, classes)."""
+        return np.concatenate([logits for logits, _, _ in self._outputs])[: self._images]
+
+    def probabilities(self) -> np.ndarray:
+        """Returns float32 (n, classes)."""
+        return tf.nn.softmax(self()).numpy()
+
+
+def with_flip(model: keras.Model) -> keras.Model:
+    """Returns a model whose logits are the mean of those of an image and of its mirror image."""
+    image = keras.Input(model.input.shape[1:], name="image")
+    mirrored = keras.ops.flip(image, axis=2)
+    return keras.Model(image, 0.5 * (model(image) + model(mirrored)), name=model.name)
