@@ -106,6 +106,15 @@ def test_an_unknown_label_is_one_sentence(classified, karpa, tmp_path) -> None:
     assert result.status == 2 and 'the label "musik"' in result.err and 'did you mean "music"' in result.err
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_training_lacks_is_noticed_before_training(karpa, tmp_path, split) -> None:
+    write_csv(tmp_path / "data" / "train.csv", make_intents(60))
+    write_csv(tmp_path / "data" / f"{split}.csv", [*make_intents(6), ("play a song", "musik")])
+    result = karpa("train", "bert-classifier", "--data", tmp_path / "data", "--logs", tmp_path / "logs")
+    assert result.status == 2 and f'({split} split) has the label "musik"' in result.err
+    assert not (tmp_path / "logs").exists()
+
+
 def test_changed_data_is_noticed(classified, karpa, tmp_path) -> None:
     run = shutil.copytree(classified, tmp_path / "logs" / "bert-classifier" / "1")
     other = write_csv(tmp_path / "other.csv", make_intents(100, seed=3))

@@ -63,7 +63,10 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         splits = folds.hold_out_fold(
             config, table.splits, table.brings_test, lambda rows: (rows.keys(), rows.labels), Rows.take
         )
-        return dataclasses.replace(table, splits=splits)
+        table = dataclasses.replace(table, splits=splits)
+        for split, rows in splits.items():  # before training, not after it
+            label_ids(rows.labels, table.record.labels, f"{config.data} ({split} split)")
+        return table
 
     def open_other(self, task: ClassifierTask, source: str) -> tuple[Rows, Sequence[str]]:
         rows = open_test_rows(source, columns_of(task.config))

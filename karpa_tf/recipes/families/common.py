@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,14 @@ def first_vocabulary(init: str, lowercase: bool) -> Path | str:
     return other.assets / "vocab.txt"
 
 
-def load_weights(model: keras.Model, folder: RunFolder) -> None:
+def load_weights(
+    model: keras.Model,
+    folder: RunFolder,
+    load: Callable[[keras.Model, Path], Any] = keras.Model.load_weights,
+) -> None:
     """Puts a run's best weights into a model; raises a UserError if they cannot be read or do not fit."""
     try:
-        model.load_weights(folder.best_weights)
+        load(model, folder.best_weights)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(

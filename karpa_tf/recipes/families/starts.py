@@ -299,21 +299,14 @@ def open_trained(
         UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
     """
     plain = build(build_bert(**start.architecture, dropout=config.dropout))
-    try:
-        if config.method == "full":
-            plain.load_weights(folder.best_weights)
-            return plain
-        preset = load_preset(config.preset)
-        _same_preset(preset, config, folder)
-        model = build(build_bert(**start.architecture, dropout=config.dropout))
-        preset.assign(model)
-        apply_method(model, config)
-        load_trained(model, folder.best_weights)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `"
-            f"{folder.resume_command}`, or train again."
-        ) from None
+    if config.method == "full":
+        common.load_weights(plain, folder)
+        return plain
+    preset = load_preset(config.preset)
+    _same_preset(preset, config, folder)
+    model = build(build_bert(**start.architecture, dropout=config.dropout))
+    preset.assign(model)
+    apply_method(model, config)
+    common.load_weights(model, folder, load_trained)
     merge_lora(model, plain)
     return plain
