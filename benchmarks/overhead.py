@@ -40,7 +40,7 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
     from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.reports.tensorboard import TensorBoard
     from karpa_tf.reports.terminal import Progress
-    from karpa_tf.training import loop, runtime
+    from karpa_tf.training import fit, runtime
     from karpa_tf.training.callbacks import BestWeights
     from karpa_tf.training.checkpoint import Checkpoints
     from karpa_tf.training.supervised import SupervisedStep
@@ -87,7 +87,7 @@ def measure(rounds: int, deterministic: bool, smoke: bool) -> dict[str, float]:
         clock = Clock()
         checkpoints = Checkpoints(Path(folder) / "checkpoints", seconds=10**9)
         model = compiled()
-        loop.fit(
+        fit(
             model,
             Batches(endless.load, endless.steps_per_epoch, endless.batch_size),
             metrics=mlm_gru.TRAINING_METRICS,

@@ -49,7 +49,7 @@ def train(path: str, smoke: bool) -> None:
     from karpa_tf.recipes.mlm_gru import MlmGruSettings
     from karpa_tf.recipes.mlm_gru import recipe as mlm_gru
     from karpa_tf.training import runtime
-    from karpa_tf.training.fit import fit
+    from karpa_tf.training.fitting import fit
 
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

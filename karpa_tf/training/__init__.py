@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
     from karpa_tf.training.evaluation import evaluate as evaluate
-    from karpa_tf.training.fit import fit as fit
+    from karpa_tf.training.fitting import fit as fit
     from karpa_tf.training.loop import Stage as Stage
     from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
@@ -29,7 +29,7 @@ else:  # a type checker would take any name for one of these
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
             ".evaluation": "evaluate",
-            ".fit": "fit",
+            ".fitting": "fit",
             ".loop": "Stage train",
             ".losses": "SparseCrossEntropy",
             ".optimizers": "SGD AdamW",

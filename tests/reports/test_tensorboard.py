@@ -18,6 +18,7 @@ from karpa_tf.reports.tensorboard import (
     write_hparams,
     write_projector,
 )
+from tests.conftest import BERT_TINY
 from tests.events import read_events, tags_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tensorboard.md"
@@ -36,14 +37,33 @@ def steps_of(folder: Path) -> list[int]:
 # --- The tags -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def pretrained(intents_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of bert-classifier that has learned masked words first."""
+    from karpa_tf.cli import main
+
+    logs = tmp_path_factory.mktemp("pretrained")
+    words = ["--data", intents_file, "--epochs", 1, "--pretrain_data", "same", "--pretrain_epochs", 2]
+    words += ["--batch_size", 4, "--logs", logs]
+    assert main(["train", "bert-classifier", *BERT_TINY, *map(str, words)]) == 0
+    return logs / "bert-classifier" / "1"
+
+
 def test_document_lists_every_tag_and_no_other(
-    trained: Path, classified: Path, tagged: Path, balanced: Path, frozen: Path, digits: Path, photos: Path
+    trained: Path,
+    classified: Path,
+    pretrained: Path,
+    tagged: Path,
+    balanced: Path,
+    frozen: Path,
+    digits: Path,
+    photos: Path,
 ) -> None:
     rows = re.findall(r"^\| `([^`]+)` \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(rows)) == len(rows)
     written = {
         (tag, folder.name)
-        for run in (trained, classified, tagged, balanced, digits, photos, *frozen.glob("*/1"))
+        for run in (trained, classified, pretrained, tagged, balanced, digits, photos, *frozen.glob("*/1"))
         for folder in (run, *run.iterdir())
         if folder.is_dir()
         for tag in tags_of(read_events(folder))

@@ -10,6 +10,7 @@ import math
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,9 @@ def number(item: Any, field: str) -> Any:
     return float(item) if isinstance(item, str) and field != "stringVal" else item
 
 
-@pytest.fixture(scope="module")
-def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
-    folder = tmp_path_factory.mktemp("recorded") / "models"
+@contextmanager
+def replaying(folder: Path) -> Iterator[Replay]:
+    """Serves the models that were recorded."""
     write_models(folder)
     with (
         Running(
@@ -241,7 +242,25 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
         yield Replay(running, channel, folder)
 
 
-@pytest.mark.parametrize(("kind", "case"), CASES, ids=[f"{kind}-{case['id']}" for kind, case in CASES])
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
+    with replaying(tmp_path_factory.mktemp("recorded") / "models") as replay:
+        yield replay
+
+
+# They change what is served, each from where the one before has left it.
+RELOADS = [(kind, case) for kind, case in CASES if case["id"].startswith("reload-")]
+OTHERS = [(kind, case) for kind, case in CASES if not case["id"].startswith("reload-")]
+
+
+def test_reloads_one_after_the_other(tmp_path: Path) -> None:
+    assert len(RELOADS) > 5 and all(case["id"] not in DIFFERENCES for _, case in RELOADS)
+    with replaying(tmp_path / "models") as replay:
+        problems = {case["id"]: replay.ask(kind, case) for kind, case in RELOADS}
+    assert {name: found for name, found in problems.items() if found} == {}
+
+
+@pytest.mark.parametrize(("kind", "case"), OTHERS, ids=[f"{kind}-{case['id']}" for kind, case in OTHERS])
 def test_it_answers_as_tensorflow_serving(replay: Replay, kind: str, case: dict[str, Any]) -> None:
     different = case["id"] in DIFFERENCES
     # One of the listed differences is a stream that goes on for as long as one listens.

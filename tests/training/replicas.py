@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
-from karpa_tf.training.fit import fit
+from karpa_tf.training.fitting import fit
 from karpa_tf.training.supervised import Adversary
 from tests.training.helpers import make_lookahead, make_wide_batches, make_wide_model
 

@@ -12,7 +12,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.evaluation import evaluate
-from karpa_tf.training.fit import fit
+from karpa_tf.training.fitting import fit
 from karpa_tf.training.optimizers import AdamW
 from tests.training.helpers import make_batches
 

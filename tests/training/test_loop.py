@@ -20,7 +20,7 @@ from karpa_tf.reports.tensorboard import TensorBoard
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.evaluation import Outputs, evaluate
-from karpa_tf.training.fit import fit
+from karpa_tf.training.fitting import fit
 from karpa_tf.training.loop import Diverged, History
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.supervised import Adversary
