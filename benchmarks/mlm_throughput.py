@@ -88,11 +88,13 @@ def small_text() -> dict[str, Any]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware."""
+    """Whether the CPU multiplies bfloat16 in hardware, and oneDNN may."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
+    return "avx512_bf16" in flags and any(name in allowed for name in ("ALL", "DEFAULT", "AVX512", "AVX10"))
 
 
 def flops_per_step(sizes: dict) -> float:

@@ -20,7 +20,15 @@ from karpa_tf import __version__
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.parser import Parser, help_of
 from karpa_tf.quiet import stderr_aside
-from karpa_tf.recipe import Recipe, RecipeFolder, all_recipes, copy_recipe, find_recipe, recipe_of
+from karpa_tf.recipe import (
+    Recipe,
+    RecipeFolder,
+    all_recipes,
+    copy_recipe,
+    find_recipe,
+    recipe_name,
+    recipe_of,
+)
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 
@@ -115,7 +123,13 @@ def _train(words: Sequence[str]) -> int:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:], code)
     try:
         with run_folder.locked(folder.path):
-            if code and code != folder.code:  # it was moved
+            if code and code != folder.code:
+                if folder.code and Path(folder.code).is_dir():
+                    raise UserError(
+                        f"{folder.path} is a run of the recipe in {folder.code}; give that folder, or train "
+                        f"a new run. Received: {code}."
+                    )
+                # It was moved.
                 folder.write_environment(config.seed, code=code)
             metrics = loaded.start(config, folder, resume=bool(args.resume))
     except KeyboardInterrupt:
@@ -153,7 +167,7 @@ def _runs(words: Sequence[str]) -> int:
     from karpa_tf.training import run_folder
 
     args = _parser("runs", {"recipe?": "Only this recipe's."}).read(words)
-    rows = run_folder.list_runs(args.logs, args.recipe)
+    rows = run_folder.list_runs(args.logs, recipe_name(args.recipe))
     if not rows:
         print(f"No runs in {args.logs}.", file=_text(args))
     for line in run_folder.format_runs(rows):
@@ -346,7 +360,7 @@ def _train_parser(recipe: RecipeFolder) -> Parser:
     parser.add_argument(
         "--config",
         default="",
-        help=f"Settings: {', '.join(recipe.shipped_settings())}, or a YAML file of yours.",
+        help=f"Settings: {', '.join([*recipe.shipped_settings(), 'a YAML file of yours'])}.",
     )
     length = recipe.about.settings.length
     parser.add_argument("--resume", default="", help=f"Go on with this run; only --{length} may grow.")

@@ -178,7 +178,13 @@ class Recipe(ABC, Generic[Settings]):
             from karpa_tf.recipes.families.folds import cross_validate
 
             return cross_validate(self, settings, folder, resume=resume)
-        return self.train(Run(folder, settings, resume=resume, threads=self.threads))
+        metrics = self.train(Run(folder, settings, resume=resume, threads=self.threads))
+        if not isinstance(metrics, dict):
+            raise UserError(
+                f"{type(self).__name__}.train must return figures by name, those of run.finish. "
+                f"Received: {metrics!r}."
+            )
+        return metrics
 
     @abstractmethod
     def train(self, run: Run[Settings]) -> dict[str, float]:
@@ -359,6 +365,11 @@ def copy_recipe(like: RecipeFolder, target: Path) -> str:
 
 def _name(folder: Path) -> str:
     return folder.name.replace("_", "-")
+
+
+def recipe_name(name_or_path: str) -> str:
+    """Returns the name of a recipe that is given by it, or by the path of its folder."""
+    return _name(Path(name_or_path).resolve()) if os.sep in name_or_path else name_or_path
 
 
 def _recipe_in(folder: Path) -> RecipeFolder:

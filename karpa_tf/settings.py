@@ -164,15 +164,18 @@ def read_settings(path: Path, settings: type[RunSettings], recipe: str) -> dict[
     Raises:
         UserError: it cannot be read, or holds a field that the recipe does not have, or a wrong value.
     """
+    return _read_fields(path, types_of(settings), recipe)
+
+
+def _read_fields(path: Path, hints: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     try:
         values = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip("^ .")
         raise UserError(f"--config: {path} cannot be read as YAML: {reason}.") from None
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} must hold one `field: value` a line.")
     check_format(path, values.pop("format", FORMAT))
-    hints = types_of(settings)
     for key, value in values.items():
         if key not in hints:
             raise UserError(f'{path}: {recipe} has no field "{key}"{did_you_mean(str(key), hints)}')
@@ -203,13 +206,13 @@ def defaults_of(module: str) -> Callable[[type[_Class]], type[_Class]]:
     """
 
     def apply(cls: type[_Class]) -> type[_Class]:
-        values: Mapping[str, Any] = read_yaml(Path(module).with_name("default.yaml").read_text("utf-8")) or {}
         inherited = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         hints = get_type_hints(cls, include_extras=True)
-        for name, value in values.items():
+        path = Path(module).with_name("default.yaml")
+        for name, value in _read_fields(path, hints, path.parent.name.replace("_", "-")).items():
             field = vars(cls).get(name) or inherited[name]
             cls.__annotations__[name] = hints[name]
-            setattr(cls, name, option(convert(name, hints[name], value, text=True), field.metadata["help"]))
+            setattr(cls, name, option(value, field.metadata["help"]))
         return cls
 
     return apply

@@ -146,3 +146,30 @@ def test_a_package_that_is_not_there(installed, karpa) -> None:
     result = karpa("train", "their-digits")
     assert result.status == 2
     assert "There is no package their_package.nothing, which karpa_tf.recipes names as recipe" in result.err
+
+
+def test_mistakes_in_a_recipe_of_ones_own_are_sentences(mine, digits, karpa) -> None:
+    data = digits.parent.parent.parent / "digits.npz"
+    train = ["train", "./my_digits", "--data", data, *TINY_DIGITS, "--epochs", 1]
+    assert karpa(*train).status == 0
+    assert "logs/my-digits/1" in karpa("runs", "./my_digits").out
+    other = mine.parent / "more" / "my_digits"
+    shutil.copytree(mine, other)
+    result = karpa("train", other, "--resume", "my-digits/latest")
+    assert result.status == 2 and f"is a run of the recipe in {mine}; give that folder" in result.err
+    code = (mine / "recipe.py").read_text()
+    (mine / "recipe.py").write_text(code + "\n    def train(self, run):\n        super().train(run)\n")
+    shutil.copytree(mine, mine.parent / "forgets")
+    result = karpa("train", "./forgets", *train[2:])
+    assert result.status == 2 and "train must return figures by name, those of run.finish" in result.err
+    for number, (text, said) in enumerate(
+        (
+            ("epsodes: 3", 'has no field "epsodes"; did you mean "epochs"?'),
+            ("epochs: many", "default.yaml: epochs must be a whole number. Received: many."),
+            ("- 1", "default.yaml must hold one `field: value` a line"),
+        )
+    ):
+        shutil.copytree(mine, mine.parent / f"odd{number}")
+        (mine.parent / f"odd{number}" / "default.yaml").write_text(text)
+        result = karpa("train", f"./odd{number}", "--help")
+        assert result.status == 2 and said in result.err

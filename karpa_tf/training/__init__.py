@@ -11,6 +11,7 @@ from karpa_tf.lazy import public
 if TYPE_CHECKING:
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
+    from karpa_tf.training.evaluation import Evaluator as Evaluator
     from karpa_tf.training.evaluation import evaluate as evaluate
     from karpa_tf.training.fitting import fit as fit
     from karpa_tf.training.loop import Stage as Stage
@@ -28,7 +29,7 @@ else:  # a type checker would take any name for one of these
         {
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
-            ".evaluation": "evaluate",
+            ".evaluation": "Evaluator evaluate",
             ".fitting": "fit",
             ".loop": "Stage train",
             ".losses": "SparseCrossEntropy",

@@ -83,6 +83,23 @@ class Stage:
     name: str = "training"
     stop_if_diverged: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises a UserError for a stage that makes no sense."""
+        if self.batches is not None and not isinstance(self.batches, Batches):
+            raise UserError(
+                "Stage takes Batches: karpa_tf.data.array_batches makes them of arrays, from_dataset of a "
+                f"tf.data.Dataset. Received: {type(self.batches).__name__}."
+            )
+        if (self.batches is None) == (self.length == 0) or self.length < 0:
+            raise UserError(
+                "Stage takes batches and epochs, or a length of 1 at least where the step finds its own "
+                f"data. Received: batches {'given' if self.batches else 'None'}, length {self.length}."
+            )
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise UserError(f"epochs must be a whole number of at least 1. Received: {self.epochs!r}.")
+        if self.batches and self.batches.steps_per_epoch < 1:
+            raise UserError("There is nothing to train on: the batches of an epoch are 0.")
+
     @property
     def steps(self) -> int:
         """The clock at which the stage ends."""
@@ -226,6 +243,10 @@ class _Training:
                 f"The workers do not go on from the same step, this one from {self.clock}: they must all see "
                 "the same run folder, and all be started with --resume or all without."
             )
+        if self.checkpoints and not list(self.step.variables):
+            raise UserError(
+                f"{type(self.step).__name__}.variables is empty: nothing could be resumed from a checkpoint."
+            )
         self.step.begin()
         self._check_monitors()
         model = self.step.model
@@ -251,6 +272,12 @@ class _Training:
                 with pace.step():
                     self._figures = self.step(next(batches), stopping.is_set())
                     stops = self.several and self.step.stops
+                if not isinstance(self._figures, Mapping) or self.step.advance < 1:
+                    raise UserError(
+                        f"A call of {type(self.step).__name__} must return figures by name and move the "
+                        "clock by its `advance`, 1 at least. Received: "
+                        f"{self._figures!r}, {self.step.advance}."
+                    )
                 self.clock += self.step.advance
                 if self.checkpoints and self.chief and pace.steps == 1:
                     self.checkpoints.begin()
@@ -273,7 +300,8 @@ class _Training:
 
     def _end_epoch(self, callbacks: keras.callbacks.CallbackList, epoch: int) -> None:
         self._read()
-        logs = dict(self._figures)
+        # Numbers of NumPy are none of JSON's.
+        logs = {k: v if isinstance(v, int) else float(v) for k, v in self._figures.items()}
         if isinstance(self._figures, Figures):
             logs = dict(Figures(self._figures.names, self.totals))
         with self.step.evaluated():

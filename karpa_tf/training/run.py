@@ -15,7 +15,7 @@ from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import History, Stage, train
-from karpa_tf.training.run_folder import RunFolder, resolve_init, write_json
+from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 
 if TYPE_CHECKING:
     from karpa_tf.data.sources import DataRecord
@@ -92,6 +92,23 @@ class Run(Generic[S]):
     def best_weights(self, monitor: str = "val_loss", **options: Any) -> BestWeights:
         """Returns the callback that keeps the weights of the best epoch in the run folder."""
         return BestWeights(self.folder.best_weights, monitor, writes=self.chief, **options)
+
+    def begin_with(self, model: Any) -> None:
+        """Puts the best weights of the run that the setting `init` names into a model; none: nothing.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if not (init := getattr(self.settings, "init", "")):
+            return
+        try:
+            model.load_weights(open_run(init).best_weights)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(
+                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same model, "
+                "with as many outputs."
+            ) from None
 
     def is_over(self, stage: str) -> bool:
         """Whether a resumed run had left that stage behind: its model need not be made again."""

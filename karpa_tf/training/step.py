@@ -7,6 +7,7 @@ optimizer. A training of another kind (two optimizers, a loss of its own, an env
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from karpa_tf.errors import UserError
 
 
 class Figures(Mapping[str, float]):
@@ -36,7 +39,10 @@ class Figures(Mapping[str, float]):
         return np.asarray(self._sums)
 
     def __getitem__(self, name: str) -> float:
-        return float(self.sums[self.names.index(name)]) / max(float(self.sums[-1]), 1e-9)
+        total, weight = float(self.sums[self.names.index(name)]), float(self.sums[-1])
+        if weight <= 0 and total:
+            return math.nan
+        return total / max(weight, 1e-9)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -140,9 +146,9 @@ class Step(ABC):
 
     def _traced(self) -> Any:
         def replica(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            figures, weight = self.update(batch)
-            self._names = list(figures)
-            sums = tf.stack([tf.cast(value, tf.float32) for value in (*figures.values(), weight)])
+            names, values = _checked(self, self.update(batch))
+            self._names = names
+            sums = tf.stack(values)
             # An argument has no device, and what is reduced must have one: tf.identity.
             sums, stops = all_reduce(self.strategy, [sums, tf.identity(stop)])
             return tf.cast(sums, tf.float64), stops
@@ -152,6 +158,22 @@ class Step(ABC):
             return any_replica(self.strategy, self.strategy.run(replica, args=(batch, stop)))
 
         return step if self.strategy.num_replicas_in_sync > 1 else _TracedByShape(step)
+
+
+def _checked(step: Step, given: Any) -> tuple[list[str], list[tf.Tensor]]:
+    """Returns the names of an update's figures, and their sums and the weight; or raises a UserError."""
+    try:
+        figures, weight = given
+        values = [tf.cast(value, tf.float32) for value in (*figures.values(), weight)]
+        if all(value.shape.rank == 0 for value in values):
+            return list(map(str, figures)), values
+        given = {name: value.shape for name, value in zip([*figures, "weight"], values, strict=True)}
+    except (TypeError, ValueError, AttributeError, tf.errors.OpError):
+        pass
+    raise UserError(
+        f"{type(step).__name__}.update must return figures by name and their weight, each one number: "
+        f'{{"loss": loss}}, 1.0. Received: {str(given)[:200]}.'
+    )
 
 
 class _TracedByShape:

@@ -212,3 +212,86 @@ def test_figures_are_read_when_something_is_logged_and_not_at_each_step() -> Non
     step = Counting()
     train(Stage(step, numbers(25), 1, stop_if_diverged=False))
     assert set(reads) == {10, 20, 25}
+
+
+# --- What makes no sense --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        {"loss": 1.0},
+        ({"loss": tf.zeros([2])}, 1.0),
+        (tf.constant(1.0), 1.0),
+        ({"loss": "high"}, 1.0),
+        ({"loss": 1.0}, None),
+        ({"loss": 1.0}, 1.0, 2.0),
+    ],
+)
+def test_an_update_that_returns_something_else_is_one_sentence(given: Any) -> None:
+    class Odd(Gan):
+        def update(self, batch: Any) -> Any:
+            return given
+
+    with pytest.raises(UserError, match=r"Odd\.update must return figures by name and their weight"):
+        train(Stage(Odd(), numbers()))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({}, "Stage takes batches and epochs, or a length"),
+        ({"batches": numbers(), "length": 3}, "batches given, length 3"),
+        ({"length": -1}, "length -1"),
+        ({"batches": numbers(), "epochs": 0}, "epochs must be a whole number of at least 1. Received: 0"),
+        ({"batches": np.zeros((4, 2))}, "Stage takes Batches: .* Received: ndarray"),
+        ({"batches": dataclasses.replace(numbers(), steps_per_epoch=0)}, "nothing to train on"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_one_sentence(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Stage(Gan(), **words)
+
+
+class Counting(Step):
+    """Counts to a length by itself."""
+
+    def __init__(self, advance: Any = 1, figures: Any = None, variables: bool = True) -> None:
+        super().__init__()
+        self.count = tf.Variable(0)
+        self.advance, self.figures, self.has_variables = advance, figures, variables
+
+    @property
+    def variables(self) -> Sequence[Any]:
+        return [self.count] if self.has_variables else []
+
+    def __call__(self, batch: Any, stop: bool = False) -> Any:
+        self.count.assign_add(1)
+        return self.figures or {"loss": np.float32(1.0), "count": np.int64(3)}
+
+
+def test_a_step_of_a_length_resumes(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Stage(Counting(), length=5), callbacks=[StopAt(2)], checkpoints=Checkpoints(tmp_path))
+    step = Counting()
+    history = train(Stage(step, length=5), checkpoints=Checkpoints(tmp_path), resume=True)
+    assert int(step.count) == 5 and list(history) == [{"loss": 1.0, "count": 3.0}] * 5
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Counting(advance=0), "move the clock by its `advance`, 1 at least"),
+        (Counting(figures=({"loss": 1.0}, 1.0)), "must return figures by name"),
+        (Counting(variables=False), "Counting.variables is empty"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_one_sentence(step: Step, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        train(Stage(step, length=5), checkpoints=Checkpoints(tmp_path))
+
+
+def test_a_sum_without_a_weight_is_not_a_number() -> None:
+    assert np.isnan(Figures(["loss"], np.array([3.0, 0.0]))["loss"])
+    assert Figures(["loss"], np.array([0.0, 0.0]))["loss"] == 0.0

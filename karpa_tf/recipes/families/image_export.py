@@ -68,6 +68,8 @@ def export_images(
         "model_card": card,
     }
     if options.format == "onnx":
+        if options.quantize == "int8":
+            raise UserError("ONNX files are written in float32; --format litert makes an int8 file.")
         flip = trained.config.test_flip
         written = onnx.export_onnx(
             trained.model, flip, trained.signature(), options.to, folder.recipe, **case

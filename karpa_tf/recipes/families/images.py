@@ -49,7 +49,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.run import Run, check_data
-from karpa_tf.training.run_folder import RunFolder, open_run
+from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 
@@ -162,7 +162,7 @@ class ImageRecipe(Recipe[S]):
             model = self.build(config, pixels.shape[1:], len(names), **standard)
             measured = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float32)
             self.initialize(model, (measured - mean) / np.array(deviation, np.float32))
-            put_weights(model, config.init)
+            run.begin_with(model)
             optimizer = make_optimizer(config, model, config.epochs * batches.steps_per_epoch)
             model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))
         parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -331,20 +331,6 @@ def training_attack(model: keras.Model, config: ImageSettings) -> Callable[..., 
         return attack(lambda x: model(x, training=False), features, labels, seed)
 
     return perturb
-
-
-def put_weights(model: keras.Model, init: str) -> None:
-    """Puts the best weights of another run into a model."""
-    if not init:
-        return
-    try:
-        model.load_weights(open_run(init).best_weights)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same network and "
-            "as many classes."
-        ) from None
 
 
 # --- Evaluate -------------------------------------------------------------------------------------
