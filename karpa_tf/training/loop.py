@@ -326,7 +326,7 @@ class _Training:
     def _note(self, figures: Mapping[str, float]) -> None:
         """Adds figures to those of the epoch; they are read a few steps later, or when they are needed."""
         if not isinstance(figures, Figures):
-            self.watch.check(figures.get("loss", 0.0), self.clock)
+            self.watch.check(float(figures.get("loss", 0.0)), self.clock)
             return
         self._unread.append((self.clock, figures))
         if len(self._unread) >= _READ_EVERY:

@@ -164,9 +164,10 @@ def _checked(step: Step, given: Any) -> tuple[list[str], list[tf.Tensor]]:
     """Returns the names of an update's figures, and their sums and the weight; or raises a UserError."""
     try:
         figures, weight = given
-        values = [tf.cast(value, tf.float32) for value in (*figures.values(), weight)]
-        if all(value.shape.rank == 0 for value in values):
-            return list(map(str, figures)), values
+        values = [tf.convert_to_tensor(value) for value in (*figures.values(), weight)]
+        numbers = all(value.dtype.is_floating or value.dtype.is_integer for value in values)
+        if numbers and all(value.shape.rank == 0 for value in values):
+            return list(map(str, figures)), [tf.cast(value, tf.float32) for value in values]
         given = {name: value.shape for name, value in zip([*figures, "weight"], values, strict=True)}
     except (TypeError, ValueError, AttributeError, tf.errors.OpError):
         pass
