@@ -7,12 +7,24 @@ straight into such memory, and taken by TensorFlow where it lies, holds the lock
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 
 # Of addresses that TensorFlow takes without a copy of its own.
 _ALIGNMENT = 64
+# Of glibc's mallopt(3): the size from which memory is mapped anew each time, and how much may lie free.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT = 1 << 30
+
+
+def keep_freed() -> None:
+    """Has freed memory used again: gRPC copies a large message with Python's lock held, into new memory."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def empty(size: int) -> memoryview:

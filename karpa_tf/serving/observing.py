@@ -190,15 +190,22 @@ class Observer:
         for seconds in report.waited:
             queuing.observe(seconds * 1e6)
 
-    def received(self, call: Call, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the inputs of a request to the opt-in log."""
+    def received(self, call: Call, arrays: Mapping[str, np.ndarray], size: int = 0) -> None:
+        """Writes the inputs of a request, of some bytes unless they are the body's, to the opt-in log."""
         if self._inputs:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = {"time": time, "model": call.model, "version": call.version, "signature": call.signature}
-            self._write(self._inputs, lambda: line | {"inputs": describe_inputs(arrays)})
+            strings = {name: array for name, array in arrays.items() if array.dtype == object}
+            # Numbers do not stay in memory until the line is written.
+            numbers = describe_inputs({name: arrays[name] for name in arrays if name not in strings})
+            self._write(
+                self._inputs,
+                lambda: line | {"inputs": numbers | describe_inputs(strings)},
+                (size or call.bytes_in) + sum(array.nbytes for array in strings.values()) if strings else 0,
+            )
 
-    def _write(self, file: IO[bytes], make: Callable[[], dict[str, Any]]) -> None:
-        self._writer.write(file, lambda: orjson.dumps(make()) + b"\n")
+    def _write(self, file: IO[bytes], make: Callable[[], dict[str, Any]], holds: int = 0) -> None:
+        self._writer.write(file, lambda: orjson.dumps(make()) + b"\n", holds)
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

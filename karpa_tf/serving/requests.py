@@ -49,12 +49,14 @@ class Question:
         signature: the name it gives, "" for the default one. REST.
         by_rows: whether it came in rows. REST.
         message: what is left of gRPC's message without its tensors or examples.
+        size: bytes of its tensors, where another process has read it.
     """
 
     arrays: Arrays
     signature: str = ""
     by_rows: bool = True
     message: Message | None = field(default=None)
+    size: int = 0
 
 
 def is_encoded(encoding: str) -> bool:
@@ -230,4 +232,4 @@ def unpack(header: Mapping[str, Any], blocks: Sequence[bytearray | memoryview], 
         else:
             array = np.frombuffer(next(rest), proto_tensors.numpy_type(dtype))
         arrays[name] = array.reshape(shape)
-    return Question(arrays, header["signature"], header["by_rows"], message)
+    return Question(arrays, header["signature"], header["by_rows"], message, sum(map(len, blocks)))

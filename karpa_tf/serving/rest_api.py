@@ -296,7 +296,7 @@ class RestApi:
         call.signature = question.signature or "serving_default"
         arrays = signature.completed(question.arrays)
         call.rows = rows_of(list(arrays.values()))
-        self._observer.received(call, arrays)
+        self._observer.received(call, arrays, question.size)
         outputs = await signature.batcher.submit(arrays, deadline)
         self._observer.answered(call, outputs)
 

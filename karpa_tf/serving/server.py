@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError
-from karpa_tf.serving import access, config_files
+from karpa_tf.serving import access, buffers, config_files
 from karpa_tf.serving.batching import BatchLimits
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.grpc_api import TokenInterceptor, add_services
@@ -201,6 +201,7 @@ class Server:
         # TensorFlow's own objects stay: collections after an unload need not look at them. Models may go.
         gc.collect()
         gc.freeze()
+        buffers.keep_freed()
         try:
             if self._config_file.path:
                 await self.registry.serve_config(self._config_file.read())

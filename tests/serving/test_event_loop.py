@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ from karpa_tf.serving import (
     tensor_types,
 )
 from karpa_tf.serving.examples import Limits
+from karpa_tf.serving.observing import Call
 from karpa_tf.serving.privacy import describe_inputs, redact
 from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
@@ -307,6 +309,45 @@ def test_an_access_log_that_nobody_reads_stops_nothing(models, tmp_path, monkeyp
         until(dropped, "a line has been left out, and counted")
         lines = os.read(unread, 1 << 16).splitlines()
         assert json.loads(lines[0])["status"] == "OK"
+        os.close(unread)
+
+
+def test_lines_that_wait_hold_little_memory_and_stop_no_other_log(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(log_writer, "_LAST_WORDS", 0.0)
+    stuck, free = os.pipe(), os.pipe()
+    writer = log_writer.LogWriter()
+    with open(stuck[1], "wb", buffering=0) as first, open(free[1], "wb", buffering=0) as second:
+        writer.write(first, lambda: bytes(1 << 20))  # more than the pipe takes
+        for _ in range(3):
+            writer.write(first, lambda: b"large", 30 << 20)
+        for _ in range(3):
+            writer.write(first, lambda: b"small")
+        assert writer.dropped == 1
+        writer.write(second, lambda: b"a line")
+        assert os.read(free[0], 100) == b"a line"
+        writer.close()
+        os.close(stuck[0])
+    os.close(free[0])
+
+
+def test_the_log_of_inputs_keeps_no_numbers_while_nobody_reads_it(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(log_writer, "_LAST_WORDS", 0.0)
+    pipe = tmp_path / "inputs"
+    os.mkfifo(pipe)
+    unread = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with Running(models, request_log=str(pipe)) as running:
+        observer = running.server._observer
+        call = Call("REST", "predict", model="add")
+        observer.received(call, {"text": np.array([b"word " * 2000] * 20, object)})  # fills the pipe
+        numbers = np.zeros(1000, np.float32)
+        kept = weakref.ref(numbers)
+        observer.received(call, {"x": numbers})
+        del numbers
+        assert kept() is None
+        text = {"text": np.array([b"a" * (20 << 20)], object)}
+        for _ in range(4):
+            observer.received(call, text, 20 << 20)
+        assert observer._writer.dropped == 1
         os.close(unread)
 
 
