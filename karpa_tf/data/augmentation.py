@@ -161,4 +161,4 @@ def image_batches(
         images = tf.ensure_shape(images, [size, *pixels.shape[1:]])
         return images, tf.gather(targets, rows), tf.ensure_shape(weights, [size])
 
-    return Batches(load, order.steps_per_epoch, batch_size, "examples")
+    return Batches(load, order.steps_per_epoch, batch_size)

@@ -26,15 +26,11 @@ class Batches:
             Python integers; it runs in tf.data's graph.
         steps_per_epoch: steps in one pass over the data.
         batch_size: rows of a global batch.
-        rate_unit: what one row counts, for the speed that is shown, e.g. "tokens".
-        units_per_row: how many of these units a row holds.
     """
 
     load: Callable[[tf.Tensor, int, int], Any]
     steps_per_epoch: int
     batch_size: int
-    rate_unit: str = "examples"
-    units_per_row: int = 1
 
     def dataset(
         self, start: int = 0, stop: int | None = None, *, part: int = 0, parts: int = 1
@@ -106,9 +102,7 @@ def from_dataset(dataset: tf.data.Dataset) -> Batches:
     return _Streamed(load, steps, 1, source=dataset)
 
 
-def array_batches(
-    features: Any, labels: Any, *, batch_size: int, seed: int | None = None, rate_unit: str = "examples"
-) -> Batches:
+def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | None = None) -> Batches:
     """Returns batches of arrays that lie in memory.
 
     Args:
@@ -116,7 +110,6 @@ def array_batches(
         labels: the same, as the loss takes it.
         batch_size: rows of a batch; the last one of an epoch is filled up with rows of weight 0.
         seed: of the shuffling, anew each epoch; None: in their order.
-        rate_unit: what a row counts as.
     """
     data = tf.nest.map_structure(tf.constant, (features, labels))
     order = EpochOrder(len(tf.nest.flatten(data)[0]), batch_size, seed=seed or 0, shuffle=seed is not None)
@@ -127,7 +120,7 @@ def array_batches(
         features, labels = tf.nest.map_structure(lambda x: tf.gather(x, tf.maximum(rows, 0)), data)
         return features, labels, tf.cast(rows >= 0, tf.float32)
 
-    return Batches(load, order.steps_per_epoch, batch_size, rate_unit)
+    return Batches(load, order.steps_per_epoch, batch_size)
 
 
 class EpochOrder:

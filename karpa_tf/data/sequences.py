@@ -280,7 +280,7 @@ def sequence_batches(
             features["case_ids"] = cases[0]
         return features, labels_, weights_
 
-    return Batches(load, order.steps_per_epoch, batch_size, "examples")
+    return Batches(load, order.steps_per_epoch, batch_size)
 
 
 def rows_of(sequences: Sequences, batch_size: int) -> np.ndarray:

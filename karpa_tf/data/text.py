@@ -421,7 +421,7 @@ class Windows:
             weights = tf.cast(tf.gather(targets, positions, batch_dims=1), tf.float32)
             return features, labels, weights
 
-        return Batches(load, order.steps_per_epoch, batch_size, "tokens", length)
+        return Batches(load, order.steps_per_epoch, batch_size)
 
 
 def fixed_batches(

@@ -107,7 +107,7 @@ class Run(Generic[S]):
             reason = " ".join(str(error).split())[:150]
             raise UserError(
                 f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same model, "
-                "with as many outputs."
+                "with as many outputs, and with method full where there is one."
             ) from None
 
     def is_over(self, stage: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from karpa_tf.errors import UserError
 from karpa_tf.models import build_q_network
+from karpa_tf.recipes.families import common
 from karpa_tf.rl.episodes import first_action, make_flat
 from karpa_tf.training.run_folder import RunFolder, open_run
 
@@ -26,16 +27,10 @@ def build_model(config: DqnSettings, scale: Sequence[float], actions: int) -> ke
 def open_model(folder: RunFolder) -> tuple[DqnSettings, keras.Model]:
     """Returns the settings of a run and its best q-network, in Keras 3."""
     config = folder.open_config(DqnSettings)
-    try:
+    with common.reading_weights(folder):
         facts = read_facts(folder)
         model = build_model(config, facts["observation_scale"], facts["actions"])
         model.load_weights(folder.best_weights)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{folder.best_weights} cannot be read ({reason}); go on with `"
-            f"{folder.resume_command}`, or train again."
-        ) from None
     return config, model
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.training.run import RECORD
 from karpa_tf.training.run_folder import RunFolder, open_run
+from karpa_tf.wordpiece import WordPiece
 
 
 def finished_metrics(folder: RunFolder) -> dict[str, Any]:
@@ -60,16 +62,32 @@ def first_vocabulary(init: str, lowercase: bool) -> Path | str:
     return other.assets / "vocab.txt"
 
 
+def same_vocabulary(init: str, wordpiece: WordPiece, advice: str) -> None:
+    """Raises a UserError if the run that another begins with has other pieces than this one."""
+    if init and WordPiece.load(open_run(init).assets / "vocab.txt").pieces != wordpiece.pieces:
+        raise UserError(f"--init: {init} has another vocabulary; {advice.format(open_run(init).assets)}.")
+
+
 def load_weights(
     model: keras.Model,
     folder: RunFolder,
     load: Callable[[keras.Model, Path], Any] = keras.Model.load_weights,
 ) -> None:
     """Puts a run's best weights into a model; raises a UserError if they cannot be read or do not fit."""
-    try:
+    with reading_weights(folder):
         load(model, folder.best_weights)
+
+
+@contextlib.contextmanager
+def reading_weights(folder: RunFolder) -> Iterator[None]:
+    """Makes a UserError of what goes wrong where a run's weights, or files beside them, are read."""
+    missing = not folder.best_weights.exists()
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:150]
+        if missing:
+            reason = "it is not there; the run has not ended its first epoch"
         raise UserError(
             f"{folder.best_weights} cannot be read ({reason}); go on with `"
             f"{folder.resume_command}`, or train again."

@@ -188,7 +188,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         with run.strategy.scope():
             encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
             model = self.build(task, encoder)
-            starts.put_weights(model, start, pretrained, config.init)
+            starts.put_weights(model, start, pretrained, run)
             starts.apply_method(model, config)
             steps = config.epochs * learned.batches.steps_per_epoch
             optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)

@@ -18,7 +18,6 @@ import tensorflow as tf
 from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import ImageData, Images, label_places, open_images, open_test_images, read_image
 from karpa_tf.data.tables import label_ids, shared_rows
-from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.attacks import Attack, parse_attack
 from karpa_tf.judging.classification import (
@@ -115,17 +114,11 @@ class ImageRecipe(Recipe[S]):
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, "labels.json")
         shape = (config.image_size, config.image_size, self.channels)
-        try:
+        with common.reading_weights(folder):
             measured = folder.read_json("assets/images.json")
             mean, deviation = measured["mean"], measured["deviation"]
             model = self.build(config, shape, len(names), mean=mean, deviation=deviation, dtype="float32")
             model.load_weights(folder.best_weights)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(
-                f"{folder.path} cannot be opened ({reason}); go on with `"
-                f"{folder.resume_command}`, or train again."
-            ) from None
         return Trained(config, names, model)
 
     # --- Train

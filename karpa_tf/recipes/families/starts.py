@@ -29,7 +29,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, open_run, write_json
+from karpa_tf.training.run_folder import RunFolder, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
@@ -136,7 +136,7 @@ def read_start(folder: RunFolder) -> Start:
 
 
 def put_weights(
-    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, init: str
+    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, run: Run[Any]
 ) -> None:
     """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's."""
     if start.preset:
@@ -145,18 +145,8 @@ def put_weights(
         for name, variable in encoder_variables(model).items():
             if name in pretrained:  # all but a pooler, which masked words do not train
                 variable.assign(pretrained[name])
-    if init:
-        other = open_run(init)
-        if WordPiece.load(other.assets / "vocab.txt").pieces != start.wordpiece.pieces:
-            raise UserError(f"--init: {init} has another vocabulary; start from the same preset.")
-        try:
-            model.load_weights(other.best_weights)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(
-                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same recipe "
-                "with method full and the same labels."
-            ) from None
+    common.same_vocabulary(run.settings.init, start.wordpiece, "start from the same preset")
+    run.begin_with(model)
 
 
 # --- Pretraining ----------------------------------------------------------------------------------

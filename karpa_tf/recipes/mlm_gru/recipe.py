@@ -32,7 +32,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
-from karpa_tf.training.run_folder import RunFolder, open_run
+from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import MASK, WordPiece
@@ -123,8 +123,8 @@ class MlmGru(Recipe[MlmGruSettings]):
         with run.strategy.scope():
             frequencies = data.splits["train"].counts(len(data.wordpiece))
             model = build_model(config, len(data.wordpiece), frequencies=frequencies)
-            if config.init:
-                start_from(model, config.init, data.wordpiece)
+            common.same_vocabulary(config.init, data.wordpiece, "give --vocabulary {}/vocab.txt")
+            run.begin_with(model)
             steps = config.epochs * data.train.steps_per_epoch
             model.compile(make_optimizer(config, steps), SparseCrossEntropy())
         step = SupervisedStep(model, TRAINING_METRICS, accumulate=config.accumulate)
@@ -214,16 +214,6 @@ def open_model(folder: RunFolder, precision: str | None = None) -> tuple[MlmGruS
     common.load_weights(model, folder)
     model.compile(AdamW(), SparseCrossEntropy())
     return config, wordpiece, model
-
-
-def start_from(model: keras.Model, run: str, wordpiece: WordPiece) -> None:
-    """Puts the best weights of another run into a model, for `--init`."""
-    other = open_run(run)
-    if WordPiece.load(other.assets / "vocab.txt").pieces != wordpiece.pieces:
-        raise UserError(
-            f"--init: {run} has another vocabulary; give --vocabulary {other.assets / 'vocab.txt'}."
-        )
-    common.load_weights(model, other)
 
 
 def model_card(folder: RunFolder, metrics: Mapping[str, Any], top_k: int) -> str:
