@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+__all__ = ["UserError", "did_you_mean", "writing"]
+
 
 class UserError(Exception):
     """Something the user can mend: one sentence that says what was received and what to do.

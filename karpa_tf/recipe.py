@@ -21,12 +21,29 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine
 from karpa_tf.settings import Fields, RunSettings, option, read_settings
 
 if TYPE_CHECKING:
     from karpa_tf.export.signature import Signature
     from karpa_tf.training.run import Run
     from karpa_tf.training.run_folder import RunFolder
+
+__all__ = [
+    "About",
+    "EvaluateOptions",
+    "Evaluation",
+    "ExplainOptions",
+    "Explanation",
+    "ExportOptions",
+    "Exported",
+    "Input",
+    "PredictOptions",
+    "Recipe",
+    "RecipeFolder",
+    "all_recipes",
+    "find_recipe",
+]
 
 # The group of entry points by which an installed package names recipes of its own.
 GROUP = "karpa_tf.recipes"
@@ -80,8 +97,8 @@ class ExportOptions(Fields):
     force: bool = option(False, "Export even a model that has not learned its task.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class About:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class About(InALine):
     """What is said of a recipe before TensorFlow is imported.
 
     Attributes:
@@ -110,8 +127,8 @@ class About:
 # --- The contract ---------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class Evaluation:
+@dataclass(kw_only=True, repr=False)
+class Evaluation(InALine):
     """What a run reaches.
 
     Attributes:
@@ -129,8 +146,8 @@ class Evaluation:
     tables: list[Sequence[str]] = field(default_factory=list)
 
 
-@dataclass(kw_only=True)
-class Exported:
+@dataclass(kw_only=True, repr=False)
+class Exported(InALine):
     """What was written.
 
     Attributes:
@@ -148,8 +165,8 @@ class Exported:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
-class Explanation:
+@dataclass(kw_only=True, repr=False)
+class Explanation(InALine):
     """What speaks for what a run says of inputs.
 
     Attributes:
@@ -163,7 +180,7 @@ class Explanation:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-class Recipe(ABC, Generic[Settings]):
+class Recipe(InALine, ABC, Generic[Settings]):
     """A system: how it trains, is evaluated, and what it serves."""
 
     about: ClassVar[About]
@@ -216,8 +233,8 @@ class Recipe(ABC, Generic[Settings]):
 # --- Finding recipes ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RecipeFolder:
+@dataclass(frozen=True, repr=False)
+class RecipeFolder(InALine):
     """A recipe's folder.
 
     `__init__.py` has its settings, its options and `ABOUT`, and imports nothing heavy; `recipe.py` has one

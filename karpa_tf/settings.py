@@ -18,6 +18,22 @@ import yaml
 
 from karpa_tf.errors import UserError, did_you_mean
 
+__all__ = [
+    "Bounds",
+    "Count",
+    "CountOrNone",
+    "Fields",
+    "NonNegative",
+    "Positive",
+    "RunSettings",
+    "Seed",
+    "Share",
+    "TrainingSettings",
+    "UnitInterval",
+    "defaults_of",
+    "option",
+]
+
 # What a run's config.yaml calls the layout of its fields. One higher where a field changes its meaning.
 FORMAT = 1
 
@@ -127,9 +143,18 @@ def types_of(cls: type) -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Fields:
-    """A dataclass whose values are what their types say."""
+    """A dataclass whose values are what their types say; it prints those that are not the defaults."""
+
+    def __init_subclass__(cls) -> None:
+        # `@dataclass` makes one for a class that has none of its own.
+        cls.__repr__ = Fields.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        set_ = {field.name: value for field, value in values.items() if value != field.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in set_.items())})"
 
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""

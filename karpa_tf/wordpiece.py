@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine, in_a_line
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, START, END, MASK)
@@ -30,7 +31,7 @@ _IDEOGRAPH = (
 _ALPHABET = 4000
 
 
-class WordPiece:
+class WordPiece(InALine):
     """A WordPiece vocabulary and its tokenizer.
 
     Args:
@@ -103,6 +104,9 @@ class WordPiece:
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    def __repr__(self) -> str:
+        return in_a_line("WordPiece", {"pieces": self.pieces, "lowercase": self.lowercase, **self.options})
 
     @cached_property
     def ids(self) -> dict[str, int]:

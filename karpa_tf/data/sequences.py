@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths, slice_part
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import END, START, UNKNOWN, WordPiece
 
 _AT_ONCE = 1024
@@ -129,8 +130,8 @@ def dense_features(token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor | No
 # --- Packed data ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sequences:
+@dataclass(frozen=True, repr=False)
+class Sequences(InALine):
     """Packed rows, one after the other.
 
     Attributes:

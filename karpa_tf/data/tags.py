@@ -16,6 +16,7 @@ import numpy as np
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.data.tables import find_splits, no_such_path, read_text, shares_to_cut, with_training
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 
 OUTSIDE = "O"
 _SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", ".bioes")
@@ -26,16 +27,16 @@ _PREFIX = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B",
 Broken = Literal["skip", "stop"]
 
 
-@dataclass(frozen=True)
-class Sentence:
+@dataclass(frozen=True, repr=False)
+class Sentence(InALine):
     """Words and their tags in IOB2."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Tagged:
+@dataclass(frozen=True, repr=False)
+class Tagged(InALine):
     """Sentences by split.
 
     Attributes:
@@ -55,7 +56,9 @@ class Tagged:
         """Hash of the sentences and of how they are split."""
         digest = hashlib.blake2b(digest_size=16)
         for split in SPLITS:
-            digest.update(repr((split, self.splits[split])).encode())
+            # In the words that earlier runs were noted with.
+            every = ", ".join(f"Sentence(words={s.words}, tags={s.tags})" for s in self.splits[split])
+            digest.update(f"({split!r}, [{every}])".encode())
         return digest.hexdigest()
 
     @property

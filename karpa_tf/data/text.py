@@ -19,6 +19,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.data.sources import SPLITS, Corpus, DataRecord, Split, open_corpus
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Part of the cache's key: raise it when the tokenized form changes.
@@ -31,8 +32,8 @@ _READ_AT_ONCE = 1 << 20
 _COUNT_AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True)
-class TextData:
+@dataclass(frozen=True, repr=False)
+class TextData(InALine):
     """Everything a masked language model is trained and evaluated with.
 
     Attributes:
@@ -128,8 +129,8 @@ def record_of(corpus: Corpus, splits: Mapping[Split, TokenizedSplit]) -> DataRec
     return DataRecord(corpus.fingerprint, {split: pieces.size for split, pieces in splits.items()})
 
 
-@dataclass(frozen=True)
-class TokenizedSplit:
+@dataclass(frozen=True, repr=False)
+class TokenizedSplit(InALine):
     """The pieces of a split's documents, one after the other.
 
     Attributes:
@@ -308,7 +309,7 @@ def _open_split(folder: Path, split: str, wordpiece: WordPiece) -> TokenizedSpli
 # --- Windows --------------------------------------------------------------------------------------
 
 
-class Windows:
+class Windows(InALine):
     """Windows of a fixed length that never cross a document's border.
 
     Args:
@@ -452,7 +453,7 @@ def fixed_batches(
 # --- Masking --------------------------------------------------------------------------------------
 
 
-class Masking:
+class Masking(InALine):
     """Chooses pieces and hides them, with stateless random numbers in the graph.
 
     BERT's masking (Devlin et al. 2019, section 3.1): of the chosen pieces 80 % become [MASK], 10 %

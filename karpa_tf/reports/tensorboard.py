@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.lines import InALine
+
 # A label a row, or columns of facts by name.
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -23,7 +25,7 @@ Labels = Sequence[str] | Mapping[str, Sequence[str]]
 _EVERY = 10
 
 
-class TensorBoard(keras.callbacks.Callback):
+class TensorBoard(InALine, keras.callbacks.Callback):
     """Writes a run's events.
 
     Args:

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from karpa_tf.errors import writing
+from karpa_tf.lines import InALine
 
 
-class BestWeights(keras.callbacks.Callback):
+class BestWeights(InALine, keras.callbacks.Callback):
     """Keeps the weights of the best epoch in a file, and stops when no better one comes.
 
     The file is written when the checkpoint is (`get_state`), so that both are always of the same step,

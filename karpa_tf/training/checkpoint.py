@@ -17,12 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from karpa_tf.errors import UserError, writing
+from karpa_tf.lines import InALine
 from karpa_tf.training.run_folder import lock_folder
 
 _NAME = re.compile(r"step-(\d+)\.npz$")
 
 
-class Checkpoints:
+class Checkpoints(InALine):
     """The last few checkpoints of a run.
 
     A checkpoint holds the values of variables, in their order, and a small state in JSON. It is a

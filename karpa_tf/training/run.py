@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.reports.tensorboard import TensorBoard, write_final
 from karpa_tf.reports.terminal import Progress
 from karpa_tf.settings import RunSettings
@@ -27,7 +28,7 @@ S = TypeVar("S", bound=RunSettings)
 RECORD = "data.json"
 
 
-class Run(Generic[S]):
+class Run(InALine, Generic[S]):
     """A training of a recipe: it begins, fits one stage or several, and finishes.
 
     Args:

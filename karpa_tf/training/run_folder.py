@@ -30,6 +30,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from karpa_tf.errors import UserError, did_you_mean, writing
+from karpa_tf.lines import InALine
 from karpa_tf.recipe import all_recipes, find_recipe
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
@@ -38,8 +39,8 @@ _Settings = TypeVar("_Settings", bound=RunSettings)
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
 
-@dataclass(frozen=True)
-class RunFolder:
+@dataclass(frozen=True, repr=False)
+class RunFolder(InALine):
     """Paths and small files of one run."""
 
     path: Path

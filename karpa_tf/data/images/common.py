@@ -11,12 +11,13 @@ import numpy as np
 
 from karpa_tf.data.sources import SPLITS, DataRecord, Split
 from karpa_tf.data.tables import label_ids
+from karpa_tf.lines import InALine
 
 Broken = Literal["skip", "stop"]
 
 
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, repr=False)
+class Images(InALine):
     """Labelled images.
 
     Attributes:
@@ -41,8 +42,8 @@ class Images:
         return Images(self.pixels[np.asarray(index, int)], labels, names)
 
 
-@dataclass(frozen=True)
-class ImageData:
+@dataclass(frozen=True, repr=False)
+class ImageData(InALine):
     """Images by split.
 
     Attributes:
