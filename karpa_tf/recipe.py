@@ -188,7 +188,16 @@ class Recipe(InALine, ABC, Generic[Settings]):
     threads: ClassVar[int | None] = None
 
     def start(self, settings: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        """Trains into a run folder and returns the final figures; with `folds`, a run a fold."""
+        """Trains into a run folder and returns the final figures; with `folds`, a run a fold.
+
+        Args:
+            settings: of the run.
+            folder: where it is written.
+            resume: go on from its newest checkpoint.
+
+        Raises:
+            UserError: a setting, the data or the folder cannot be used.
+        """
         from karpa_tf.training.run import Run
 
         if getattr(settings, "folds", 0) and not getattr(settings, "fold", 0):
@@ -205,7 +214,11 @@ class Recipe(InALine, ABC, Generic[Settings]):
 
     @abstractmethod
     def train(self, run: Run[Settings]) -> dict[str, float]:
-        """Trains and returns the final figures, those of `run.finish`."""
+        """Trains and returns the final figures, those of `run.finish`.
+
+        Args:
+            run: its settings and folder, and what every training does alike.
+        """
 
     @abstractmethod
     def evaluate(self, folder: RunFolder, options: Any, step: int | None = None) -> Evaluation:
@@ -219,14 +232,30 @@ class Recipe(InALine, ABC, Generic[Settings]):
 
     @abstractmethod
     def signature(self, folder: RunFolder, options: Any) -> Signature:
-        """Returns what a run predicts with."""
+        """Returns what a run predicts with.
+
+        Args:
+            folder: of the run.
+            options: of the command.
+        """
 
     @abstractmethod
     def export(self, folder: RunFolder, options: Any) -> Exported:
-        """Writes the next version of a model."""
+        """Writes the next version of a model.
+
+        Args:
+            folder: of the run.
+            options: of the command: where to, in which format.
+        """
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: Any) -> Explanation:
-        """Says what in inputs speaks for what a run says of them; only where `about.explain` is given."""
+        """Says what in inputs speaks for what a run says of them; only where `about.explain` is given.
+
+        Args:
+            folder: of the run.
+            inputs: texts, or the paths of images.
+            options: of the command.
+        """
         raise NotImplementedError
 
 
@@ -252,6 +281,7 @@ class RecipeFolder(InALine):
 
     @functools.cached_property
     def path(self) -> Path:
+        """The folder; a UserError where there is no such package."""
         try:
             spec = importlib.util.find_spec(self.package)
         except ModuleNotFoundError:  # the package that it is in
@@ -262,6 +292,7 @@ class RecipeFolder(InALine):
 
     @functools.cached_property
     def about(self) -> About:
+        """What it says of itself; a UserError where it says nothing."""
         file = self.path / "__init__.py"  # first, for it says what is missing
         about = getattr(importlib.import_module(self.package), "ABOUT", None)
         if not isinstance(about, About):
@@ -269,7 +300,11 @@ class RecipeFolder(InALine):
         return about
 
     def load(self) -> Recipe[Any]:
-        """Imports the recipe's code, and with it TensorFlow."""
+        """Imports the recipe's code, and with it TensorFlow; returns the recipe.
+
+        Raises:
+            UserError: there is no subclass of Recipe in it, or more than one.
+        """
         module = importlib.import_module(f"{self.package}.recipe")
         found = [x for x in vars(module).values() if _is_recipe(x, module)]
         if len(found) != 1:
@@ -289,7 +324,10 @@ class RecipeFolder(InALine):
         return sorted(path.stem for path in self.path.glob("*.yaml"))
 
     def read_settings(self, name_or_path: str) -> dict[str, Any]:
-        """Reads a shipped settings file by name, or a user's YAML file by path.
+        """Reads a file of settings.
+
+        Args:
+            name_or_path: the name of a shipped file, or the path of a user's.
 
         Raises:
             UserError: no such file, not YAML, or fields or values that the recipe does not take.
@@ -323,7 +361,10 @@ def all_recipes() -> dict[str, RecipeFolder]:
 
 
 def find_recipe(name_or_path: str) -> RecipeFolder:
-    """Returns the recipe of a name, or the one in a folder: `./sentiment`.
+    """Returns the recipe of a name, or the one in a folder.
+
+    Args:
+        name_or_path: `mnist-mlp`; or a path that has a / in it or begins with a point: `./sentiment`.
 
     Raises:
         UserError: there is none.

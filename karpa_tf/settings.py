@@ -45,7 +45,14 @@ _Class = TypeVar("_Class")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of a number, for `Annotated`."""
+    """Bounds of a number, for `Annotated`; None: there is none.
+
+    Attributes:
+        least: the number may be this or more.
+        above: it must be more than this.
+        most: it may be this or less.
+        below: it must be less than this.
+    """
 
     least: float | None = None
     above: float | None = None
@@ -133,7 +140,12 @@ def _typed(kind: type, value: Any, text: bool) -> Any:
 
 
 def option(default: Any, help: str) -> Any:
-    """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
+    """Returns a dataclass field.
+
+    Args:
+        default: its value where none is given.
+        help: the sentence that `--help` prints for it.
+    """
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -221,7 +233,9 @@ def check_format(path: Path, found: Any) -> None:
 
 
 def defaults_of(module: str) -> Callable[[type[_Class]], type[_Class]]:
-    """Makes the values of default.yaml beside a module the defaults of a class, below `@dataclass`.
+    """Returns a decorator: the values of default.yaml beside a module become a class's defaults.
+
+    It stands below `@dataclass`.
 
     So a field has the same default on the command line, in a file of settings that leaves it out, and in
     Python.

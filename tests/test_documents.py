@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.documents import DOCS, PAGES, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture
 def houses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipe of docs/recipes.md in a working directory, and a table for it."""
-    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"<!-- (houses/\w+\.py) -->\n```python\n(.*?)```", text, re.DOTALL))
-    assert set(files) == {"houses/__init__.py", "houses/recipe.py"}
+    found = files(DOCS / "recipes.md")
+    assert set(found) == {"houses/__init__.py", "houses/recipe.py"}
     (tmp_path / "houses").mkdir()
-    for name, code in files.items():
+    for name, code in found.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
     random = np.random.default_rng(0)
     size, age, rooms = random.uniform(40, 200, 300), random.uniform(0, 50, 300), random.integers(1, 7, 300)
@@ -67,10 +65,35 @@ def test_the_recipe_from_nothing_runs_to_a_served_model(houses: Path, karpa) -> 
 
 
 def test_the_step_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    text = (DOCS / "training.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (script,) = python_blocks(DOCS / "training.md")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
     runpy.run_path(str(tmp_path / "script.py"))
     assert "critic_loss" in capsys.readouterr().out
     assert list((tmp_path / "my_gan" / "checkpoints").glob("step-*.npz"))
+
+
+def test_the_page_on_python_is_a_script_that_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    script = "\n".join(python_blocks(DOCS / "python.md"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "script.py"))
+    assert capsys.readouterr().out.splitlines() == printed(script)
+    assert list((tmp_path / "my_run" / "train").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_documents_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# One title\n\n## Two `words`, here\n\n## One title\n")
+    page = tmp_path / "page.md"
+    live = "[a](other.md) [b](other.md#two-words-here) [c](other.md#one-title-1) [d](#here) [e](https://example.org)"
+    page.write_text(f"# Here\n\n{live}\n\n    [code](of.md)\n")
+    assert dead_links(page) == []
+    page.write_text("# Here\n\n[a](gone.md) [b](other.md#three) [c](#there)\n")
+    assert dead_links(page) == ["gone.md", "other.md#three", "#there"]

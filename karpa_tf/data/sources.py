@@ -85,6 +85,9 @@ def open_corpus(source: str) -> Corpus:
     Args:
         source: `embedded`, a path, or `tfds:NAME`.
 
+    Returns:
+        The text, which is read when it is asked for.
+
     Raises:
         UserError: the source is missing, empty, not UTF-8, or needs a network that is not there.
     """

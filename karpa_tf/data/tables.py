@@ -75,6 +75,7 @@ class Rows(InALine):
         ]
 
     def take(self, index: Sequence[int]) -> Rows:
+        """Returns the rows at the places of `index`."""
         texts_b = None if self.texts_b is None else [self.texts_b[i] for i in index]
         return Rows([self.texts[i] for i in index], texts_b, [self.labels[i] for i in index])
 
@@ -111,12 +112,19 @@ class Table(InALine):
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table; `text_b` is empty where there are no pairs."""
+    """Names of the columns of a table.
+
+    Attributes:
+        text: of the texts.
+        label: of the labels.
+        text_b: of the second text of each pair; empty: no pairs.
+    """
 
     text: str = "text"
     label: str = "label"
@@ -167,7 +175,15 @@ def open_table(
 
 
 def open_test_rows(source: str | Mapping[str, Sequence[Any]], columns: Columns | None = None) -> Rows:
-    """Returns what `evaluate --data` reads: the data's own test split, or else every row."""
+    """Returns rows to evaluate on: the data's own test split, or else every row.
+
+    Args:
+        source: as for `open_table`.
+        columns: names of the columns.
+
+    Raises:
+        UserError: the source cannot be read, or lacks a column, a text or a label.
+    """
     given = _read(source, columns or Columns())
     if "test" in given:
         return given["test"]

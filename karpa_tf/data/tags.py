@@ -29,7 +29,12 @@ Broken = Literal["skip", "stop"]
 
 @dataclass(frozen=True, repr=False)
 class Sentence(InALine):
-    """Words and their tags in IOB2."""
+    """Words and their tags.
+
+    Attributes:
+        words: the words.
+        tags: a tag each, in IOB2.
+    """
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -63,6 +68,7 @@ class Tagged(InALine):
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         labels = tag_names(self.splits["train"])
         return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, labels)
 
@@ -104,9 +110,15 @@ def open_tagged(
 def open_test_sentences(
     source: str, broken: Broken = "skip", notes: list[str] | None = None
 ) -> list[Sentence]:
-    """Returns what `evaluate --data` reads: the data's own test split, or else every sentence.
+    """Returns sentences to evaluate on: the data's own test split, or else every sentence.
 
-    `notes` gets the lines that the user should read.
+    Args:
+        source: as for `open_tagged`.
+        broken: whether a line whose token is empty or invisible is left out, or is an error.
+        notes: gets the lines that the user should read.
+
+    Raises:
+        UserError: the source cannot be read, or a line is not in CoNLL's form.
     """
     given = _read(source, broken, [] if notes is None else notes)
     if "test" in given:
@@ -148,13 +160,20 @@ def split_sentences(
 
 
 def tag_names(sentences: Iterable[Sentence]) -> list[str]:
-    """Returns the tags of a tagger: O, then B- and I- of every type that occurs."""
+    """Returns the tags of a tagger: O, then B- and I- of every type that occurs.
+
+    Args:
+        sentences: whose types they are.
+    """
     types = sorted({tag[2:] for sentence in sentences for tag in sentence.tags if tag != OUTSIDE})
     return [OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Turns the tags of a sentence, in IOB1, IOB2, BIOES, BILOU or BMES, into IOB2.
+    """Returns the tags of a sentence in IOB2.
+
+    Args:
+        tags: in IOB1, IOB2, BIOES, BILOU or BMES, one a word.
 
     Raises:
         ValueError: a tag that is neither O nor PREFIX-TYPE.

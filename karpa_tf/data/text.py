@@ -54,6 +54,7 @@ class TextData(InALine):
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         return record_of(self.corpus, self.splits)
 
 
@@ -90,6 +91,9 @@ def load_text(
         predict_rate: with `every`, the share of a window's pieces, drawn anew at each step, that the loss
             is taken at; half of them cost half as much, and teach almost as much.
         seed: of the masks, the windows' places and their order in training.
+
+    Returns:
+        The batches, with the vocabulary and the tokenized text.
 
     Raises:
         UserError: the source or the vocabulary cannot be used.
@@ -437,6 +441,16 @@ def fixed_batches(
 
     A short test split appears under up to eight different masks, because accuracy on a thousand
     positions would say little.
+
+    Args:
+        split: the tokenized text.
+        sequence_length: pieces in a window.
+        batch_size: windows in a batch.
+        masking: hides pieces.
+        test: it is the test split.
+
+    Raises:
+        UserError: the split has no text.
     """
     views = 1
     if test and split.size:
@@ -458,6 +472,14 @@ class Masking(InALine):
 
     BERT's masking (Devlin et al. 2019, section 3.1): of the chosen pieces 80 % become [MASK], 10 %
     another piece, 10 % stay.
+
+    Args:
+        wordpiece: the vocabulary.
+        rate: share of the pieces of a window that are chosen, above 0 and below 1.
+        whole_word: choose all the pieces of a word together.
+
+    Raises:
+        UserError: the rate is out of bounds.
     """
 
     def __init__(self, wordpiece: WordPiece, rate: float = 0.15, whole_word: bool = False) -> None:
@@ -473,11 +495,16 @@ class Masking(InALine):
         self._continues = wordpiece.continues_word
 
     def most(self, length: int) -> int:
-        """Returns how many pieces of a full window are masked."""
+        """Returns how many pieces of a full window of that `length` are masked."""
         return max(1, round(length * self.rate))
 
     def allowed(self, ids: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """bool (rows, length): neither padding nor a special token."""
+        """Returns bool (rows, length): neither padding nor a special token.
+
+        Args:
+            ids: int32 (rows, length).
+            counts: int32 (rows,) pieces in a row before its padding.
+        """
         inside = tf.range(tf.shape(ids)[1]) < counts[:, None]
         return inside & ~tf.gather(self._special, ids)
 
@@ -512,7 +539,14 @@ class Masking(InALine):
         return chosen & allowed
 
     def hide(self, ids: tf.Tensor, chosen: tf.Tensor, seed: tf.Tensor, *, corrupt: bool) -> tf.Tensor:
-        """Returns the ids with the chosen ones hidden: 80/10/10, or all by [MASK] if not `corrupt`."""
+        """Returns the ids with the chosen ones hidden, int32 (rows, length).
+
+        Args:
+            ids: int32 (rows, length).
+            chosen: bool (rows, length).
+            seed: int64 (2,).
+            corrupt: 80/10/10 as BERT does; else all by [MASK].
+        """
         masked = tf.where(chosen, self._mask_id, ids)
         if not corrupt:
             return masked

@@ -79,6 +79,9 @@ def load_preset(name: str) -> Preset:
         name: one of keras-hub's presets, `hf://USER/MODEL`, or a folder in the form of keras-hub or of
             Hugging Face (config.json, model.safetensors or its parts, and vocab.txt or tokenizer.json).
 
+    Returns:
+        Its architecture, vocabulary and weights, in memory.
+
     Raises:
         UserError: there is no such preset, it cannot be downloaded, a file is missing or damaged, it is no
             BERT, or it reads text or attends in a way that is not built here.

@@ -69,6 +69,11 @@ class Checkpoints(InALine):
     def save(self, step: int, variables: Sequence[keras.Variable], state: dict[str, Any]) -> None:
         """Writes a checkpoint, then deletes those beyond the last `keep`.
 
+        Args:
+            step: of the training; the file is named after it.
+            variables: of Keras or TensorFlow, always in one order.
+            state: what else there is to keep, as JSON holds it.
+
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """

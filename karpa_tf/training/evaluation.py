@@ -59,7 +59,16 @@ def evaluate(
 
 
 class Evaluator(InALine):
-    """Evaluates a model on the same batches again and again, on every replica a part of them."""
+    """Evaluates a model on the same batches again and again, on every replica a part of them.
+
+    A call returns the loss and the metrics, averaged over the sample weights.
+
+    Args:
+        model: compiled with a loss.
+        data: the batches.
+        metrics: functions of (labels, outputs) that give a value per label, by name.
+        strategy: under whose scope the model was made.
+    """
 
     def __init__(
         self,

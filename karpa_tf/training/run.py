@@ -86,12 +86,22 @@ class Run(InALine, Generic[S]):
         self.folder.write_config(self.settings)
 
     def write_asset(self, name: str, value: Any) -> None:
-        """Writes JSON that evaluate and export need into `assets/`; at one worker of several."""
+        """Writes JSON that evaluate and export need; at one worker of several.
+
+        Args:
+            name: of the file in `assets/`.
+            value: what it holds.
+        """
         if self.chief:
             write_json(self.folder.assets / name, value)
 
     def best_weights(self, monitor: str = "val_loss", **options: Any) -> BestWeights:
-        """Returns the callback that keeps the weights of the best epoch in the run folder."""
+        """Returns the callback that keeps the weights of the best epoch in the run folder.
+
+        Args:
+            monitor: the figure that decides.
+            options: further arguments of `BestWeights`.
+        """
         return BestWeights(self.folder.best_weights, monitor, writes=self.chief, **options)
 
     def begin_with(self, model: Any) -> None:

@@ -61,9 +61,12 @@ class Step(InALine, ABC):
     A subclass gives `variables` and `update`, which is traced once for each shape of batches and runs on
     every replica of the strategy. A step that is more than a function of a batch overrides `__call__`.
 
+    Args:
+        strategy: of tf.distribute, under whose scope the variables were made; None: the present one.
+
     Attributes:
         model: the Keras model that callbacks see, if there is one.
-        strategy: of tf.distribute, under whose scope the variables were made.
+        strategy: the same.
         parts: into how many equal parts a batch is cut.
         advance: by how much the last call has moved the clock of the training.
         stop_training: set it to end the training after this step, where there is no model to set it on.

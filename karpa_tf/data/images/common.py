@@ -38,6 +38,7 @@ class Images(InALine):
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
 
     def take(self, index: Sequence[int]) -> Images:
+        """Returns the images at the places of `index`."""
         labels, names = [self.labels[i] for i in index], [self.names[i] for i in index]
         return Images(self.pixels[np.asarray(index, int)], labels, names)
 
@@ -81,6 +82,7 @@ class ImageData(InALine):
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 
