@@ -74,13 +74,19 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(least=1)]
+"""A whole number of 1 or more."""
 CountOrNone = Annotated[int, Bounds(least=0)]
+"""A whole number of 0 or more."""
 Positive = Annotated[float, Bounds(above=0)]
+"""A number above 0."""
 NonNegative = Annotated[float, Bounds(least=0)]
-# From 0 to 1: without 1, and with it.
+"""A number of 0 or more."""
 Share = Annotated[float, Bounds(least=0, below=1)]
+"""A number from 0 to below 1."""
 UnitInterval = Annotated[float, Bounds(least=0, most=1)]
+"""A number from 0 to 1."""
 Seed = Annotated[int, Bounds(least=0, below=2**32)]
+"""A seed of random numbers: a whole number from 0 to below 2**32."""
 
 BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 

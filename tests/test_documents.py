@@ -6,13 +6,18 @@ import re
 import runpy
 import shlex
 import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.documents import DOCS, PAGES, dead_links, files, printed, python_blocks
+from tests.documents import DOCS, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
+from tests.test_public import PACKAGES
 
 
 @pytest.fixture
@@ -97,3 +102,48 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     assert dead_links(page) == []
     page.write_text("# Here\n\n[a](gone.md) [b](other.md#three) [c](#there)\n")
     assert dead_links(page) == ["gone.md", "other.md#three", "#there"]
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_public_name_and_no_dead_link(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    done = subprocess.run(
+        [sys.executable, "scripts/make_docs.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "UserWarning" not in done.stderr, done.stderr
+    pages = {file: Page(file) for file in tmp_path.rglob("*.html")}
+    assert {tmp_path / "index.html", tmp_path / "docs" / "python.html"} <= set(pages)
+    for name in PACKAGES:
+        api = pages[tmp_path / "api" / "karpa_tf" / f"{name}.html"]
+        assert set(import_module(f"karpa_tf.{name}").__all__) <= api.ids, name
+    dead = [
+        f"{file.relative_to(tmp_path)}: {link}"
+        for file, page in pages.items()
+        for link in page.links
+        if not re.match("[a-z]+:", link) and not leads_somewhere(file, link, pages)
+    ]
+    assert dead == []
+
+
+class Page(HTMLParser):
+    """What a page of HTML links to, and what can be linked to in it."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.add(value)
+            elif name in ("href", "src") and value:
+                self.links.append(value)
+
+
+def leads_somewhere(file: Path, link: str, pages: dict[Path, Page]) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (file.parent / path).resolve() if path else file
+    return target.is_file() and (not anchor or target not in pages or anchor in pages[target].ids)
