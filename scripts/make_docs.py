@@ -2,7 +2,7 @@
 
     python scripts/make_docs.py build/docs
 
-README.md and docs/*.md keep their places, and so does whatever of this repository they link to; README.md becomes
+README.md and docs/*.md keep their places, and so does whatever of this repository they link to; README.md is
 index.html. The reference is in api/.
 """
 

@@ -86,7 +86,8 @@ class Evaluator(InALine):
             _, sums = loss_and_sums(model, metrics, batch, training=False)
             return tf.cast(all_reduce(strategy, sums), tf.float64)
 
-        @tf.function(autograph=False)
+        # Batches may have many widths: the graph of the second one takes all of them.
+        @tf.function(autograph=False, reduce_retracing=True)
         def step(batch: Any) -> tf.Tensor:
             return any_replica(strategy, strategy.run(replica, args=(batch,)))
 
