@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,18 +67,12 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     client = nbclient.NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
-    try:
-        client.execute()
-        (port,) = [board["port"] for board in boards(tmp_path)]
-        with urlopen(f"http://localhost:{port}/", timeout=SECONDS) as response:
+    with client.setup_kernel():  # TensorBoard ends with it
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        (board,) = (tmp_path / "tmp" / ".tensorboard-info").glob("*.info")
+        with urlopen(f"http://localhost:{read(board)['port']}/", timeout=SECONDS) as response:
             assert response.status == 200
-    finally:
-        for board in boards(tmp_path):
-            os.kill(board["pid"], signal.SIGTERM)
     shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert any("tensorboard-frame" in out.get("data", {}).get("text/html", "") for out in shown)
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
-
-
-def boards(folder: Path) -> list[dict[str, Any]]:
-    return [read(path) for path in (folder / "tmp" / ".tensorboard-info").glob("*.info")]
