@@ -37,6 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_page_of_benchmarks_is_what_its_script_makes() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmarks_page.py"))
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == script["page"]()
+
+
 def flags_of(words: list[str]) -> set[str]:
     """The flags that a command takes, as far as its words say which recipe it is."""
     verb, recipes = words[0], all_recipes()
