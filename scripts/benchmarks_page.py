@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 `scripts/benchmarks_page.py` makes this page of what the benchmarks printed (`benchmarks/results/`). A ratio
-above 1 means that karpa_tf is better, or within its bound; what each compares stands at the head of its script.
+above 1 means that karpa_tf is better, or within its bound; the head of each script says what it compares.
 Earlier figures, beside PyTorch, Hugging Face and Stable-Baselines3 too, are in the [notes](notes/) and on the
 pages of the recipes.
 """
