@@ -46,12 +46,11 @@ def main(target: Path) -> None:
     """Writes the site into a folder, which it empties first."""
     shutil.rmtree(target, ignore_errors=True)
     pdoc.render.configure(docformat="google", show_source=False, include_undocumented=False)
+    # pdoc looks for public names in the module itself, which gets them when they are asked for.
     for module in map(import_module, MODULES):
-        for (
-            name
-        ) in module.__all__:  # pdoc looks for them in the module, which gets them when they are asked for
+        for name in module.__all__:
             setattr(module, name, getattr(module, name))
-    # The modules that public names come from are not listed once more.
+    # Where they come from is not listed once more.
     pdoc.pdoc(*MODULES, *(f"!{module}." for module in MODULES), output_directory=target / "api")
     for page in (target / "api").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -73,10 +72,10 @@ def write_pages(target: Path, pages: list[Path]) -> None:
         done.add(page)
         place = target / place_of(page)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if page.suffix != ".md":
+        if page.is_file() and page.suffix != ".md":
             shutil.copy(page, place)
             continue
-        body = markdown2.markdown(page.read_text(encoding="utf-8"), extras=EXTRAS)
+        body = markdown2.markdown(text_of(page), extras=EXTRAS)
         found = {link: file_of(page, link) for link in re.findall(r'(?:href|src)="([^"]+)"', body)}
         links = {link: to for link, to in found.items() if to}
         waiting += links.values()
@@ -91,29 +90,39 @@ def write_pages(target: Path, pages: list[Path]) -> None:
 
 
 def place_of(file: Path) -> Path:
-    """Returns where a file of the repository is in the site."""
+    """Returns where a file of the repository, or the list of a folder, is in the site."""
     path = file.relative_to(ROOT)
+    if file.is_dir():
+        return path / "index.html"
     if path == Path("README.md"):
         return Path("index.html")
     return path.with_suffix(".html") if path.suffix == ".md" else path
 
 
 def file_of(page: Path, link: str) -> Path | None:
-    """Returns the file of the repository that a link leads to; a folder's is its README.md."""
+    """Returns what a link leads to in the repository: a file, a folder's README.md, or a folder without one."""
     path = html.unescape(link).partition("#")[0]
     if not path or re.match(r"[a-z]+:", path):
         return None
-    file = (page.parent / path).resolve()
-    file = file / "README.md" if file.is_dir() else file
-    return file if file.is_file() and file.is_relative_to(ROOT) else None
+    file = ((page if page.is_dir() else page.parent) / path).resolve()
+    file = file / "README.md" if (file / "README.md").is_file() else file
+    return file if file.exists() and file.is_relative_to(ROOT) else None
 
 
 def relative(page: Path, to: Path) -> str:
     return Path(os.path.relpath(to, page.parent)).as_posix()
 
 
+def text_of(page: Path) -> str:
+    """Returns the Markdown of a page; of a folder the list of its pages."""
+    if page.is_file():
+        return page.read_text(encoding="utf-8")
+    pages = [f"- [{title_of(file)}]({file.name})" for file in sorted(page.glob("*.md"))]
+    return "\n".join([f"# {page.name}", "", *pages])
+
+
 def title_of(page: Path) -> str:
-    first = next((x for x in page.read_text(encoding="utf-8").splitlines() if x.startswith("# ")), page.stem)
+    first = next((line for line in text_of(page).splitlines() if line.startswith("# ")), page.stem)
     return html.escape(first.removeprefix("# ").replace("`", "").partition(":")[0])
 
 
