@@ -7,7 +7,7 @@ LINT := .venv-lint
 LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 types-PyYAML types-tqdm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart minilm test test-all serve-test smoke-wheel lint type format bench clean
+.PHONY: help setup quickstart minilm test test-all serve-test smoke-wheel lint type format docs bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,10 @@ format: $(LINT)/.done  ## let ruff write the layout
 
 type: setup $(LINT)/.done  ## mypy
 	@$(LINT)/bin/mypy --python-executable $(BIN)/python
+
+docs: setup  ## the pages and the reference of the API as HTML: build/docs/index.html
+	@$(BIN)/python scripts/make_docs.py build/docs
+	@echo "build/docs/index.html"
 
 bench: setup minilm  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+__all__ = ["UserError", "did_you_mean", "writing"]
+
 
 class UserError(Exception):
     """Something the user can mend: one sentence that says what was received and what to do.
@@ -16,14 +18,30 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
-    """Returns the end of a sentence: `; did you mean "..."?` with the nearest known word, or `otherwise`."""
+    """Returns the end of a sentence: `; did you mean "..."?` with the nearest known word.
+
+    Args:
+        word: that was received.
+        known: the words that there are.
+        otherwise: the end of the sentence where none is near.
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f'; did you mean "{near[0]}"?' if near else otherwise
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write below `path` into a sentence."""
+    """Turns an operating system's refusal to write into a sentence, for a `with` block.
+
+    Args:
+        path: below which the block writes.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: the block could not write.
+    """
     try:
         yield
     except OSError as error:

@@ -21,12 +21,29 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine
 from karpa_tf.settings import Fields, RunSettings, option, read_settings
 
 if TYPE_CHECKING:
     from karpa_tf.export.signature import Signature
     from karpa_tf.training.run import Run
     from karpa_tf.training.run_folder import RunFolder
+
+__all__ = [
+    "About",
+    "EvaluateOptions",
+    "Evaluation",
+    "ExplainOptions",
+    "Explanation",
+    "ExportOptions",
+    "Exported",
+    "Input",
+    "PredictOptions",
+    "Recipe",
+    "RecipeFolder",
+    "all_recipes",
+    "find_recipe",
+]
 
 # The group of entry points by which an installed package names recipes of its own.
 GROUP = "karpa_tf.recipes"
@@ -80,8 +97,8 @@ class ExportOptions(Fields):
     force: bool = option(False, "Export even a model that has not learned its task.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class About:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class About(InALine):
     """What is said of a recipe before TensorFlow is imported.
 
     Attributes:
@@ -110,8 +127,8 @@ class About:
 # --- The contract ---------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class Evaluation:
+@dataclass(kw_only=True, repr=False)
+class Evaluation(InALine):
     """What a run reaches.
 
     Attributes:
@@ -129,8 +146,8 @@ class Evaluation:
     tables: list[Sequence[str]] = field(default_factory=list)
 
 
-@dataclass(kw_only=True)
-class Exported:
+@dataclass(kw_only=True, repr=False)
+class Exported(InALine):
     """What was written.
 
     Attributes:
@@ -148,8 +165,8 @@ class Exported:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
-class Explanation:
+@dataclass(kw_only=True, repr=False)
+class Explanation(InALine):
     """What speaks for what a run says of inputs.
 
     Attributes:
@@ -163,7 +180,7 @@ class Explanation:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-class Recipe(ABC, Generic[Settings]):
+class Recipe(InALine, ABC, Generic[Settings]):
     """A system: how it trains, is evaluated, and what it serves."""
 
     about: ClassVar[About]
@@ -171,7 +188,16 @@ class Recipe(ABC, Generic[Settings]):
     threads: ClassVar[int | None] = None
 
     def start(self, settings: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        """Trains into a run folder and returns the final figures; with `folds`, a run a fold."""
+        """Trains into a run folder and returns the final figures; with `folds`, a run a fold.
+
+        Args:
+            settings: of the run.
+            folder: where it is written.
+            resume: go on from its newest checkpoint.
+
+        Raises:
+            UserError: a setting, the data or the folder cannot be used.
+        """
         from karpa_tf.training.run import Run
 
         if getattr(settings, "folds", 0) and not getattr(settings, "fold", 0):
@@ -188,7 +214,11 @@ class Recipe(ABC, Generic[Settings]):
 
     @abstractmethod
     def train(self, run: Run[Settings]) -> dict[str, float]:
-        """Trains and returns the final figures, those of `run.finish`."""
+        """Trains and returns the final figures, those of `run.finish`.
+
+        Args:
+            run: its settings and folder, and what every training does alike.
+        """
 
     @abstractmethod
     def evaluate(self, folder: RunFolder, options: Any, step: int | None = None) -> Evaluation:
@@ -202,22 +232,38 @@ class Recipe(ABC, Generic[Settings]):
 
     @abstractmethod
     def signature(self, folder: RunFolder, options: Any) -> Signature:
-        """Returns what a run predicts with."""
+        """Returns what a run predicts with.
+
+        Args:
+            folder: of the run.
+            options: of the command.
+        """
 
     @abstractmethod
     def export(self, folder: RunFolder, options: Any) -> Exported:
-        """Writes the next version of a model."""
+        """Writes the next version of a model.
+
+        Args:
+            folder: of the run.
+            options: of the command: where to, in which format.
+        """
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: Any) -> Explanation:
-        """Says what in inputs speaks for what a run says of them; only where `about.explain` is given."""
+        """Says what in inputs speaks for what a run says of them; only where `about.explain` is given.
+
+        Args:
+            folder: of the run.
+            inputs: texts, or the paths of images.
+            options: of the command.
+        """
         raise NotImplementedError
 
 
 # --- Finding recipes ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RecipeFolder:
+@dataclass(frozen=True, repr=False)
+class RecipeFolder(InALine):
     """A recipe's folder.
 
     `__init__.py` has its settings, its options and `ABOUT`, and imports nothing heavy; `recipe.py` has one
@@ -235,6 +281,7 @@ class RecipeFolder:
 
     @functools.cached_property
     def path(self) -> Path:
+        """The folder; a UserError where there is no such package."""
         try:
             spec = importlib.util.find_spec(self.package)
         except ModuleNotFoundError:  # the package that it is in
@@ -245,6 +292,7 @@ class RecipeFolder:
 
     @functools.cached_property
     def about(self) -> About:
+        """What it says of itself; a UserError where it says nothing."""
         file = self.path / "__init__.py"  # first, for it says what is missing
         about = getattr(importlib.import_module(self.package), "ABOUT", None)
         if not isinstance(about, About):
@@ -252,7 +300,11 @@ class RecipeFolder:
         return about
 
     def load(self) -> Recipe[Any]:
-        """Imports the recipe's code, and with it TensorFlow."""
+        """Imports the recipe's code, and with it TensorFlow; returns the recipe.
+
+        Raises:
+            UserError: there is no subclass of Recipe in it, or more than one.
+        """
         module = importlib.import_module(f"{self.package}.recipe")
         found = [x for x in vars(module).values() if _is_recipe(x, module)]
         if len(found) != 1:
@@ -272,7 +324,10 @@ class RecipeFolder:
         return sorted(path.stem for path in self.path.glob("*.yaml"))
 
     def read_settings(self, name_or_path: str) -> dict[str, Any]:
-        """Reads a shipped settings file by name, or a user's YAML file by path.
+        """Reads a file of settings.
+
+        Args:
+            name_or_path: the name of a shipped file, or the path of a user's.
 
         Raises:
             UserError: no such file, not YAML, or fields or values that the recipe does not take.
@@ -306,7 +361,10 @@ def all_recipes() -> dict[str, RecipeFolder]:
 
 
 def find_recipe(name_or_path: str) -> RecipeFolder:
-    """Returns the recipe of a name, or the one in a folder: `./sentiment`.
+    """Returns the recipe of a name, or the one in a folder.
+
+    Args:
+        name_or_path: `mnist-mlp`; or a path that has a / in it or begins with a point: `./sentiment`.
 
     Raises:
         UserError: there is none.

@@ -18,6 +18,22 @@ import yaml
 
 from karpa_tf.errors import UserError, did_you_mean
 
+__all__ = [
+    "Bounds",
+    "Count",
+    "CountOrNone",
+    "Fields",
+    "NonNegative",
+    "Positive",
+    "RunSettings",
+    "Seed",
+    "Share",
+    "TrainingSettings",
+    "UnitInterval",
+    "defaults_of",
+    "option",
+]
+
 # What a run's config.yaml calls the layout of its fields. One higher where a field changes its meaning.
 FORMAT = 1
 
@@ -29,7 +45,14 @@ _Class = TypeVar("_Class")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of a number, for `Annotated`."""
+    """Bounds of a number, for `Annotated`; None: there is none.
+
+    Attributes:
+        least: the number may be this or more.
+        above: it must be more than this.
+        most: it may be this or less.
+        below: it must be less than this.
+    """
 
     least: float | None = None
     above: float | None = None
@@ -51,13 +74,19 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(least=1)]
+"""A whole number of 1 or more."""
 CountOrNone = Annotated[int, Bounds(least=0)]
+"""A whole number of 0 or more."""
 Positive = Annotated[float, Bounds(above=0)]
+"""A number above 0."""
 NonNegative = Annotated[float, Bounds(least=0)]
-# From 0 to 1: without 1, and with it.
+"""A number of 0 or more."""
 Share = Annotated[float, Bounds(least=0, below=1)]
+"""A number from 0 to below 1."""
 UnitInterval = Annotated[float, Bounds(least=0, most=1)]
+"""A number from 0 to 1."""
 Seed = Annotated[int, Bounds(least=0, below=2**32)]
+"""A seed of random numbers: a whole number from 0 to below 2**32."""
 
 BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
@@ -117,7 +146,12 @@ def _typed(kind: type, value: Any, text: bool) -> Any:
 
 
 def option(default: Any, help: str) -> Any:
-    """Returns a dataclass field with a default and the sentence that `--help` prints for it."""
+    """Returns a dataclass field.
+
+    Args:
+        default: its value where none is given.
+        help: the sentence that `--help` prints for it.
+    """
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -127,9 +161,18 @@ def types_of(cls: type) -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Fields:
-    """A dataclass whose values are what their types say."""
+    """A dataclass whose values are what their types say; it prints those that are not the defaults."""
+
+    def __init_subclass__(cls) -> None:
+        # `@dataclass` makes one for a class that has none of its own.
+        cls.__repr__ = Fields.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        set_ = {field.name: value for field, value in values.items() if value != field.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in set_.items())})"
 
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
@@ -196,7 +239,9 @@ def check_format(path: Path, found: Any) -> None:
 
 
 def defaults_of(module: str) -> Callable[[type[_Class]], type[_Class]]:
-    """Makes the values of default.yaml beside a module the defaults of a class, below `@dataclass`.
+    """Returns a decorator: the values of default.yaml beside a module become a class's defaults.
+
+    It stands below `@dataclass`.
 
     So a field has the same default on the command line, in a file of settings that leaves it out, and in
     Python.

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine, in_a_line
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, START, END, MASK)
@@ -30,7 +31,7 @@ _IDEOGRAPH = (
 _ALPHABET = 4000
 
 
-class WordPiece:
+class WordPiece(InALine):
     """A WordPiece vocabulary and its tokenizer.
 
     Args:
@@ -40,6 +41,9 @@ class WordPiece:
         split_ideographs: whether a Chinese character is a word of its own.
         added: pieces that are found in a text wherever they stand, as they are written (True) or in the text
             as it is read (False).
+
+    Raises:
+        UserError: a special token is missing, or a piece is there twice.
     """
 
     def __init__(
@@ -80,7 +84,12 @@ class WordPiece:
 
     @classmethod
     def load(cls, path: str | Path, lowercase: bool = True, **options: Any) -> WordPiece:
-        """Reads a vocab.txt: one piece a line, in the order of the ids; `options` as above.
+        """Reads a vocab.txt: one piece a line, in the order of the ids.
+
+        Args:
+            path: of the file.
+            lowercase: whether text is read in lower case.
+            options: further arguments of the class.
 
         Raises:
             UserError: the file is missing, not UTF-8, or lacks a special token.
@@ -96,7 +105,7 @@ class WordPiece:
         return cls(pieces, lowercase, **options)
 
     def save(self, path: str | Path) -> None:
-        """Writes a vocab.txt that is there whole or not at all."""
+        """Writes a vocab.txt to `path`; it is there whole or not at all."""
         temporary = Path(path).with_suffix(".tmp")
         temporary.write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         temporary.replace(path)
@@ -104,20 +113,27 @@ class WordPiece:
     def __len__(self) -> int:
         return len(self.pieces)
 
+    def __repr__(self) -> str:
+        return in_a_line("WordPiece", {"pieces": self.pieces, "lowercase": self.lowercase, **self.options})
+
     @cached_property
     def ids(self) -> dict[str, int]:
+        """The id of each piece."""
         return {piece: index for index, piece in enumerate(self.pieces)}
 
     @property
     def pad_id(self) -> int:
+        """The id of [PAD]."""
         return self.ids[PAD]
 
     @property
     def mask_id(self) -> int:
+        """The id of [MASK]."""
         return self.ids[MASK]
 
     @cached_property
     def special_ids(self) -> list[int]:
+        """The ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
         return [self.ids[token] for token in SPECIAL]
 
     @cached_property
@@ -260,6 +276,9 @@ def learn_wordpiece(
         lowercase: read the texts in lower case and without accents.
         min_frequency: a piece that is seen less often is not learned.
         sample_characters: bound of what is read; 8 million take about ten seconds.
+
+    Returns:
+        The vocabulary, the special tokens first.
 
     Raises:
         UserError: `size` leaves no room beside the special tokens and the characters.

@@ -11,7 +11,8 @@ from tensorflow.core.util import event_pb2
 
 
 def read_events(folder: Path) -> list[event_pb2.Event]:
-    paths = sorted(folder.glob("events.out.tfevents.*"))
+    # Their names end in the number of the writer: the tenth comes behind the ninth.
+    paths = sorted(folder.glob("events.out.tfevents.*"), key=lambda path: (len(path.name), path.name))
     records = tf.data.TFRecordDataset([str(path) for path in paths]).as_numpy_iterator() if paths else []
     return [event_pb2.Event.FromString(record) for record in records]
 

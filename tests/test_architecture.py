@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "karpa_tf"
 
 _BELOW_RECIPES = (
-    "settings recipe data errors export judging models private reports rl rows training wordpiece"
+    "settings recipe data errors export judging lines models private reports rl rows training wordpiece"
 )
 
 # What a module or package may import of karpa_tf, beside itself, at the top of a file or within a function.
@@ -17,19 +17,20 @@ _BELOW_RECIPES = (
 ARROWS = {
     "errors": "",
     "lazy": "",
+    "lines": "",
     "quiet": "errors",
     "private": "",
-    "wordpiece": "errors",
+    "wordpiece": "errors lines",
     "settings": "errors",
-    "recipe": "errors settings recipes.families.folds training",
-    "data": "errors lazy wordpiece",
-    "models": "errors lazy private wordpiece",
-    "rl": "errors private",
-    "judging": "errors",
-    "reports": "errors judging private",
-    "training": "errors lazy settings recipe data.batches private reports",
-    "export": "errors lazy quiet",
-    "serving": "errors settings",
+    "recipe": "errors lines settings recipes.families.folds training",
+    "data": "errors lazy lines wordpiece",
+    "models": "errors lazy lines private wordpiece",
+    "rl": "errors lines private",
+    "judging": "errors lines",
+    "reports": "errors judging lazy lines private",
+    "training": "errors lazy lines settings recipe data.batches private reports",
+    "export": "errors lazy lines quiet",
+    "serving": "errors lazy lines settings",
     "parser": "errors settings",
     "rows": "errors data recipe",
     "recipes.families": _BELOW_RECIPES,

@@ -6,6 +6,10 @@ import re
 import runpy
 import shlex
 import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +19,9 @@ from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.settings import types_of
+from tests.documents import DOCS, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
-
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+from tests.test_public import PACKAGES
 
 
 def test_the_page_of_benchmarks_is_what_its_script_makes() -> None:
@@ -84,11 +71,10 @@ def test_errors_are_quoted_as_they_are(page: Path) -> None:
 @pytest.fixture
 def houses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipe of docs/recipes.md in a working directory, and a table for it."""
-    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"<!-- (houses/\w+\.py) -->\n```python\n(.*?)```", text, re.DOTALL))
-    assert set(files) == {"houses/__init__.py", "houses/recipe.py"}
+    found = files(DOCS / "recipes.md")
+    assert set(found) == {"houses/__init__.py", "houses/recipe.py"}
     (tmp_path / "houses").mkdir()
-    for name, code in files.items():
+    for name, code in found.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
     random = np.random.default_rng(0)
     size, age, rooms = random.uniform(40, 200, 300), random.uniform(0, 50, 300), random.integers(1, 7, 300)
@@ -132,10 +118,80 @@ def test_the_recipe_from_nothing_runs_to_a_served_model(houses: Path, karpa) -> 
 
 
 def test_the_step_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    text = (DOCS / "training.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (script,) = python_blocks(DOCS / "training.md")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
     runpy.run_path(str(tmp_path / "script.py"))
     assert "critic_loss" in capsys.readouterr().out
     assert list((tmp_path / "my_gan" / "checkpoints").glob("step-*.npz"))
+
+
+def test_the_page_on_python_is_a_script_that_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    script = "\n".join(python_blocks(DOCS / "python.md"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "script.py"))
+    assert capsys.readouterr().out.splitlines() == printed(script)
+    assert list((tmp_path / "my_run" / "train").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_documents_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# One title\n\n## Two `words`, here\n\n## One title\n")
+    page = tmp_path / "page.md"
+    live = "[a](other.md) [b](other.md#two-words-here) [c](other.md#one-title-1) [d](#here) [e](https://example.org)"
+    page.write_text(f"# Here\n\n{live}\n\n    [code](of.md)\n")
+    assert dead_links(page) == []
+    page.write_text("# Here\n\n[a](gone.md) [b](other.md#three) [c](#there)\n")
+    assert dead_links(page) == ["gone.md", "other.md#three", "#there"]
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_public_name_and_no_dead_link(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    done = subprocess.run(
+        [sys.executable, "scripts/make_docs.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "UserWarning" not in done.stderr, done.stderr
+    pages = {file: Page(file) for file in tmp_path.rglob("*.html")}
+    assert {tmp_path / "index.html", tmp_path / "docs" / "python.html"} <= set(pages)
+    for name in PACKAGES:
+        api = pages[tmp_path / "api" / "karpa_tf" / f"{name}.html"]
+        assert set(import_module(f"karpa_tf.{name}").__all__) <= api.ids, name
+    dead = [
+        f"{file.relative_to(tmp_path)}: {link}"
+        for file, page in pages.items()
+        for link in page.links
+        if not re.match("[a-z]+:", link) and not leads_somewhere(file, link, pages)
+    ]
+    assert dead == []
+
+
+class Page(HTMLParser):
+    """What a page of HTML links to, and what can be linked to in it."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.add(value)
+            elif name in ("href", "src") and value:
+                self.links.append(value)
+
+
+def leads_somewhere(file: Path, link: str, pages: dict[Path, Page]) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (file.parent / path).resolve() if path else file
+    return target.is_file() and (not anchor or target not in pages or anchor in pages[target].ids)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from karpa_tf.data.images import open_test_images as open_test_images
     from karpa_tf.data.images import read_image as read_image
     from karpa_tf.data.intents import embedded_intents as embedded_intents
+    from karpa_tf.data.labelled import TableData as TableData
+    from karpa_tf.data.labelled import load_table as load_table
     from karpa_tf.data.sequences import Sequences as Sequences
     from karpa_tf.data.sequences import dense_features as dense_features
     from karpa_tf.data.sequences import encode_texts as encode_texts
@@ -54,6 +56,7 @@ else:  # a type checker would take any name for one of these
             ".batches": "Batches array_batches from_dataset",
             ".images": "ImageData Images decode_image open_images open_test_images read_image",
             ".intents": "embedded_intents",
+            ".labelled": "TableData load_table",
             ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
             "sequence_batches",
             ".sources": "Corpus DataRecord open_corpus",

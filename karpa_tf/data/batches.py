@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 
 
-@dataclass(frozen=True)
-class Batches:
+@dataclass(frozen=True, repr=False)
+class Batches(InALine):
     """Training or validation data as a function of the step.
 
     A run that is killed goes on with the batch it would have seen, and every worker reads its own part
@@ -60,7 +61,7 @@ class Batches:
         ).prefetch(tf.data.AUTOTUNE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Streamed(Batches):
     """A `tf.data.Dataset` in the place of batches: read from its start, on one worker."""
 

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -281,6 +281,31 @@ def read_sheet(path: Path, known: Collection[str] = ()) -> Sheet:
     if suffix == ".jsonl":
         return _read_jsonl(path)
     return (_read_xlsx if suffix == ".xlsx" else _read_parquet)(path)
+
+
+def sheet_of(columns: Mapping[str, Sequence[Any]]) -> Sheet:
+    """Returns columns that lie in memory, by name, as a sheet: a dict of lists, a DataFrame.
+
+    Raises:
+        UserError: they are no columns, or not of one length.
+    """
+    if not hasattr(columns, "keys"):
+        raise UserError(
+            'A table is a file\'s name or columns by name, {"text": [...], "label": [...]}, a DataFrame too. '
+            f"Received: {type(columns).__name__}."
+        )
+    lists = [_values(columns[name]) for name in columns]
+    sizes = dict(zip(map(str, columns), map(len, lists), strict=True))
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"The columns of a table have one length. Received: {sizes}.")
+    rows = [list(cells) for cells in zip(*lists, strict=True)]
+    return Sheet(Path("The table"), list(sizes), rows, list(range(1, len(rows) + 1)), "row", [])
+
+
+def _values(column: Any) -> list[Any]:
+    """Returns the values of a column as Python's own; None for NaN, which is how pandas writes a gap."""
+    values = column.tolist() if hasattr(column, "tolist") else column
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
 
 
 class _Row(NamedTuple):

@@ -32,6 +32,7 @@ from hassil.parse_expression import parse_sentence
 from home_assistant_intents import get_intents
 
 from karpa_tf.data.sources import SPLITS, Split
+from karpa_tf.lines import InALine
 
 # The sentences are part of the data, not of a run: they must not change with the run's seed.
 _SEED = 20
@@ -44,8 +45,8 @@ _TRIES = 150
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class IntentSentence:
+@dataclass(frozen=True, repr=False)
+class IntentSentence(InALine):
     """A sentence with what it asks for.
 
     Attributes:

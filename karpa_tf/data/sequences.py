@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths, slice_part
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import END, START, UNKNOWN, WordPiece
 
 _AT_ONCE = 1024
@@ -119,7 +120,13 @@ def letter_cases(words: tf.Tensor) -> tf.Tensor:
 
 
 def dense_features(token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor | None, pad_id: int) -> Any:
-    """Returns packed rows as the features of `build_bert`, padded at the right."""
+    """Returns packed rows as the features of `build_bert`, padded at the right.
+
+    Args:
+        token_ids: int32 ragged (n, pieces).
+        segment_ids: int32 ragged (n, pieces); None: all 0.
+        pad_id: the id of [PAD].
+    """
     ids = token_ids.to_tensor(pad_id)
     segments = tf.zeros_like(ids) if segment_ids is None else segment_ids.to_tensor(0)
     mask = tf.sequence_mask(token_ids.row_lengths(), tf.shape(ids)[1])
@@ -129,8 +136,8 @@ def dense_features(token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor | No
 # --- Packed data ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sequences:
+@dataclass(frozen=True, repr=False)
+class Sequences(InALine):
     """Packed rows, one after the other.
 
     Attributes:
@@ -152,13 +159,27 @@ class Sequences:
 
     @property
     def lengths(self) -> np.ndarray:
+        """int64 (rows,): pieces of each row."""
         return np.diff(self.offsets)
 
 
 def encode_texts(
     wordpiece: WordPiece, texts: Sequence[str], texts_b: Sequence[str] | None, length: int
 ) -> Sequences:
-    """Packs texts, or pairs of them; see `pack_texts`."""
+    """Packs texts, or pairs of them; see `pack_texts`.
+
+    Args:
+        wordpiece: the vocabulary.
+        texts: the texts.
+        texts_b: the second text of each pair; None: no pairs.
+        length: most pieces of a row, 4 at least.
+
+    Returns:
+        A row a text, with how many were cut.
+
+    Raises:
+        UserError: `length` leaves no room for a text.
+    """
     if length < 4:
         raise UserError(f"sequence_length must be at least 4. Received: {length}.")
     ids, segments, lengths = [], [], []
@@ -184,9 +205,17 @@ def encode_words(
 ) -> tuple[Sequences, np.ndarray]:
     """Packs sentences of words; see `pack_words`.
 
+    Args:
+        wordpiece: the vocabulary.
+        sentences: the words of each.
+        length: most pieces of a row, 8 at least.
+
     Returns:
         the rows, and for every word of all sentences, in their order, the place of its first piece in
         `token_ids`, int64 (words,).
+
+    Raises:
+        UserError: `length` leaves no room for a word.
     """
     if length < 8:
         raise UserError(f"sequence_length must be at least 8 to tag words. Received: {length}.")

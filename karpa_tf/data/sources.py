@@ -23,6 +23,7 @@ import numpy as np
 
 from karpa_tf.data.cells import encoding_of, is_hidden
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -36,8 +37,8 @@ _LARGEST_BLOCK = 1 << 16
 _SMALLEST_BLOCK = 200
 
 
-@dataclass(frozen=True)
-class DataRecord:
+@dataclass(frozen=True, repr=False)
+class DataRecord(InALine):
     """What a run notes of its data, to recognize it.
 
     Attributes:
@@ -51,8 +52,8 @@ class DataRecord:
     labels: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Corpus:
+@dataclass(frozen=True, repr=False)
+class Corpus(InALine):
     """Text that can be read as often as needed.
 
     Attributes:
@@ -83,6 +84,9 @@ def open_corpus(source: str) -> Corpus:
 
     Args:
         source: `embedded`, a path, or `tfds:NAME`.
+
+    Returns:
+        The text, which is read when it is asked for.
 
     Raises:
         UserError: the source is missing, empty, not UTF-8, or needs a network that is not there.

@@ -13,10 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from karpa_tf.data.cells import TABLES, Sheet, as_label, as_text, is_nothing, read_sheet
+from karpa_tf.data.cells import TABLES, Sheet, as_label, as_text, is_nothing, read_sheet, sheet_of
 from karpa_tf.data.cells import read_text as read_text
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine
 
 # Names of files in a folder, by split.
 FILES: dict[Split, tuple[str, ...]] = {
@@ -46,8 +47,8 @@ class Labelled(Protocol):
 L = TypeVar("L", bound=Labelled)
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, repr=False)
+class Rows(InALine):
     """Labelled texts.
 
     Attributes:
@@ -74,12 +75,13 @@ class Rows:
         ]
 
     def take(self, index: Sequence[int]) -> Rows:
+        """Returns the rows at the places of `index`."""
         texts_b = None if self.texts_b is None else [self.texts_b[i] for i in index]
         return Rows([self.texts[i] for i in index], texts_b, [self.labels[i] for i in index])
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class Table(InALine):
     """Rows by split.
 
     Attributes:
@@ -104,14 +106,25 @@ class Table:
         return digest.hexdigest()
 
     @property
+    def labels(self) -> list[str]:
+        """The labels to tell apart, by the alphabet: those of the training split."""
+        return sorted(set(self.splits["train"].labels))
+
+    @property
     def record(self) -> DataRecord:
-        labels = sorted(set(self.splits["train"].labels))
-        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, labels)
+        """What a run notes of this data."""
+        return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table; `text_b` is empty where there are no pairs."""
+    """Names of the columns of a table.
+
+    Attributes:
+        text: of the texts.
+        label: of the labels.
+        text_b: of the second text of each pair; empty: no pairs.
+    """
 
     text: str = "text"
     label: str = "label"
@@ -119,7 +132,7 @@ class Columns:
 
 
 def open_table(
-    source: str,
+    source: str | Mapping[str, Sequence[Any]],
     columns: Columns | None = None,
     *,
     validation_share: float = 0.05,
@@ -129,7 +142,8 @@ def open_table(
 
     Args:
         source: `embedded` (the intents), a .csv, .tsv, .jsonl, .xlsx or .parquet file, a folder with
-            train.csv (or .jsonl ...) and perhaps validation.csv and test.csv, or `tfds:NAME`.
+            train.csv (or .jsonl ...) and perhaps validation.csv and test.csv, or `tfds:NAME`; or columns in
+            memory by name: a dict of lists, a DataFrame.
         columns: names of the columns.
         validation_share: share of the training rows that become the validation split where the data
             brings none.
@@ -142,6 +156,7 @@ def open_table(
     Raises:
         UserError: the source cannot be read, lacks a column, a text or a label, or has one label only.
     """
+    name = source if isinstance(source, str) else "The table"
     given = _read(source, columns or Columns())
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_rows(given["train"], *shares)
@@ -149,18 +164,26 @@ def open_table(
     labels = set(splits["train"].labels)
     if len(labels) < 2:
         raise UserError(
-            f"{source} has one label only ({', '.join(sorted(labels))}): there is nothing to tell apart."
+            f"{name} has one label only ({', '.join(sorted(labels))}): there is nothing to tell apart."
         )
     if not len(splits["validation"]) and shares[0]:
         raise UserError(
-            f"{source} has too few texts to hold one out for validation: training needs one of each label. "
+            f"{name} has too few texts to hold one out for validation: training needs one of each label. "
             f"Received: {len(given['train'])} rows, {len(labels)} labels."
         )
-    return Table(source, splits, "test" in given, _notes(given.values()))
+    return Table(name, splits, "test" in given, _notes(given.values()))
 
 
-def open_test_rows(source: str, columns: Columns | None = None) -> Rows:
-    """Returns what `evaluate --data` reads: the data's own test split, or else every row."""
+def open_test_rows(source: str | Mapping[str, Sequence[Any]], columns: Columns | None = None) -> Rows:
+    """Returns rows to evaluate on: the data's own test split, or else every row.
+
+    Args:
+        source: as for `open_table`.
+        columns: names of the columns.
+
+    Raises:
+        UserError: the source cannot be read, or lacks a column, a text or a label.
+    """
     given = _read(source, columns or Columns())
     if "test" in given:
         return given["test"]
@@ -273,7 +296,9 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def _read(source: str, columns: Columns) -> dict[Split, Rows]:
+def _read(source: str | Mapping[str, Sequence[Any]], columns: Columns) -> dict[Split, Rows]:
+    if not isinstance(source, str):
+        return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
     if source == "embedded":
         return _read_embedded()
     if source.startswith("tfds:"):
@@ -322,10 +347,15 @@ def read_table(path: Path, columns: Columns) -> Rows:
     Raises:
         UserError: it cannot be read, has a row that does not fit, or lacks a column, a text or a label.
     """
-    flags = {"text": columns.text, "label": columns.label, "text_b": columns.text_b}
-    wanted = [(name, f"name yours with --{flag}") for flag, name in flags.items() if name]
+    names = [name for name in (columns.text, columns.label, columns.text_b) if name]
+    return _rows(read_sheet(path, names), columns, "name yours with --{}")
+
+
+def _rows(sheet: Sheet, columns: Columns, advice: str) -> Rows:
+    """Returns labelled texts of a sheet; `advice` is what to do where there is no column of a name."""
+    fields = {"text": columns.text, "label": columns.label, "text_b": columns.text_b}
+    wanted = [(name, advice.format(field)) for field, name in fields.items() if name]
     names = [name for name, _ in wanted]
-    sheet = read_sheet(path, names)
     empty: dict[str, list[int]] = {name: [] for name in names}
     found: list[list[str]] = []
     read = (as_text, as_label, as_text)
@@ -342,7 +372,7 @@ def read_table(path: Path, columns: Columns) -> Rows:
         if numbers:
             first = f"{sheet.unit} {numbers[0]}"
             which = f"{first} has" if len(numbers) == 1 else f"{len(numbers)} rows ({first} first) have"
-            raise UserError(f'{path}: {which} nothing in the column "{name}"; fill in or delete.')
+            raise UserError(f'{sheet.path}: {which} nothing in the column "{name}"; fill in or delete.')
     texts, labels, *second = (list(column) for column in zip(*found, strict=True))
     return Rows(texts, second[0] if second else None, labels, sheet.notes)
 
@@ -411,8 +441,13 @@ def _text(value: Any) -> str:
 # --- Labels ---------------------------------------------------------------------------------------
 
 
-def label_ids(labels: Sequence[str], names: Sequence[str], where: str) -> np.ndarray:
+def label_ids(labels: Sequence[str], names: Sequence[str], where: str = "The data") -> np.ndarray:
     """Returns the places int32 (rows,) of labels in `names`.
+
+    Args:
+        labels: a label a row.
+        names: every label, in the order of the logits.
+        where: what the error calls the data.
 
     Raises:
         UserError: a label that is not among them.

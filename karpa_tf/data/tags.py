@@ -16,6 +16,7 @@ import numpy as np
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.data.tables import find_splits, no_such_path, read_text, shares_to_cut, with_training
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 
 OUTSIDE = "O"
 _SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", ".bioes")
@@ -26,16 +27,21 @@ _PREFIX = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B",
 Broken = Literal["skip", "stop"]
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """Words and their tags in IOB2."""
+@dataclass(frozen=True, repr=False)
+class Sentence(InALine):
+    """Words and their tags.
+
+    Attributes:
+        words: the words.
+        tags: a tag each, in IOB2.
+    """
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Tagged:
+@dataclass(frozen=True, repr=False)
+class Tagged(InALine):
     """Sentences by split.
 
     Attributes:
@@ -55,11 +61,14 @@ class Tagged:
         """Hash of the sentences and of how they are split."""
         digest = hashlib.blake2b(digest_size=16)
         for split in SPLITS:
-            digest.update(repr((split, self.splits[split])).encode())
+            # In the words that earlier runs were noted with.
+            every = ", ".join(f"Sentence(words={s.words}, tags={s.tags})" for s in self.splits[split])
+            digest.update(f"({split!r}, [{every}])".encode())
         return digest.hexdigest()
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         labels = tag_names(self.splits["train"])
         return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, labels)
 
@@ -101,9 +110,15 @@ def open_tagged(
 def open_test_sentences(
     source: str, broken: Broken = "skip", notes: list[str] | None = None
 ) -> list[Sentence]:
-    """Returns what `evaluate --data` reads: the data's own test split, or else every sentence.
+    """Returns sentences to evaluate on: the data's own test split, or else every sentence.
 
-    `notes` gets the lines that the user should read.
+    Args:
+        source: as for `open_tagged`.
+        broken: whether a line whose token is empty or invisible is left out, or is an error.
+        notes: gets the lines that the user should read.
+
+    Raises:
+        UserError: the source cannot be read, or a line is not in CoNLL's form.
     """
     given = _read(source, broken, [] if notes is None else notes)
     if "test" in given:
@@ -145,13 +160,20 @@ def split_sentences(
 
 
 def tag_names(sentences: Iterable[Sentence]) -> list[str]:
-    """Returns the tags of a tagger: O, then B- and I- of every type that occurs."""
+    """Returns the tags of a tagger: O, then B- and I- of every type that occurs.
+
+    Args:
+        sentences: whose types they are.
+    """
     types = sorted({tag[2:] for sentence in sentences for tag in sentence.tags if tag != OUTSIDE})
     return [OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Turns the tags of a sentence, in IOB1, IOB2, BIOES, BILOU or BMES, into IOB2.
+    """Returns the tags of a sentence in IOB2.
+
+    Args:
+        tags: in IOB1, IOB2, BIOES, BILOU or BMES, one a word.
 
     Raises:
         ValueError: a tag that is neither O nor PREFIX-TYPE.

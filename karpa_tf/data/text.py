@@ -19,6 +19,7 @@ import tensorflow as tf
 from karpa_tf.data.batches import Batches, EpochOrder, slice_part
 from karpa_tf.data.sources import SPLITS, Corpus, DataRecord, Split, open_corpus
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
 # Part of the cache's key: raise it when the tokenized form changes.
@@ -31,8 +32,8 @@ _READ_AT_ONCE = 1 << 20
 _COUNT_AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True)
-class TextData:
+@dataclass(frozen=True, repr=False)
+class TextData(InALine):
     """Everything a masked language model is trained and evaluated with.
 
     Attributes:
@@ -53,6 +54,7 @@ class TextData:
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         return record_of(self.corpus, self.splits)
 
 
@@ -89,6 +91,9 @@ def load_text(
         predict_rate: with `every`, the share of a window's pieces, drawn anew at each step, that the loss
             is taken at; half of them cost half as much, and teach almost as much.
         seed: of the masks, the windows' places and their order in training.
+
+    Returns:
+        The batches, with the vocabulary and the tokenized text.
 
     Raises:
         UserError: the source or the vocabulary cannot be used.
@@ -128,8 +133,8 @@ def record_of(corpus: Corpus, splits: Mapping[Split, TokenizedSplit]) -> DataRec
     return DataRecord(corpus.fingerprint, {split: pieces.size for split, pieces in splits.items()})
 
 
-@dataclass(frozen=True)
-class TokenizedSplit:
+@dataclass(frozen=True, repr=False)
+class TokenizedSplit(InALine):
     """The pieces of a split's documents, one after the other.
 
     Attributes:
@@ -308,7 +313,7 @@ def _open_split(folder: Path, split: str, wordpiece: WordPiece) -> TokenizedSpli
 # --- Windows --------------------------------------------------------------------------------------
 
 
-class Windows:
+class Windows(InALine):
     """Windows of a fixed length that never cross a document's border.
 
     Args:
@@ -436,6 +441,16 @@ def fixed_batches(
 
     A short test split appears under up to eight different masks, because accuracy on a thousand
     positions would say little.
+
+    Args:
+        split: the tokenized text.
+        sequence_length: pieces in a window.
+        batch_size: windows in a batch.
+        masking: hides pieces.
+        test: it is the test split.
+
+    Raises:
+        UserError: the split has no text.
     """
     views = 1
     if test and split.size:
@@ -452,11 +467,19 @@ def fixed_batches(
 # --- Masking --------------------------------------------------------------------------------------
 
 
-class Masking:
+class Masking(InALine):
     """Chooses pieces and hides them, with stateless random numbers in the graph.
 
     BERT's masking (Devlin et al. 2019, section 3.1): of the chosen pieces 80 % become [MASK], 10 %
     another piece, 10 % stay.
+
+    Args:
+        wordpiece: the vocabulary.
+        rate: share of the pieces of a window that are chosen, above 0 and below 1.
+        whole_word: choose all the pieces of a word together.
+
+    Raises:
+        UserError: the rate is out of bounds.
     """
 
     def __init__(self, wordpiece: WordPiece, rate: float = 0.15, whole_word: bool = False) -> None:
@@ -472,11 +495,16 @@ class Masking:
         self._continues = wordpiece.continues_word
 
     def most(self, length: int) -> int:
-        """Returns how many pieces of a full window are masked."""
+        """Returns how many pieces of a full window of that `length` are masked."""
         return max(1, round(length * self.rate))
 
     def allowed(self, ids: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """bool (rows, length): neither padding nor a special token."""
+        """Returns bool (rows, length): neither padding nor a special token.
+
+        Args:
+            ids: int32 (rows, length).
+            counts: int32 (rows,) pieces in a row before its padding.
+        """
         inside = tf.range(tf.shape(ids)[1]) < counts[:, None]
         return inside & ~tf.gather(self._special, ids)
 
@@ -511,7 +539,14 @@ class Masking:
         return chosen & allowed
 
     def hide(self, ids: tf.Tensor, chosen: tf.Tensor, seed: tf.Tensor, *, corrupt: bool) -> tf.Tensor:
-        """Returns the ids with the chosen ones hidden: 80/10/10, or all by [MASK] if not `corrupt`."""
+        """Returns the ids with the chosen ones hidden, int32 (rows, length).
+
+        Args:
+            ids: int32 (rows, length).
+            chosen: bool (rows, length).
+            seed: int64 (2,).
+            corrupt: 80/10/10 as BERT does; else all by [MASK].
+        """
         masked = tf.where(chosen, self._mask_id, ids)
         if not corrupt:
             return masked

@@ -19,6 +19,13 @@ from karpa_tf.export.signature import SHOWN, Signature
 def load_model(path: str | Path, name: str = "serving_default") -> Signature:
     """Loads what `karpa-tf export` wrote: a SavedModel's folder, a .tflite or an .onnx file.
 
+    Args:
+        path: of the folder or file.
+        name: of the signature, where a SavedModel has several.
+
+    Returns:
+        What predicts on rows of Python values or on arrays.
+
     Raises:
         UserError: it cannot be loaded, or what it needs is not installed.
     """
@@ -31,7 +38,14 @@ def load_model(path: str | Path, name: str = "serving_default") -> Signature:
 
 
 def load_signature(path: str | Path, name: str = "serving_default") -> Signature:
-    """Loads a signature of a SavedModel.
+    """Loads a signature of a SavedModel, whoever wrote it.
+
+    Args:
+        path: of the version's folder.
+        name: of the signature.
+
+    Returns:
+        What predicts on rows of Python values or on arrays.
 
     Raises:
         UserError: the folder cannot be loaded, or has no such signature.

@@ -273,7 +273,11 @@ def concrete_function(signature: Signature) -> Any:
 
 
 def describe(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Returns `{name: {"inputs": {...}, "outputs": {...}}}` with a type and a shape each, for people."""
+    """Returns `{name: {"inputs": {...}, "outputs": {...}}}` with a type and a shape each, for people.
+
+    Args:
+        signatures: by name.
+    """
     return {
         name: {
             "inputs": {key: _type(spec) for key, spec in signature.inputs.items()},

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 
 # The file in a SavedModel's assets.extra that has the `shown` of its signatures.
 SHOWN = "shown.json"
@@ -17,8 +18,8 @@ SHOWN = "shown.json"
 _AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Signature:
+@dataclass(frozen=True, repr=False)
+class Signature(InALine):
     """What a SavedModel serves under one name.
 
     Attributes:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.lines import InALine
+
 _AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(InALine):
     """What each part of an input adds to the model's output.
 
     Attributes:

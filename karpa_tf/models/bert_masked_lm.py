@@ -15,6 +15,9 @@ def build_bert_masked_lm(bert: keras.Model) -> BertMaskedLM:
 
     Inputs, by name: `token_ids` int32 and `padding_mask` bool (batch, time), `masked_positions` int32
     (batch, positions). Output: float32 logits (batch, positions, vocabulary).
+
+    Args:
+        bert: the encoder, of `build_bert`.
     """
     # === Layers ===
     embeddings = bert.get_layer("embeddings")

@@ -216,6 +216,9 @@ class BidirectionalGRU(keras.layers.Layer):
         recurrent_initializer: Initializer of the state's weights.
         bias_initializer: Initializer of the biases.
         **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: `units` is not positive.
     """
 
     def __init__(

@@ -12,7 +12,11 @@ from karpa_tf.models.presets import blocks, encoder_variables
 
 
 def freeze_encoder(model: keras.Model) -> None:
-    """Leaves only the layers behind the encoder to be trained."""
+    """Leaves only the layers behind the encoder to be trained.
+
+    Args:
+        model: built on `build_bert`.
+    """
     model.get_layer("embeddings").trainable = False
     for block in blocks(model):
         block.trainable = False
@@ -43,7 +47,12 @@ def enable_lora(model: keras.Model, rank: int, targets: Sequence[str] = DENSE_LA
 
 
 def merge_lora(model: keras.Model, plain: keras.Model) -> None:
-    """Copies a model with adapters into one without: each kernel plus the product of its adapters."""
+    """Copies a model with adapters into one without: each kernel plus the product of its adapters.
+
+    Args:
+        model: the one with adapters.
+        plain: the same without; its weights are overwritten.
+    """
     source, target = encoder_variables(model), encoder_variables(plain)
     for name, variable in target.items():
         variable.assign(source[name])

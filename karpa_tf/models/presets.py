@@ -15,6 +15,7 @@ import numpy as np
 
 from karpa_tf import private
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine
 from karpa_tf.models.bert import DENSE_LAYERS, TransformerBlock
 from karpa_tf.models.preset_tokenizer import read_object, read_tokenizer, reason
 from karpa_tf.wordpiece import WordPiece
@@ -31,8 +32,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _OFFLINE = "without a network give a local folder with --preset, or --preset scratch"
 
 
-@dataclass(frozen=True)
-class Preset:
+@dataclass(frozen=True, repr=False)
+class Preset(InALine):
     """A pretrained encoder.
 
     Attributes:
@@ -77,6 +78,9 @@ def load_preset(name: str) -> Preset:
     Args:
         name: one of keras-hub's presets, `hf://USER/MODEL`, or a folder in the form of keras-hub or of
             Hugging Face (config.json, model.safetensors or its parts, and vocab.txt or tokenizer.json).
+
+    Returns:
+        Its architecture, vocabulary and weights, in memory.
 
     Raises:
         UserError: there is no such preset, it cannot be downloaded, a file is missing or damaged, it is no

@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.lines import InALine
+
 # A label a row, or columns of facts by name.
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -23,7 +25,7 @@ Labels = Sequence[str] | Mapping[str, Sequence[str]]
 _EVERY = 10
 
 
-class TensorBoard(keras.callbacks.Callback):
+class TensorBoard(InALine, keras.callbacks.Callback):
     """Writes a run's events.
 
     Args:
@@ -128,13 +130,13 @@ class TensorBoard(keras.callbacks.Callback):
             cut_events(self.folder / "hparams", None)
 
     def get_state(self) -> dict[str, Any]:
-        # Called when a checkpoint is written: what it covers must be on disk.
+        """Writes out what a checkpoint is about to cover; there is no state of its own."""
         for writer in self._writers.values():
             writer.flush()
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        pass
+        """Takes the `state` of a checkpoint, which is empty."""
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._time, self._time_step = time.perf_counter(), self.clock

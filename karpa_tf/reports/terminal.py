@@ -9,17 +9,19 @@ from typing import Any
 
 import keras
 
+from karpa_tf.lines import InALine
+
 # Seconds between two states of the progress bar.
 _REFRESH_SECONDS = 0.2
 
 
-class Progress(keras.callbacks.Callback):
+class Progress(InALine, keras.callbacks.Callback):
     """A progress bar on standard error: loss, accuracy, speed and the time that is left.
 
     Where standard error is a file, a line an epoch.
 
     Args:
-        total: steps of the whole training, or stage.
+        total: steps of the whole training, or stage; None: those that `fit` makes.
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
         shown: figures beside the loss.
@@ -33,17 +35,17 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(
         self,
-        total: int,
+        total: int | None = None,
         *,
-        units_per_step: int,
-        unit: str,
+        units_per_step: int = 1,
+        unit: str = "steps",
         shown: tuple[str, ...] = (),
         period: str = "epoch",
         every: int = 1,
         begin: int = 0,
     ) -> None:
         super().__init__()
-        self.total = total
+        self.total = total or 0
         self.units_per_step = units_per_step
         self.unit = unit
         self.shown = ("loss", *shown)
@@ -61,6 +63,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         from tqdm import tqdm
 
+        self.total = self.total or self.params["epochs"] * self.params["steps"]
         self._terminal = sys.stderr.isatty()
         self._start, self._time = self._done, time.monotonic()
         self._shown = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.lines import in_a_line
 from karpa_tf.rl import require_tf_agents
 from karpa_tf.rl.episodes import actions_of, make_flat
 
@@ -109,6 +110,9 @@ class CartPole(tf_environment.TFEnvironment):
         self._draws = variable("draws", tf.int64, [])
         self.reset()
 
+    def __repr__(self) -> str:
+        return in_a_line("CartPole", {"batch_size": self.batch_size})
+
     @property
     def variables(self) -> list[tf.Variable]:
         """All that there is to save and restore."""
@@ -172,6 +176,10 @@ class GymnasiumEnvironment(py_environment.PyEnvironment):
         self._observation_spec = array_spec.ArraySpec(space.shape, np.float32, "observation")
         self._action_spec = array_spec.BoundedArraySpec((), np.int64, 0, actions - 1, "action")
         self._last: np.ndarray = np.zeros(batch_size, bool)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return in_a_line("GymnasiumEnvironment", {"name": self._name, "batch_size": self.batch_size})
 
     @property
     def batched(self) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from karpa_tf.training.optimizers import SGD as SGD
     from karpa_tf.training.optimizers import AdamW as AdamW
     from karpa_tf.training.run import Run as Run
+    from karpa_tf.training.run_folder import RunFolder as RunFolder
+    from karpa_tf.training.run_folder import list_runs as list_runs
+    from karpa_tf.training.run_folder import open_run as open_run
     from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
     from karpa_tf.training.step import Step as Step
     from karpa_tf.training.supervised import SupervisedStep as SupervisedStep
@@ -35,6 +38,7 @@ else:  # a type checker would take any name for one of these
             ".losses": "SparseCrossEntropy",
             ".optimizers": "SGD AdamW",
             ".run": "Run",
+            ".run_folder": "RunFolder list_runs open_run",
             ".schedule": "WarmupThenDecay",
             ".step": "Step",
             ".supervised": "SupervisedStep",

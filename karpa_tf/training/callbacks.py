@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from karpa_tf.errors import writing
+from karpa_tf.lines import InALine
 
 
-class BestWeights(keras.callbacks.Callback):
+class BestWeights(InALine, keras.callbacks.Callback):
     """Keeps the weights of the best epoch in a file, and stops when no better one comes.
 
     The file is written when the checkpoint is (`get_state`), so that both are always of the same step,
@@ -91,7 +92,19 @@ class BestWeights(keras.callbacks.Callback):
             f"{self.patience})."
         )
 
+    def load_into(self, model: keras.Model) -> None:
+        """Puts the weights of the best epoch into a model.
+
+        Args:
+            model: the one that was trained, or another one of the same layers.
+        """
+        if self.trained_only:
+            load_trained(model, self.path)
+        else:
+            _bare(model).load_weights(self.path)
+
     def get_state(self) -> dict[str, Any]:
+        """Writes the file, and returns which epoch was the best, for a checkpoint."""
         self._write()
         return {
             "best": self.best,
@@ -101,10 +114,12 @@ class BestWeights(keras.callbacks.Callback):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from the `state` of a checkpoint."""
         self.best, self.best_epoch, self.wait = state["best"], state["best_epoch"], state["wait"]
         self.best_loss = state.get("best_loss", float("inf"))
 
     def on_resume(self, step: int | None) -> None:
+        """Removes the file of a run that begins anew: `step` is None where there is no checkpoint."""
         if step is None:
             self.path.unlink(missing_ok=True)
 
@@ -131,15 +146,18 @@ class BestWeights(keras.callbacks.Callback):
                 if self.trained_only:
                     save_trained(self.model, temporary)
                 else:
-                    # The weights alone: a compiled model would bring its optimizer along. A subclass has no
-                    # inputs to make another model of, and brings it.
-                    bare = self.model
-                    if getattr(bare, "inputs", None):
-                        bare = keras.Model(bare.inputs, bare.outputs)
-                    bare.save_weights(temporary)
+                    _bare(self.model).save_weights(temporary)
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _bare(model: keras.Model) -> keras.Model:
+    """Returns the model without its optimizer, which a compiled one saves and asks for.
+
+    A subclass has no inputs to make another model of, and stays as it is.
+    """
+    return keras.Model(model.inputs, model.outputs) if getattr(model, "inputs", None) else model
 
 
 def save_trained(model: keras.Model, path: str | Path) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from karpa_tf.errors import UserError, writing
+from karpa_tf.lines import InALine
 from karpa_tf.training.run_folder import lock_folder
 
 _NAME = re.compile(r"step-(\d+)\.npz$")
 
 
-class Checkpoints:
+class Checkpoints(InALine):
     """The last few checkpoints of a run.
 
     A checkpoint holds the values of variables, in their order, and a small state in JSON. It is a
@@ -67,6 +68,11 @@ class Checkpoints:
 
     def save(self, step: int, variables: Sequence[keras.Variable], state: dict[str, Any]) -> None:
         """Writes a checkpoint, then deletes those beyond the last `keep`.
+
+        Args:
+            step: of the training; the file is named after it.
+            variables: of Keras or TensorFlow, always in one order.
+            state: what else there is to keep, as JSON holds it.
 
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf import private
-from karpa_tf.data.batches import Batches
+from karpa_tf.data.batches import Batches, from_dataset
+from karpa_tf.lines import InALine
 from karpa_tf.training.step import Figures, all_reduce, any_replica
 from karpa_tf.training.supervised import Metric, loss_and_sums
 
@@ -40,20 +41,34 @@ class Outputs:
 
 
 def evaluate(
-    model: keras.Model, data: Batches, metrics: Mapping[str, Metric] | None = None
+    model: keras.Model, data: Batches | tf.data.Dataset, metrics: Mapping[str, Metric] | None = None
 ) -> dict[str, float]:
     """Returns the loss and the metrics over all of `data`, averaged over the sample weights.
 
     Args:
         model: compiled with a loss, as for `fit`.
-        data: what to evaluate it on.
+        data: what to evaluate it on; a `tf.data.Dataset` as `fit` takes it.
         metrics: functions of (labels, outputs) that give a value per label, by name.
+
+    Raises:
+        UserError: the dataset does not say how many batches it has, or holds something else than those.
     """
+    if isinstance(data, tf.data.Dataset):
+        data = from_dataset(data)
     return Evaluator(model, data, metrics, private.strategy_of(model.optimizer))()
 
 
-class Evaluator:
-    """Evaluates a model on the same batches again and again, on every replica a part of them."""
+class Evaluator(InALine):
+    """Evaluates a model on the same batches again and again, on every replica a part of them.
+
+    A call returns the loss and the metrics, averaged over the sample weights.
+
+    Args:
+        model: compiled with a loss.
+        data: the batches.
+        metrics: functions of (labels, outputs) that give a value per label, by name.
+        strategy: under whose scope the model was made.
+    """
 
     def __init__(
         self,
@@ -71,7 +86,8 @@ class Evaluator:
             _, sums = loss_and_sums(model, metrics, batch, training=False)
             return tf.cast(all_reduce(strategy, sums), tf.float64)
 
-        @tf.function(autograph=False)
+        # Batches may have many widths: the graph of the second one takes all of them.
+        @tf.function(autograph=False, reduce_retracing=True)
         def step(batch: Any) -> tf.Tensor:
             return any_replica(strategy, strategy.run(replica, args=(batch,)))
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine, in_a_line
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.evaluation import Evaluator, distribute
 from karpa_tf.training.runtime import (
@@ -59,9 +60,12 @@ class History(list[dict[str, float]]):
     steps = 0
     graph_traces = 0
 
+    def __repr__(self) -> str:
+        return in_a_line("History", {"epochs": len(self), **(self[-1] if self else {})})
 
-@dataclass(frozen=True)
-class Stage:
+
+@dataclass(frozen=True, repr=False)
+class Stage(InALine):
     """A training from its first step to its last; a run has one, or several one after the other.
 
     Attributes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.reports.tensorboard import TensorBoard, write_final
 from karpa_tf.reports.terminal import Progress
 from karpa_tf.settings import RunSettings
@@ -27,7 +28,7 @@ S = TypeVar("S", bound=RunSettings)
 RECORD = "data.json"
 
 
-class Run(Generic[S]):
+class Run(InALine, Generic[S]):
     """A training of a recipe: it begins, fits one stage or several, and finishes.
 
     Args:
@@ -85,12 +86,22 @@ class Run(Generic[S]):
         self.folder.write_config(self.settings)
 
     def write_asset(self, name: str, value: Any) -> None:
-        """Writes JSON that evaluate and export need into `assets/`; at one worker of several."""
+        """Writes JSON that evaluate and export need; at one worker of several.
+
+        Args:
+            name: of the file in `assets/`.
+            value: what it holds.
+        """
         if self.chief:
             write_json(self.folder.assets / name, value)
 
     def best_weights(self, monitor: str = "val_loss", **options: Any) -> BestWeights:
-        """Returns the callback that keeps the weights of the best epoch in the run folder."""
+        """Returns the callback that keeps the weights of the best epoch in the run folder.
+
+        Args:
+            monitor: the figure that decides.
+            options: further arguments of `BestWeights`.
+        """
         return BestWeights(self.folder.best_weights, monitor, writes=self.chief, **options)
 
     def begin_with(self, model: Any) -> None:

@@ -30,6 +30,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from karpa_tf.errors import UserError, did_you_mean, writing
+from karpa_tf.lines import InALine
 from karpa_tf.recipe import all_recipes, find_recipe
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
@@ -38,22 +39,29 @@ _Settings = TypeVar("_Settings", bound=RunSettings)
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Paths and small files of one run."""
+@dataclass(frozen=True, repr=False)
+class RunFolder(InALine):
+    """Paths and small files of one run.
+
+    Attributes:
+        path: of the folder, `logs/RECIPE/NUMBER`.
+    """
 
     path: Path
 
     @property
     def recipe(self) -> str:
+        """The name of its recipe."""
         return self.path.resolve().parent.name
 
     @property
     def checkpoints(self) -> Path:
+        """Where its checkpoints are."""
         return self.path / "checkpoints"
 
     @property
     def best_weights(self) -> Path:
+        """The weights of the best epoch."""
         return self.path / "best.weights.h5"
 
     @property
@@ -63,6 +71,7 @@ class RunFolder:
 
     @property
     def assets(self) -> Path:
+        """What evaluate and export need beside the weights."""
         return self.path / "assets"
 
     @property
@@ -76,6 +85,7 @@ class RunFolder:
         return any(self.checkpoints.rglob("step-*.npz"))
 
     def write_config(self, config: RunSettings) -> None:
+        """Writes the settings `config` as config.yaml."""
         values = {"format": FORMAT, **dataclasses.asdict(config)}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_whole(self.path / "config.yaml", text)
@@ -116,12 +126,16 @@ class RunFolder:
             raise UserError(f"{self.path / 'config.yaml'} is damaged: {error}") from None
 
     def read_json(self, name: str) -> Any:
-        """Returns what a JSON file of the run holds, e.g. `assets/policy.json`."""
+        """Returns what the JSON file `name` of the run holds, e.g. `assets/policy.json`."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     @property
     def code(self) -> str:
-        """The folder of the recipe that the run is of, if it is the user's own; else nothing."""
+        """The folder of the recipe that the run is of, if it is the user's own; else nothing.
+
+        Raises:
+            UserError: environment.json is damaged.
+        """
         path = self.path / "environment.json"
         try:
             return json.loads(path.read_text(encoding="utf-8")).get("recipe", {}).get("path", "")
@@ -136,16 +150,27 @@ class RunFolder:
         return shlex.join(["karpa-tf", "train", self.code or self.recipe, "--resume", str(self.path)])
 
     def write_environment(self, seed: int | None = None, *, code: str = "", **facts: Any) -> None:
-        """Writes environment.json; where the recipe's code is stays, unless it is given."""
+        """Writes environment.json: versions, platform, commit.
+
+        Args:
+            seed: of the run.
+            code: the folder of the recipe, if it is the user's own; empty: the one that was noted before.
+            facts: what else there is to note.
+        """
         if code := code or self.code:
             facts["recipe"] = {"name": self.recipe, "path": code}
         write_json(self.path / "environment.json", {**environment(), "seed": seed, **facts})
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Writes the final figures `metrics`; with them a run has ended."""
         write_json(self.path / "metrics.json", metrics)
 
     def read_metrics(self) -> dict[str, Any] | None:
-        """Returns the final figures, or None while the run has not ended."""
+        """Returns the final figures, or None while the run has not ended.
+
+        Raises:
+            UserError: metrics.json is damaged.
+        """
         try:
             metrics = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
             if not isinstance(metrics, dict):
@@ -242,7 +267,14 @@ def resolve_init(config: RunSettings, logs: str | Path) -> None:
 
 
 def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
-    """Opens a run by its path, or the newest one of a recipe by `RECIPE/latest`.
+    """Opens a run.
+
+    Args:
+        run: its path, or `RECIPE/latest`: the newest one of a recipe.
+        logs: the folder of all runs.
+
+    Returns:
+        Its folder.
 
     Raises:
         UserError: there is no such run.
@@ -284,6 +316,10 @@ def recipes_in(logs: str | Path) -> list[str]:
 
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
     """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`.
+
+    Args:
+        logs: the folder of all runs.
+        recipe: only those of this one; empty: all.
 
     Raises:
         UserError: there is no such recipe.

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from karpa_tf.lines import InALine
+
 
 @keras.saving.register_keras_serializable(package="karpa_tf")
-class WarmupThenDecay(keras.optimizers.schedules.LearningRateSchedule):
+class WarmupThenDecay(InALine, keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to the peak, then falls linearly until the last step.
 
     Args:

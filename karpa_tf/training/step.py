@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine, in_a_line
 
 
 class Figures(Mapping[str, float]):
@@ -50,16 +51,22 @@ class Figures(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        return in_a_line("Figures", dict(self))
 
-class Step(ABC):
+
+class Step(InALine, ABC):
     """One update, as the loop makes it again and again, and all that a checkpoint must hold of it.
 
     A subclass gives `variables` and `update`, which is traced once for each shape of batches and runs on
     every replica of the strategy. A step that is more than a function of a batch overrides `__call__`.
 
+    Args:
+        strategy: of tf.distribute, under whose scope the variables were made; None: the present one.
+
     Attributes:
         model: the Keras model that callbacks see, if there is one.
-        strategy: of tf.distribute, under whose scope the variables were made.
+        strategy: the same.
         parts: into how many equal parts a batch is cut.
         advance: by how much the last call has moved the clock of the training.
         stop_training: set it to end the training after this step, where there is no model to set it on.
@@ -87,7 +94,7 @@ class Step(ABC):
         """The names of the figures; none while they are not known."""
         return self._names
 
-    def begin(self) -> None:  # noqa: B027  (nothing, for most steps)
+    def begin(self) -> None:
         """Is called before the first step, after a checkpoint was put into the variables."""
 
     @contextmanager

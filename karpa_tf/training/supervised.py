@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from karpa_tf import private
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.training.optimizers import rows_with_gradient
 from karpa_tf.training.step import Step, all_reduce, values_of
 
@@ -25,8 +26,8 @@ Metric = Callable[[Any, Any], Any]
 Attack = Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True)
-class Adversary:
+@dataclass(frozen=True, repr=False)
+class Adversary(InALine):
     """The fast gradient method (Miyato et al. 2017, https://arxiv.org/abs/1605.07725) on an embedding.
 
     Attributes:

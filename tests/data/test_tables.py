@@ -50,6 +50,46 @@ def path(tmp_path) -> Path:
     return tmp_path / "data.csv"
 
 
+# --- In memory
+
+
+def test_columns_in_memory_are_read_as_the_same_ones_of_a_file(path) -> None:
+    import pandas
+
+    pairs = many(60, 3)
+    columns = dict(zip(("text", "label"), map(list, zip(*pairs, strict=True)), strict=True))
+    write_rows(path, [("text", "label"), *pairs])
+    from_file = open_table(str(path))
+    for source in (columns, pandas.DataFrame(columns), {name: np.array(x) for name, x in columns.items()}):
+        table = open_table(source)
+        assert table.splits == from_file.splits and table.record == from_file.record
+        assert open_test_rows(source).texts == columns["text"]
+    assert table.labels == ["label 0", "label 1", "label 2"]
+    numbered = pandas.DataFrame({"review": columns["text"], "stars": [i % 2 for i in range(60)]})
+    assert open_table(numbered, Columns("review", "stars")).labels == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            {"text": ["a", "b"], "labels": ["x", "y"]},
+            'The table has no column "label"; did you mean "labels"',
+        ),
+        ({"text": ["a"], "kind": ["x"]}, r"name yours with Columns\(label=...\)"),
+        ({"text": ["a", "b"], "label": ["x"]}, "have one length. Received: {'text': 2, 'label': 1}"),
+        ({"text": ["a", float("nan")], "label": ["x", "y"]}, 'row 2 has nothing in the column "text"'),
+        ({"text": ["a", 3], "label": ["x", "y"]}, 'The table, row 2: the cell of "text" must be a text'),
+        ({"text": [], "label": []}, "The table is empty"),
+        ({"text": ["a", "b"], "label": ["x", "x"]}, "The table has one label only"),
+        (["a", "b"], "A table is a file's name or columns by name.*Received: list"),
+    ],
+)
+def test_columns_in_memory_that_make_no_table_are_refused(source, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_table(source)
+
+
 # --- Files
 
 

@@ -81,7 +81,20 @@ def open_images(
 def open_test_images(
     source: str, *, size: int, channels: int, broken: Broken = "skip"
 ) -> tuple[Images, list[str]]:
-    """Returns what `evaluate --data` reads, the data's own test split or else every image; and the notes."""
+    """Opens images to evaluate on: the data's own test split, or else every image.
+
+    Args:
+        source: as for `open_images`.
+        size: width and height of what comes out.
+        channels: 1 (grey) or 3 (colours).
+        broken: whether an image that cannot be read is left out, or is an error.
+
+    Returns:
+        The images, and lines that the user should read.
+
+    Raises:
+        UserError: the source cannot be read, or makes no sense as labelled images.
+    """
     reader = Reader(size, channels, broken)
     given = _read(source, reader, only_test=True)
     if "test" in given:

@@ -11,12 +11,13 @@ import numpy as np
 
 from karpa_tf.data.sources import SPLITS, DataRecord, Split
 from karpa_tf.data.tables import label_ids
+from karpa_tf.lines import InALine
 
 Broken = Literal["skip", "stop"]
 
 
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, repr=False)
+class Images(InALine):
     """Labelled images.
 
     Attributes:
@@ -37,12 +38,13 @@ class Images:
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels]
 
     def take(self, index: Sequence[int]) -> Images:
+        """Returns the images at the places of `index`."""
         labels, names = [self.labels[i] for i in index], [self.names[i] for i in index]
         return Images(self.pixels[np.asarray(index, int)], labels, names)
 
 
-@dataclass(frozen=True)
-class ImageData:
+@dataclass(frozen=True, repr=False)
+class ImageData(InALine):
     """Images by split.
 
     Attributes:
@@ -80,6 +82,7 @@ class ImageData:
 
     @property
     def record(self) -> DataRecord:
+        """What a run notes of this data."""
         return DataRecord(self.fingerprint, {k: len(v) for k, v in self.splits.items()}, self.labels)
 
 

@@ -25,7 +25,15 @@ def suffixes() -> set[str]:
 
 
 def read_image(path: str | Path, size: int, channels: int) -> np.ndarray:
-    """Reads an image file as the recipes see it: uint8 (size, size, channels).
+    """Reads an image file as the recipes see it.
+
+    Args:
+        path: of the file, in any format that Pillow reads.
+        size: width and height of what comes out.
+        channels: 1 (grey) or 3 (colours).
+
+    Returns:
+        uint8 (size, size, channels).
 
     Raises:
         UserError: it is not there or is no image.
@@ -44,6 +52,11 @@ def decode_image(data: bytes, size: int, channels: int) -> tuple[np.ndarray, tup
 
     Turned as its EXIF says; transparency lies on white; 16 bits and floats become 8 bits as `to_bytes` says;
     colours become grey by their luminance; another size is resized, without keeping the ratio of the sides.
+
+    Args:
+        data: the bytes of the file.
+        size: width and height of what comes out.
+        channels: 1 (grey) or 3 (colours).
 
     Returns:
         uint8 (size, size, channels), and the width and height that it had.

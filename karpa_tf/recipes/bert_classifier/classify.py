@@ -9,11 +9,12 @@ import keras
 import tensorflow as tf
 
 from karpa_tf.data.sequences import dense_features, pack_texts
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import WordPiece
 
 
-@dataclass(frozen=True)
-class Classify:
+@dataclass(frozen=True, repr=False)
+class Classify(InALine):
     """Texts to labels and probabilities, in graph ops alone.
 
     Attributes:

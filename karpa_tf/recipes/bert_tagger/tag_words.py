@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from karpa_tf.data.sequences import dense_features, letter_cases, pack_words, split_words
 from karpa_tf.data.tags import OUTSIDE
+from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import WordPiece
 
 
-@dataclass(frozen=True)
-class TagWords:
+@dataclass(frozen=True, repr=False)
+class TagWords(InALine):
     """The served function: texts to words and their tags, in graph ops alone.
 
     Attributes:

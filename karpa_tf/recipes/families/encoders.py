@@ -16,6 +16,7 @@ from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.export.signature import Signature
+from karpa_tf.lines import InALine
 from karpa_tf.models.bert import build_bert
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, folds, starts
@@ -35,8 +36,8 @@ from karpa_tf.wordpiece import WordPiece
 _INT8_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examples:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Examples(InALine):
     """Examples in batches; a recipe's own subclass has how to read what a model gives for them.
 
     Attributes:
@@ -72,8 +73,8 @@ class Data(Protocol[P]):
     def record(self) -> DataRecord: ...
 
 
-@dataclass(frozen=True)
-class Task(Generic[S]):
+@dataclass(frozen=True, repr=False)
+class Task(InALine, Generic[S]):
     """What a model reads and gives.
 
     Attributes:
