@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,12 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"karpa-tf: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if not _is_imported_by_us(error):
+            raise
+        brings = "`pip install karpa-tf` brings it"
+        print(
+            f"karpa-tf: {argv[0]} needs {error.name}, which is not installed here; {brings}.", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nobody reads any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _is_imported_by_us(error: BaseException) -> bool:
+    """Whether a file of karpa_tf imports what is missing, and no other package or recipe of one's own."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("karpa_tf.")
 
 
 # --- The verbs ------------------------------------------------------------------------------------
