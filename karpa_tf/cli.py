@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from karpa_tf import __version__
 from karpa_tf.errors import UserError, did_you_mean
@@ -302,7 +303,7 @@ def _serve(words: Sequence[str]) -> int:
 
     def ready(description: dict[str, Any]) -> None:
         if args.json:
-            print(json.dumps(description), flush=True)
+            print(orjson.dumps(description).decode(), flush=True)
             return
         for model, versions in description["models"].items():
             print(f"{model}: version {', '.join(map(str, versions)) or 'none'}")
@@ -345,7 +346,7 @@ def _run(argv: list[str]) -> int:
 
 def _done(args: Namespace, result: dict[str, Any]) -> int:
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(orjson.dumps(result).decode())  # NaN and infinity, which JSON has not, become null
     return 0 if result.get("ok", True) else 1
 
 
@@ -428,10 +429,13 @@ def _find_run(verb: str, words: Sequence[str]) -> Namespace:
         helps = [f"{', '.join(names)}: {help}" if len(uses) > 1 else help for help, names in uses.items()]
         # What a value may be, the recipe of the run says.
         parser.add_field(flag, hints[flag], "; ".join(helps), groups[title], checked=False)
-    args, _ = parser.read_known(words)
-    if "run" not in args:
-        parser.read(words)
-    return args
+    # Of a run that is given, `--help` says what its recipe takes: that is read when the run is known.
+    with_run = [word for word in words if word not in ("--help", "-h")]
+    with suppress(UserError):
+        args, _ = parser.read_known(with_run)
+        if "run" in args:
+            return args
+    return parser.read(words)
 
 
 def _of_a_run(verb: str, words: Sequence[str]) -> tuple[Namespace, Any, RecipeFolder, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from karpa_tf.cli import _find_run, _train_parser
+from karpa_tf.cli import _done, _find_run, _train_parser
 from karpa_tf.recipe import all_recipes
 from karpa_tf.settings import convert
 from tests.conftest import TINY
@@ -207,3 +209,25 @@ def test_help_says_which_recipe_takes_what(karpa, capsys) -> None:
         text = " ".join(capsys.readouterr().out.split())
         for line in lines:
             assert line in text, text
+
+
+def test_help_behind_a_run_is_that_of_its_recipe(trained, classified, karpa, capsys) -> None:
+    for run, given, other in (
+        (trained, "--top_k N", "--attack"),
+        (classified, "--data TEXT", "--top_k"),
+    ):
+        verb = "predict" if run is trained else "evaluate"
+        for words in ([run, "--help"], ["-h", run]):
+            with pytest.raises(SystemExit):
+                karpa(verb, *words)
+            text = capsys.readouterr().out
+            assert given in text and other not in text
+    assert "logs/none" in karpa("evaluate", "logs/none", "--help").err
+
+
+def test_json_has_no_nan(capsys) -> None:
+    _done(Namespace(json=True), {"metrics": {"f1": math.nan, "loss": math.inf}, "text": "é中"})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "metrics": {"f1": None, "loss": None},
+        "text": "é中",
+    }

@@ -11,9 +11,74 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
+from karpa_tf.recipe import all_recipes
+from karpa_tf.serving.options import ServeOptions
+from karpa_tf.settings import types_of
 from tests.serving.command import Command
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_page_of_benchmarks_is_what_its_script_makes() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmarks_page.py"))
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == script["page"]()
+
+
+def flags_of(words: list[str]) -> set[str]:
+    """The flags that a command takes, as far as its words say which recipe it is."""
+    verb, recipes = words[0], all_recipes()
+    common = {"--help", "--logs", "--json"}
+    if verb == "train":
+        recipe = recipes.get(words[1])
+        each = [recipe] if recipe else recipes.values()
+        fields = {f"--{name}" for one in each for name in types_of(one.about.settings)}
+        return common | fields | {"--config", "--resume"}
+    if verb == "serve":
+        return common | {f"--{name}" for name in types_of(ServeOptions)}
+    if verb in ("evaluate", "predict", "explain", "export"):
+        return common | set(_options_by_recipe(verb)) | set(_verb_parser(verb).flags)
+    return common | {"--like"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_the_flags_that_they_show(page: Path) -> None:
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    for command in re.findall(r"karpa-tf ([a-z]+(?: [^`\n#|&;]*)?)", text):
+        words = command.split()
+        if words[0] in _VERBS and words[1:]:
+            flags = {word.split("=")[0].rstrip(".,:)") for word in words if re.match(r"--\w", word)}
+            assert flags <= flags_of(words), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_errors_are_quoted_as_they_are(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if "## What can go wrong" not in text:
+        return
+    code = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "karpa_tf").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", re.sub(r"\{[^{}]*\}", "{}", code))
+    table = text.partition("## What can go wrong")[2].partition("\n## ")[0]
+    for quoted in re.findall(r"^\| `([^`]*\.\.\.[^`]*)`", table, re.MULTILINE):
+        for part in re.split(r"\.\.\.|\b[NM]\b", quoted):
+            assert part.strip() in code, quoted
 
 
 @pytest.fixture
