@@ -102,8 +102,8 @@ def _doctor(words: Sequence[str]) -> int:
     args = _parser("doctor").read(words)
     with _quiet_import():
         report = doctor.check(args.logs)
-    for check in report["checks"]:
-        mark = "ok  " if check["ok"] else "FAIL"
+    for check in [*report["checks"], *report["optional"]]:
+        mark = "ok  " if check["ok"] else "FAIL" if check in report["checks"] else "none"
         mend = f"\n      -> {check['mend']}" if check["mend"] else ""
         print(f"{mark}  {check['name']}{mend}", file=_text(args))
     return _done(args, report)
