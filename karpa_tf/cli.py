@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -341,6 +342,8 @@ def _run(argv: list[str]) -> int:
         near = did_you_mean(argv[0], _VERBS)
         raise UserError(f'There is no verb "{argv[0]}"{near} Known: {", ".join(_VERBS)}.')
     _choose_keras(False)
+    # Python compiles a package when it is first imported, where its installer did not.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=".*site-packages")
     return _VERBS[argv[0]][1](argv[1:])
 
 

@@ -88,7 +88,7 @@ model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
 model.compile(AdamW(0.01), SparseCrossEntropy())
 rows = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 fit(model, tf.data.Dataset.from_tensor_slices((rows, (rows[:, 0] > 0).astype(np.int64))).batch(16), epochs=1)
-print({variable.value.device.split(":", 3)[-1] for variable in model.trainable_variables})
+print({variable.value.device.rsplit("device:")[-1] for variable in model.trainable_variables})
 """
 
 
