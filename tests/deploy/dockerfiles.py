@@ -11,6 +11,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# What packages of requirements-serve.txt ask for and the server never imports, as the file says.
+LEFT_OUT = {
+    "tensorflow-cpu": {"google-pasta", "h5py", "keras", "libclang", "setuptools"},
+    "tensorflow-serving-api": {"tensorflow"},
+    "tensorflow-text": {"tensorflow"},
+    "astunparse": {"wheel"},
+}
 
 
 def read(path: Path) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,12 @@ def ours(folder: Path, config: Path) -> Iterator[Address]:
 def ours_without_training(folder: Path, config: Path) -> Iterator[Address]:
     """`karpa-tf serve` of a fresh environment that has what deploy/Dockerfile installs."""
     programs = dockerfiles.execute(DOCKERFILE, config)
+    checked = subprocess.run([str(programs / "pip"), "check"], capture_output=True, text=True).stdout
+    left_out = {name for needs in dockerfiles.LEFT_OUT.values() for name in needs}
+    lines = [line for line in checked.splitlines() if not line.startswith("karpa-tf ")]
+    missing = {name for line in lines for name in re.findall(" requires (.*), which is not installed", line)}
+    # `python -m venv` brings setuptools on Python 3.11.
+    assert missing | {"setuptools"} == left_out and " has requirement " not in "".join(lines), checked
     # Not with the files beside these tests.
     program = ["env", "-u", "PYTHONPATH", programs / "karpa-tf"]
     command = Command("--model_config_file", config / "models.config", "--json", program=program)
