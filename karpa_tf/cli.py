@@ -9,6 +9,8 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,12 +52,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"karpa-tf: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if not _is_imported_by_us(error):
+            raise
+        brings = "`pip install karpa-tf` brings it"
+        print(
+            f"karpa-tf: {argv[0]} needs {error.name}, which is not installed here; {brings}.", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nobody reads any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _is_imported_by_us(error: BaseException) -> bool:
+    """Whether a file of karpa_tf imports what is missing, and no other package or recipe of one's own."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("karpa_tf.")
 
 
 # --- The verbs ------------------------------------------------------------------------------------
@@ -87,8 +103,8 @@ def _doctor(words: Sequence[str]) -> int:
     args = _parser("doctor").read(words)
     with _quiet_import():
         report = doctor.check(args.logs)
-    for check in report["checks"]:
-        mark = "ok  " if check["ok"] else "FAIL"
+    for check in [*report["checks"], *report["optional"]]:
+        mark = "ok  " if check["ok"] else "FAIL" if check in report["checks"] else "none"
         mend = f"\n      -> {check['mend']}" if check["mend"] else ""
         print(f"{mark}  {check['name']}{mend}", file=_text(args))
     return _done(args, report)
@@ -326,6 +342,8 @@ def _run(argv: list[str]) -> int:
         near = did_you_mean(argv[0], _VERBS)
         raise UserError(f'There is no verb "{argv[0]}"{near} Known: {", ".join(_VERBS)}.')
     _choose_keras(False)
+    # Python compiles a package when it is first imported, where its installer did not.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=".*site-packages")
     return _VERBS[argv[0]][1](argv[1:])
 
 

@@ -1,4 +1,4 @@
-"""What stands in the documents, for the tests that run it."""
+"""What stands in the documents, for the tests that run it, and the packages that the reference is of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+# The packages whose names are imported when they are asked for; and all that a script should use.
+LAZY = ["data", "export", "models", "reports", "serving", "training"]
+PACKAGES = [*LAZY, "errors", "recipe", "settings"]
 
 
 def python_blocks(page: Path) -> list[str]:

@@ -35,7 +35,7 @@ ARROWS = {
     "rows": "errors data recipe",
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
-    "doctor": "data.text recipe serving training",
+    "doctor": "data.text export recipe serving training",
     "cli": "parser settings recipe doctor errors export quiet rows serving training",
     "__main__": "cli",
     "__init__": "",

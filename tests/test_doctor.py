@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import configparser
 import importlib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,21 @@ def test_logs_that_cannot_be_written_are_noticed(wrong, tmp_path) -> None:
     (tmp_path / "logs").write_text("a file")
     (only,) = wrong()
     assert "give write access" in only["mend"]
+
+
+def test_what_an_extra_would_add_is_no_fault(karpa, tmp_path, monkeypatch) -> None:
+    required = ["numpy", 'no-such-package>=1; extra == "onnx"', 'packaging>=20; extra == "tables"']
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    result = karpa("doctor", "--logs", tmp_path, "--json")
+    optional = {check["name"].split(":")[0]: check for check in result.json["optional"]}
+    assert result.status == 0 and result.json["ok"]
+    assert optional["onnx"]["ok"] is False and optional["onnx"]["mend"] == "pip install 'karpa-tf[onnx]'"
+    assert (optional["tables"]["ok"], optional["tables"]["mend"]) == (True, "")
+    assert "none  onnx: " in result.err and "FAIL" not in result.err
+    assert {"train dqn", "GPU"} <= set(optional)
+
+
+def test_every_extra_says_what_it_adds() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[1] / "setup.cfg")
+    assert {*doctor.EXTRAS, "dev", "all"} == set(parser["options.extras_require"])

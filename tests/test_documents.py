@@ -19,9 +19,8 @@ from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.settings import types_of
-from tests.documents import DOCS, PAGES, ROOT, dead_links, files, printed, python_blocks
+from tests.documents import DOCS, PACKAGES, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
-from tests.test_public import PACKAGES
 
 
 def test_the_page_of_benchmarks_is_what_its_script_makes() -> None:

@@ -32,7 +32,7 @@ from karpa_tf.training.loop import History
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.step import Figures
 from tests.conftest import make_images, make_intents, make_tagged, make_text
-from tests.test_public import PACKAGES
+from tests.documents import PACKAGES
 
 MANY = 2000
 # Keras prints these in its own way.

@@ -18,10 +18,7 @@ import pytest
 
 from karpa_tf.errors import UserError
 from karpa_tf.settings import Fields
-
-# Whose names are imported when they are asked for; and plain modules.
-LAZY = ["data", "export", "models", "reports", "serving", "training"]
-PACKAGES = [*LAZY, "errors", "recipe", "settings"]
+from tests.documents import LAZY, PACKAGES
 
 
 def sections(doc: str) -> dict[str, str]:

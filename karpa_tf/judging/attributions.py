@@ -54,7 +54,7 @@ def integrated_gradients(
     total = np.zeros(input.shape, np.float64)
     places = (np.arange(steps, dtype=np.float32) + 0.5) / steps
 
-    @tf.function(autograph=False)
+    # No tf.function: each call has a function of its own, and tracing it takes longer than the few runs.
     def slopes(points: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(points)

@@ -1,6 +1,7 @@
 """The embedded server: SavedModels behind TensorFlow Serving's REST and gRPC API.
 
-Imports tensorflow and tensorflow_text when it loads a model, no Keras, and no other package of karpa_tf.
+Imports tensorflow when it loads a model, and the libraries of ops of tensorflow_text; no Keras, which is not
+installed with deploy/requirements-serve.txt, and no other package of karpa_tf.
 """
 
 from typing import TYPE_CHECKING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -29,6 +29,17 @@ _WARMUP_RECORDS = 1000
 # Bytes of an array from which on copying it takes long enough to be noticed.
 _LARGE = 1 << 18
 _INTERNAL = re.compile(r"\{\{(function_node|node) .*?\}\} ?|\[Op:\w+\]( name:.*)?$")
+
+
+def _register_text_ops() -> None:
+    """Loads the tokenizer's ops. `import tensorflow_text` does the same, but fails without Keras."""
+    spec = importlib.util.find_spec("tensorflow_text")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for library in sorted(Path(folder, "python", "ops").glob("*.so")):
+            tf.load_op_library(str(library))
+
+
+_register_text_ops()
 
 
 class Signature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -12,13 +13,20 @@ from tests.serving.conftest import SECONDS, free_port
 
 
 class Command:
-    """A `karpa-tf serve` in a process of its own."""
+    """A `karpa-tf serve` in a process of its own.
 
-    def __init__(self, *words: object) -> None:
-        self.rest_port, port = free_port(), free_port()
-        flags = ["--port", str(port), "--rest_api_port", str(self.rest_port)]
+    Args:
+        words: behind `serve`; its ports come by themselves.
+        program: what runs `karpa-tf`.
+    """
+
+    def __init__(
+        self, *words: object, program: Sequence[object] = (sys.executable, "-m", "karpa_tf")
+    ) -> None:
+        self.rest_port, self.port = free_port(), free_port()
+        flags = ["--port", str(self.port), "--rest_api_port", str(self.rest_port)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "karpa_tf", "serve", *map(str, words), *flags],
+            [*map(str, program), "serve", *map(str, words), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,8 +1,8 @@
 """Every recipe's export, end to end: numbers equal to Python's, over REST and gRPC.
 
-Three servers are asked: this project's own; a C++ program that loads a SavedModel as TensorFlow Serving does;
-and TensorFlow Serving itself, where the variable KARPA_TF_MODEL_SERVER names its binary
-(`make serve-test MODEL_SERVER=/path/to/tensorflow_model_server`).
+Four are asked: our own server; the same with what deploy/Dockerfile installs and nothing else; a C++
+program that loads a SavedModel as TensorFlow Serving does; and TensorFlow Serving itself, where the variable
+KARPA_TF_MODEL_SERVER names its binary (`make serve-test MODEL_SERVER=/path/to/tensorflow_model_server`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,10 +29,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import own_process
+from tests.deploy import dockerfiles
+from tests.serving.command import Command
 from tests.serving.conftest import SECONDS, Running, free_port, predict_over_grpc, until
 
 pytestmark = pytest.mark.slow
 
+DOCKERFILE = dockerfiles.ROOT / "deploy" / "Dockerfile"
 MODEL_SERVER = os.environ.get("KARPA_TF_MODEL_SERVER", "")
 TEXTS = ["On day bab1 the [MASK] ate fish in the barn.", "Ada Moss went to Oslo .", "play music"]
 # A recipe, the fixture that has a run of it, and what leads from there to the run.
@@ -109,6 +114,28 @@ def ours(folder: Path, config: Path) -> Iterator[Address]:
 
 
 @contextlib.contextmanager
+def ours_without_training(folder: Path, config: Path) -> Iterator[Address]:
+    """`karpa-tf serve` of a fresh environment that has what deploy/Dockerfile installs."""
+    programs = dockerfiles.execute(DOCKERFILE, config)
+    checked = subprocess.run([str(programs / "pip"), "check"], capture_output=True, text=True).stdout
+    left_out = {name for needs in dockerfiles.LEFT_OUT.values() for name in needs}
+    lines = [line for line in checked.splitlines() if not line.startswith("karpa-tf ")]
+    missing = {name for line in lines for name in re.findall(" requires (.*), which is not installed", line)}
+    # `python -m venv` brings setuptools on Python 3.11.
+    assert missing | {"setuptools"} == left_out and " has requirement " not in "".join(lines), checked
+    # Not with the files beside these tests.
+    program = ["env", "-u", "PYTHONPATH", programs / "karpa-tf"]
+    command = Command("--model_config_file", config / "models.config", "--json", program=program)
+    try:
+        assert set(command.ready()["models"]) == set(RECIPES)
+        yield Address(f"http://127.0.0.1:{command.rest_port}", f"127.0.0.1:{command.port}")
+    finally:
+        status, _, err = command.end(signal.SIGTERM)
+        shutil.rmtree(config)
+    assert status == 0 and "Traceback" not in err, err
+
+
+@contextlib.contextmanager
 def tensorflow_serving(folder: Path, config: Path, *flags: str) -> Iterator[Address]:
     port, rest_port = free_port(), free_port()
     log = config / "server.log"
@@ -153,6 +180,7 @@ def write_config(folder: Path, config: Path) -> None:
 
 SERVERS = [
     pytest.param(ours, id="karpa-tf"),
+    pytest.param(ours_without_training, id="karpa-tf-serving-only"),
     pytest.param(
         tensorflow_serving,
         id="tensorflow-serving",
