@@ -45,7 +45,7 @@ quickstart: setup  ## install, then train, evaluate, fill masks and export on th
 	@$(BIN)/karpa-tf export mlm-gru/latest
 	@echo; echo "Next:"
 	@echo "  source $(BIN)/activate"
-	@echo "  tensorboard --logdir logs                        curves, weights, embedding of the run"
+	@echo "  karpa-tf tensorboard                             curves, weights, embedding of the run"
 	@echo "  karpa-tf train mlm-gru --data YOUR_TEXT.txt      your own text, default settings"
 	@echo "  karpa-tf runs                                    compare runs"
 	@echo "  karpa-tf --help                                  everything else"

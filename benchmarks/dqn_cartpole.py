@@ -66,7 +66,7 @@ def read_curve(run: Path) -> list[tuple[int, float]]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = event_pb2.Event.FromString(record)
             for value in event.summary.value:
-                if value.tag == "episode/return":
+                if value.tag == "dqn/episode/return":
                     points.append((event.step, float(tf.make_ndarray(value.tensor))))
     return points
 

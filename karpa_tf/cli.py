@@ -129,6 +129,10 @@ def _train(words: Sequence[str]) -> int:
         config = _config(recipe, args.config, typed)
         folder = None
     run_folder.resolve_init(config, args.logs)
+    if args.seeds:
+        if "seed" in typed:
+            raise UserError("--seed and --seeds do not go together: give all seeds to --seeds, as 0,3,7.")
+        return _train_seeds(recipe, config, folder, args)
     loaded = _load(recipe, legacy_keras=recipe.about.legacy_keras)
     from karpa_tf.training import runtime
 
@@ -167,6 +171,18 @@ def _train(words: Sequence[str]) -> int:
     return _done(args, {"run": str(folder.path), "metrics": _numbers(metrics)})
 
 
+def _train_seeds(recipe: RecipeFolder, config: RunSettings, folder: Any, args: Namespace) -> int:
+    from karpa_tf.training import seeds
+
+    code = str(recipe.path) if recipe.own else ""
+    runs = seeds.SeedRuns(config, args.logs, recipe.name, code, args.seeds, sys.argv[1:], folder)
+    group = runs.train()
+    path, line = seeds.draw(group, recipe.about), seeds.paper_line(group, recipe.about)
+    print(*seeds.format_group(group), sep="\n", file=_text(args))
+    print(*filter(None, [path and f"curves: {path}", line]), sep="\n", file=_text(args))
+    return _done(args, {**group, "curves": path and str(path), "line": line})
+
+
 def _new(words: Sequence[str]) -> int:
     parser = _parser("new", {"folder": "Of the recipe; its name is the recipe's."})
     parser.add_field("--like", str, "The recipe to begin with. (default: bert-classifier)")
@@ -181,7 +197,7 @@ def _new(words: Sequence[str]) -> int:
 
 
 def _runs(words: Sequence[str]) -> int:
-    from karpa_tf.training import run_folder
+    from karpa_tf.training import run_folder, seeds
 
     args = _parser("runs", {"recipe?": "Only this recipe's."}).read(words)
     rows = run_folder.list_runs(args.logs, recipe_name(args.recipe))
@@ -189,7 +205,10 @@ def _runs(words: Sequence[str]) -> int:
         print(f"No runs in {args.logs}.", file=_text(args))
     for line in run_folder.format_runs(rows):
         print(line, file=_text(args))
-    return _done(args, {"runs": rows})
+    groups = seeds.groups(rows)
+    for group in groups:
+        print(*seeds.format_group(group), sep="\n", file=_text(args))
+    return _done(args, {"runs": rows, "groups": groups})
 
 
 def _evaluate(words: Sequence[str]) -> int:
@@ -282,6 +301,23 @@ def _explain(words: Sequence[str]) -> int:
     return _done(args, {"explanations": result.explanations, **result.more})
 
 
+def _play(words: Sequence[str]) -> int:
+    args, folder, recipe, options = _of_a_run("play", words)
+    played = _load(recipe).play(folder, options)
+    print(f"{played.path}: {played.frames} pictures", file=_text(args))
+    for seed, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True), options.seed):
+        print(f"  seed {seed}: return {total:g} in {length} steps", file=_text(args))
+    return _done(
+        args,
+        {
+            "run": str(folder.path),
+            "path": played.path,
+            "returns": played.returns,
+            "lengths": played.lengths,
+        },
+    )
+
+
 def _export(words: Sequence[str]) -> int:
     args, folder, recipe, options = _of_a_run("export", words)
     result = _load(recipe, legacy_keras=recipe.about.legacy_keras).export(folder, options)
@@ -291,6 +327,27 @@ def _export(words: Sequence[str]) -> int:
     for name, signature in result.signatures.items():
         print(f"  {name}: {signature['inputs']} -> {signature['outputs']}", file=_text(args))
     return _done(args, {result.format: result.path, "signatures": result.signatures, **result.more})
+
+
+def _tensorboard(words: Sequence[str]) -> int:
+    """Serves until it is stopped; what is printed is printed when it is ready."""
+    from karpa_tf.reports import tensorboard_server
+    from karpa_tf.training import run_folder
+
+    parser = _parser("tensorboard", {"runs?": "A recipe, a run or a folder of runs; else all."})
+    parser.add_field("--host", str, "The address to listen on. (default: localhost)")
+    parser.add_field("--port", int, "The port. (default: 6006, or the next one that is free)")
+    args = parser.read(words)
+    own = (Path(args.runs) / "recipe.py").is_file()
+    folder = run_folder.find_events(recipe_name(args.runs) if own else args.runs, args.logs)
+
+    def ready(url: str) -> None:
+        line = orjson.dumps({"url": url, "folder": str(folder)}).decode()
+        print(line if args.json else f"TensorBoard of {folder}: {url}  stop with Ctrl-C", flush=True)
+
+    host, port = getattr(args, "host", "localhost"), getattr(args, "port", None)
+    tensorboard_server.serve(folder, host, port, ready)
+    return 0
 
 
 def _serve(words: Sequence[str]) -> int:
@@ -323,8 +380,10 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
     "predict": ("Predict with a run or a SavedModel.", _predict),
     "explain": ("Show which words or pixels speak for what a run says of an input.", _explain),
+    "play": ("Play episodes with a run's policy and write a film of them.", _play),
     "export": ("Write a SavedModel for TensorFlow Serving, or another format.", _export),
     "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
+    "tensorboard": ("Start TensorBoard on all runs, on those of a recipe, or on one.", _tensorboard),
 }
 
 
@@ -332,8 +391,8 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("--help", "-h"):
         print("usage: karpa-tf VERB ...\n\nFrom data to a served model. `karpa-tf VERB --help` says more.\n")
         for verb, (summary, _) in _VERBS.items():
-            print(f"  {verb:<10}{summary}")
-        print("  --version Print the version.")
+            print(f"  {verb:<12}{summary}")
+        print("  --version   Print the version.")
         return 0
     if argv[0] == "--version":
         print(__version__)
@@ -366,6 +425,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "run": "A run's folder, or RECIPE/latest.",
         "inputs*": "Image files (none: some of the run's), or texts (none: standard input).",
     },
+    "play": {"run": "A run's folder, or RECIPE/latest."},
     "export": {"run": "A run's folder, or RECIPE/latest."},
 }
 
@@ -383,7 +443,13 @@ def _train_parser(recipe: RecipeFolder) -> Parser:
     )
     length = recipe.about.settings.length
     parser.add_argument("--resume", default="", help=f"Go on with this run; only --{length} may grow.")
-    parser.flags += ["--config", "--resume"]
+    parser.add_argument(
+        "--seeds",
+        default="",
+        help="Train a run each with several seeds, as 0:10 (0 to 9) or 0,3,7; with --resume: go on with a "
+        "run of them and all the others.",
+    )
+    parser.flags += ["--config", "--resume", "--seeds"]
     parser.add_fields(recipe.about.settings)
     return parser
 
@@ -447,7 +513,8 @@ def _of_a_run(verb: str, words: Sequence[str]) -> tuple[Namespace, Any, RecipeFo
     folder, recipe = _open(found)
     options = getattr(recipe.about, verb)
     if options is None:
-        raise UserError(f"{verb} does not go with {recipe.name}.")
+        takers = ", ".join(name for name, other in all_recipes().items() if getattr(other.about, verb))
+        raise UserError(f"{verb} does not go with {recipe.name}; it goes with {takers}.")
     parser = _verb_parser(verb)
     parser.add_fields(options)
     args = parser.read(words, _takers(verb, recipe.name))

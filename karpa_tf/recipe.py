@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.lines import InALine
-from karpa_tf.settings import Fields, RunSettings, option, read_settings
+from karpa_tf.settings import Count, Fields, NonNegative, RunSettings, Seed, option, read_settings
 
 if TYPE_CHECKING:
     from karpa_tf.export.signature import Signature
@@ -90,11 +90,25 @@ class ExplainOptions(Fields):
 
 
 @dataclass(kw_only=True)
+class PlayOptions(Fields):
+    """The same of `karpa-tf play`."""
+
+    gif: str = option("play.gif", "The film to write: a .gif, or a .mp4 where ffmpeg is on the PATH.")
+    episodes: Count = option(1, "Episodes to play.")
+    seed: Seed = option(1_000_000_000, "Seed of the first episode: that of evaluate's; the others count on.")
+    fps: NonNegative = option(0.0, "Pictures a second; 0: as many as the environment has steps.")
+    frames: Count = option(500, "Most pictures in the film; what comes later is played and not shown.")
+
+
+@dataclass(kw_only=True)
 class ExportOptions(Fields):
     """The same of `karpa-tf export`."""
 
     to: str = option("savedmodels", "Where models live.")
     force: bool = option(False, "Export even a model that has not learned its task.")
+
+
+UPDATES = "updates"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -110,7 +124,13 @@ class About(InALine):
         predict: see `evaluate`.
         export: see `evaluate`.
         explain: None: it has no explanations.
+        play: None: it has no policy.
         legacy_keras: whether training and exporting need TensorFlow imported with TF_USE_LEGACY_KERAS=1.
+        steps: what the steps of its curves count. Where that is not updates of the weights, all tags begin
+            with the recipe's name: TensorBoard draws a tag of all runs on one chart.
+        charts: of TensorBoard's custom scalars, a title and its tags each (`epoch/NAME`, if steps are
+            updates). The first tag is that of the figure by which a training is judged.
+        figure: that figure's name in the final figures; empty: the first of these.
     """
 
     summary: str
@@ -121,7 +141,11 @@ class About(InALine):
     predict: type[PredictOptions] = PredictOptions
     export: type[ExportOptions] = ExportOptions
     explain: type[ExplainOptions] | None = None
+    play: type[PlayOptions] | None = None
     legacy_keras: bool = False
+    steps: str = UPDATES
+    charts: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"loss": ["epoch/loss"]})
+    figure: str = ""
 
 
 # --- The contract ---------------------------------------------------------------------------------
@@ -180,6 +204,23 @@ class Explanation(InALine):
     more: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(kw_only=True, repr=False)
+class Played(InALine):
+    """Episodes that were played and filmed.
+
+    Attributes:
+        path: of the film.
+        frames: its pictures.
+        returns: of the episodes, not discounted.
+        lengths: in steps.
+    """
+
+    path: str
+    frames: int
+    returns: list[float]
+    lengths: list[int]
+
+
 class Recipe(InALine, ABC, Generic[Settings]):
     """A system: how it trains, is evaluated, and what it serves."""
 
@@ -204,12 +245,14 @@ class Recipe(InALine, ABC, Generic[Settings]):
             from karpa_tf.recipes.families.folds import cross_validate
 
             return cross_validate(self, settings, folder, resume=resume)
-        metrics = self.train(Run(folder, settings, resume=resume, threads=self.threads))
-        if not isinstance(metrics, dict):
-            raise UserError(
-                f"{type(self).__name__}.train must return figures by name, those of run.finish. "
-                f"Received: {metrics!r}."
-            )
+        run = Run(folder, settings, resume=resume, threads=self.threads, about=self.about)
+        with run.noting_its_end():
+            metrics = self.train(run)
+            if not isinstance(metrics, dict):
+                raise UserError(
+                    f"{type(self).__name__}.train must return figures by name, those of run.finish. "
+                    f"Received: {metrics!r}."
+                )
         return metrics
 
     @abstractmethod
@@ -254,6 +297,15 @@ class Recipe(InALine, ABC, Generic[Settings]):
         Args:
             folder: of the run.
             inputs: texts, or the paths of images.
+            options: of the command.
+        """
+        raise NotImplementedError
+
+    def play(self, folder: RunFolder, options: Any) -> Played:
+        """Plays episodes with a run's policy and films them; only where `about.play` is given.
+
+        Args:
+            folder: of the run.
             options: of the command.
         """
         raise NotImplementedError

@@ -277,9 +277,20 @@ class RunSettings(Fields):
     checkpoint_seconds: NonNegative = option(20.0, "Seconds between checkpoints to resume from.")
     keep_checkpoints: Count = option(2, "How many of the last checkpoints stay on disk.")
     learning_rate: Positive = option(1e-3, "Peak of the learning rate.")
+    histograms: Literal["few", "all", "none"] = option(
+        "few", "Weights that TensorBoard shows histograms of: six matrices at most, all, or none."
+    )
 
     # The field that says how long a run is: the only one that may grow with --resume.
     length: ClassVar[str] = "epochs"
+
+    def shown(self) -> dict[str, Any]:
+        """Returns the settings that TensorBoard lists: a few, and all that are not the recipe's defaults."""
+        main = ("data", "env", self.length, "batch_size", "learning_rate", "seed")
+        fields = dataclasses.fields(self)
+        other = [field.name for field in fields if getattr(self, field.name) != field.default]
+        names = dict.fromkeys([*other, *main])
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
 
 @dataclass(kw_only=True)

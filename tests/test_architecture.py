@@ -27,7 +27,7 @@ ARROWS = {
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",
     "judging": "errors lines",
-    "reports": "errors judging lazy lines private",
+    "reports": "errors judging lazy lines private quiet",
     "training": "errors lazy lines settings recipe data.batches private reports",
     "export": "errors lazy lines quiet",
     "serving": "errors lazy lines settings",
@@ -36,7 +36,7 @@ ARROWS = {
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
-    "cli": "parser settings recipe doctor errors export quiet rows serving training",
+    "cli": "parser settings recipe doctor errors export quiet reports rows serving training",
     "__main__": "cli",
     "__init__": "",
 }

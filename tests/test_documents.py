@@ -36,12 +36,12 @@ def flags_of(words: list[str]) -> set[str]:
         recipe = recipes.get(words[1])
         each = [recipe] if recipe else recipes.values()
         fields = {f"--{name}" for one in each for name in types_of(one.about.settings)}
-        return common | fields | {"--config", "--resume"}
+        return common | fields | {"--config", "--resume", "--seeds"}
     if verb == "serve":
         return common | {f"--{name}" for name in types_of(ServeOptions)}
-    if verb in ("evaluate", "predict", "explain", "export"):
+    if verb in ("evaluate", "predict", "explain", "play", "export"):
         return common | set(_options_by_recipe(verb)) | set(_verb_parser(verb).flags)
-    return common | {"--like"}
+    return common | {"--like", "--host", "--port"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

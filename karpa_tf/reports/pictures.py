@@ -1,14 +1,18 @@
-"""Pictures of images: grids of them, and what speaks for a label, for TensorBoard and as PNG files."""
+"""Pictures: grids of images, what speaks for a label, and films, for TensorBoard and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from karpa_tf.errors import writing
+from karpa_tf.errors import UserError, writing
 
 _TILE = 112
 _CAPTION = 14
@@ -73,10 +77,74 @@ def explanation(image: np.ndarray, attributions: np.ndarray, caption: str) -> np
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes an image uint8 (height, width, 3) to a PNG file, whole or not at all."""
+    with _whole(path) as temporary:
+        Image.fromarray(image).save(temporary, format="png")
+
+
+# --- Films ----------------------------------------------------------------------------------------
+
+
+def check_film(path: Path) -> None:
+    """Raises a UserError if a film of that name cannot be written: it is no .gif, and no .mp4 with ffmpeg."""
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise UserError(f"--gif takes a file that ends in .gif or .mp4. Received: {path}.")
+    if path.suffix.lower() == ".mp4" and not shutil.which("ffmpeg"):
+        raise UserError(
+            f"{path} needs the program ffmpeg, which is not on the PATH: install it, or give a .gif instead."
+        )
+
+
+def write_film(path: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
+    """Writes pictures uint8 (height, width, 3), all of a size, to a GIF or MP4, whole or not at all.
+
+    Args:
+        path: whose suffix says which; see `check_film`.
+        pictures: one at least; they are taken one by one.
+        fps: pictures a second. A GIF counts hundredths of seconds, and browsers show 50 a second at most.
+
+    Returns:
+        How many there were.
+    """
+    check_film(path)
+    count = itertools.count()
+    images = (image for image, _ in zip(map(Image.fromarray, pictures), count, strict=False))
+    with _whole(path) as temporary:
+        if path.suffix.lower() == ".mp4":
+            _write_mp4(temporary, images, fps)
+        else:
+            duration = 10 * max(2, round(100 / fps))
+            next(images).save(
+                temporary, format="gif", save_all=True, append_images=images, duration=duration, loop=0
+            )
+    return next(count)
+
+
+def _write_mp4(path: Path, images: Iterator[Image.Image], fps: float) -> None:
+    first = next(images)
+    width, height = first.size
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    # Players want 4:2:0, which needs even sides.
+    command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-f", "mp4", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stderr
+        with contextlib.suppress(BrokenPipeError):  # it says why it has ended
+            for image in itertools.chain([first], images):
+                process.stdin.write(image.tobytes())
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        said = process.stderr.read().decode(errors="replace")
+    if process.returncode:
+        raise UserError(f"ffmpeg could not write the film: {' '.join(said.split())[-300:]}")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Gives a file to write, which gets its name when it is whole."""
     temporary = path.with_name(f".tmp-{path.name}")
     with writing(path):
         try:
-            Image.fromarray(image).save(temporary, format="png")
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ step at each `fit`; here the step is always that of the run.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ Labels = Sequence[str] | Mapping[str, Sequence[str]]
 # have a curve.
 _EVERY = 10
 
+# Histograms of the weights, unless all are asked for.
+_FEW = 6
+
 
 class TensorBoard(InALine, keras.callbacks.Callback):
     """Writes a run's events.
@@ -31,6 +35,8 @@ class TensorBoard(InALine, keras.callbacks.Callback):
     Args:
         folder: the run folder; events go to `train/`, `validation/` and, for HParams, `hparams/`.
         hparams: the run's settings.
+        recipe: the name of the recipe, if the run is of one.
+        charts: its charts in the custom scalars, a title and its tags each; see `About`.
         units_per_step: what a step counts for the speed, e.g. tokens.
         unit: its name.
         texts: Markdown by tag, made anew after each epoch.
@@ -47,7 +53,9 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         every: steps between two points of a curve.
         weights: returns arrays by tag to write histograms of; by default the model's trainable weights.
         weights_every: epochs between two histograms.
-        stage: whose events these are, where a run has several: it begins the tags.
+        histograms: of which weights: `few` matrices, `all`, or `none`.
+        own_steps: whether the steps are others than updates: all tags begin with the recipe's name then.
+        stage: whose events these are, where a run has several: it begins the tags, too.
         begin: the step of the run at which the stage begins.
         writes: whether this process writes at all: the chief alone.
     """
@@ -60,6 +68,8 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         folder: str | Path,
         *,
         hparams: Mapping[str, Any] | None = None,
+        recipe: str = "",
+        charts: Mapping[str, Sequence[str]] | None = None,
         units_per_step: int = 1,
         unit: str = "examples",
         texts: Mapping[str, Callable[[], str]] | None = None,
@@ -74,6 +84,8 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         every: int = _EVERY,
         weights: Callable[[], Mapping[str, Any]] | None = None,
         weights_every: int = 1,
+        histograms: str = "few",
+        own_steps: bool = False,
         stage: str = "",
         begin: int = 0,
         writes: bool = True,
@@ -81,6 +93,8 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         super().__init__()
         self.folder = Path(folder)
         self.hparams = dict(hparams or {})
+        self.recipe = recipe
+        self.charts = dict(charts or {})
         self.units_per_step = units_per_step
         self.unit = unit
         self.texts = dict(texts or {})
@@ -95,7 +109,10 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         self.every = every
         self.weights = weights or self._model_weights
         self.weights_every = weights_every
-        self.stage = f"{stage}/" if stage else ""
+        self.histograms = histograms
+        self.prefix = (f"{recipe}/" if own_steps else "") + (f"{stage}/" if stage else "")
+        # Written a second time under the recipe's name: a chart of the custom scalars chooses by tags alone.
+        self._charted = {tag for tags in self.charts.values() for tag in tags if not self.prefix}
         self.begin = begin
         self.writes = writes
         self._counts: dict[str, float] = {}
@@ -110,16 +127,29 @@ class TensorBoard(InALine, keras.callbacks.Callback):
 
     def _tag(self, kind: str, name: str) -> str:
         tag = f"{kind}/{name}" if self.tags is None else self.tags.get(name, "")
-        return tag and self.stage + tag
+        return tag and self.prefix + tag
 
     def _scalars(self, kind: str, figures: Mapping[str, float]) -> None:
         for name in figures:
             if tag := self._tag(kind, name):
                 tf.summary.scalar(tag, figures[name], self.clock)
+            if tag in self._charted:
+                tf.summary.scalar(f"{self.recipe}/{tag}", figures[name], self.clock)
 
     def _model_weights(self) -> Mapping[str, Any]:
         variables = self.model.trainable_variables if self.model is not None else []
         return {f"weights/{variable.path}": variable.value for variable in variables}
+
+    def _shown_weights(self) -> Mapping[str, Any]:
+        """Returns those of the weights that get a histogram."""
+        if self.histograms == "none":
+            return {}
+        every = self.weights()
+        if self.histograms == "all":
+            return every
+        names = [name for name, value in every.items() if len(value.shape) > 1] or list(every)
+        places = np.linspace(0, len(names) - 1, min(_FEW, len(names))).round().astype(int)
+        return {names[place]: every[names[place]] for place in places}
 
     def on_resume(self, step: int | None) -> None:
         """Takes out what lies beyond the step at which the run goes on."""
@@ -145,6 +175,11 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         if self.hparams:
             with self._write("hparams"):
                 write_hparams(self.hparams, f"{self.folder.parent.name}/{self.folder.name}")
+                if self.charts:
+                    write_layout(self.recipe, self.charts)
+                # Not "running": that would stay of a process that is killed.
+                begun = "resumed" if self.clock > self.begin else "begun"
+                tf.summary.text("status", f"{begun} {time.strftime('%Y-%m-%d %H:%M')}", self.clock)
         if self.clock > self.begin:
             return  # a resumed run has these
         graph = self.graph
@@ -184,12 +219,12 @@ class TensorBoard(InALine, keras.callbacks.Callback):
                 count, before = (logs or {})[name], self._counts.get(name)
                 self._counts[name] = count
                 if before is not None:
-                    tf.summary.scalar(self.stage + tag, (count - before) / seconds, self.clock)
+                    tf.summary.scalar(self.prefix + tag, (count - before) / seconds, self.clock)
             if getattr(self.model, "optimizer", None) is not None:
                 rate = float(self.model.optimizer.learning_rate)
-                tf.summary.scalar(f"{self.stage}learning_rate", rate, self.clock)
+                tf.summary.scalar(f"{self.prefix}learning_rate", rate, self.clock)
             tf.summary.scalar(
-                f"{self.stage}speed/{self.unit.replace(' ', '_')}_per_second", speed, self.clock
+                f"{self.prefix}speed/{self.unit.replace(' ', '_')}_per_second", speed, self.clock
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -197,10 +232,10 @@ class TensorBoard(InALine, keras.callbacks.Callback):
             return
         with self._write("train"):
             if epoch % self.weights_every == 0:
-                for tag, value in self.weights().items():
-                    write_histogram(self.stage + tag, value, self.clock)
+                for tag, value in self._shown_weights().items():
+                    write_histogram(self.prefix + tag, value, self.clock)
             for tag, make in self.texts.items():
-                tf.summary.text(self.stage + tag, make(), self.clock)
+                tf.summary.text(self.prefix + tag, make(), self.clock)
             if self.tags is None:
                 self._scalars("epoch", {k: v for k, v in (logs or {}).items() if k[:4] != "val_"})
         validation = {k[4:]: v for k, v in (logs or {}).items() if k[:4] == "val_"}
@@ -261,6 +296,46 @@ def write_hparams(hparams: Mapping[str, Any], run: str) -> None:
 
     simple = {k: v for k, v in hparams.items() if isinstance(v, (bool, int, float, str))}
     hp.hparams(simple, trial_id=run)
+
+
+def write_layout(recipe: str, charts: Mapping[str, Sequence[str]]) -> None:
+    """Writes the charts of a recipe for the Custom Scalars tab, into the default writer.
+
+    TensorBoard joins the layouts of all runs: a section a recipe, and each of its charts once.
+    """
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    category = layout_pb2.Category(title=recipe)
+    for title, tags in charts.items():
+        content = layout_pb2.MultilineChartContent(tag=[re.escape(f"{recipe}/{tag}") + "$" for tag in tags])
+        category.chart.add(title=title, multiline=content)
+    layout = layout_pb2.Layout(category=[category])
+    tf.summary.write(
+        metadata.CONFIG_SUMMARY_TAG,
+        tf.constant(layout.SerializeToString()),
+        0,
+        metadata.create_summary_metadata(),
+    )
+
+
+def write_end(folder: str | Path, ended: str, step: int, *, well: bool) -> None:
+    """Writes how a run has ended, beside its settings: a text, and what the HParams tab filters by.
+
+    Args:
+        folder: of the run.
+        ended: for people.
+        step: at which.
+        well: whether it was made to its end.
+    """
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata as hparams
+
+    status = api_pb2.STATUS_SUCCESS if well else api_pb2.STATUS_FAILURE
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    content = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    with tf.summary.create_file_writer(str(Path(folder) / "hparams")).as_default():
+        tf.summary.text("status", ended, step)
+        tf.summary.write(hparams.SESSION_END_INFO_TAG, 0.0, step, hparams.create_summary_metadata(content))
 
 
 def write_final(folder: str | Path, metrics: Mapping[str, float], step: int) -> None:

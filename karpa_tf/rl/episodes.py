@@ -1,17 +1,18 @@
-"""Episodes of Gymnasium's own environments: making them, playing them with a policy, filming one."""
+"""Episodes of Gymnasium's own environments: making them, playing them with a policy, filming them."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.lines import InALine
 
 # Observations, float32 (n, size) or numbers of states (n,), to actions, integers (n,).
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -188,44 +189,103 @@ class CannotBeDrawn(UserError):
     """An environment has no pictures."""
 
 
-def film(name: str, policy: Policy, seed: int, frames: int = 12, **options: Any) -> list[np.ndarray]:
-    """Plays one episode and returns pictures of it, evenly spread, uint8 (height, width, 3) each.
+class Film(InALine):
+    """Episodes of a policy, one a seed, as pictures: to iterate over it is to play them.
 
-    The episode is played once for its actions, then again for the pictures: drawing a frame takes longer than
-    playing it.
+    Args:
+        name: of the environment.
+        make_env: makes it, with discrete actions; takes `render_mode`.
+        policy: observations to actions, numbers from 0.
+        seeds: what each episode's `reset` gets.
+        shown: which pictures, counted from 0; episodes are played to their end all the same.
+
+    Attributes:
+        fps: steps that the environment has in a second; 30 where it does not say.
+        returns: of the episodes that have ended, not discounted.
+        lengths: of these, in steps.
 
     Raises:
         CannotBeDrawn: the environment gives no pictures.
     """
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for a sound card, at length
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    actions: list[int] = []
-    with contextlib.closing(make_flat(name, **options)) as env:
-        if "rgb_array" not in (env.metadata.get("render_modes") or []):
-            raise CannotBeDrawn(f'{name} cannot be drawn (it has no render mode "rgb_array").')
-        observation, _ = env.reset(seed=seed)
-        _, start = actions_of(env)
-        done = False
-        while not done:
-            actions.append(start + int(policy(np.asarray(observation, np.float32)[None])[0]))
-            observation, _, terminated, truncated, _ = env.step(actions[-1])
-            done = terminated or truncated
-    wanted = set(np.linspace(0, len(actions), min(frames, len(actions) + 1)).round().astype(int).tolist())
-    pictures = []
-    try:
-        with contextlib.closing(make_flat(name, render_mode="rgb_array", **options)) as env:
-            env.reset(seed=seed)
-            for number in range(len(actions) + 1):
-                if number in wanted:
-                    picture: Any = env.render()
-                    pictures.append(np.asarray(picture, np.uint8))
-                    if pictures[-1].ndim != 3 or pictures[-1].shape[2] != 3:
-                        raise TypeError(f"render() gives {type(picture).__name__} of {pictures[-1].shape}")
-                if number < len(actions):
-                    env.step(actions[number])
-    except Exception as error:  # whatever somebody's render() raises
-        raise CannotBeDrawn(f"{name} cannot be drawn ({reason(error)}).") from None
-    return pictures
+
+    def __init__(
+        self,
+        name: str,
+        make_env: Callable[..., gymnasium.Env],
+        policy: Policy,
+        seeds: Iterable[int],
+        shown: Container[int],
+    ) -> None:
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for a sound card, at length
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        with contextlib.closing(make_env()) as env:
+            if "rgb_array" not in (env.metadata.get("render_modes") or []):
+                raise CannotBeDrawn(f'{name} cannot be drawn (it has no render mode "rgb_array").')
+            self.fps = float(env.metadata.get("render_fps") or 30)
+        self.name = name
+        self.make_env = make_env
+        self.policy = policy
+        self.seeds = seeds
+        self.shown = shown
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yields pictures, uint8 (height, width, 3) each."""
+        number = 0
+        with self._drawn():
+            env = self.make_env(render_mode="rgb_array")
+        with contextlib.closing(env):
+            _, start = actions_of(env)
+            for seed in self.seeds:
+                observation, _ = env.reset(seed=seed)
+                total, length, done = 0.0, 0, False
+                while True:
+                    if number in self.shown:
+                        yield self._picture(env)
+                    number += 1
+                    if done:
+                        break
+                    action = start + int(self.policy(_number(observation)[None])[0])
+                    observation, reward, terminated, truncated, _ = env.step(action)
+                    total, length, done = total + float(reward), length + 1, terminated or truncated
+                self.returns.append(total)
+                self.lengths.append(length)
+
+    def _picture(self, env: gymnasium.Env) -> np.ndarray:
+        with self._drawn():
+            picture: Any = env.render()
+            array = np.asarray(picture, np.uint8)
+            if array.ndim != 3 or array.shape[2] != 3:
+                raise TypeError(f"render() gives {type(picture).__name__} of {array.shape}")
+        return array
+
+    @contextlib.contextmanager
+    def _drawn(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever somebody's render() raises
+            raise CannotBeDrawn(f"{self.name} cannot be drawn ({reason(error)}).") from None
+
+
+def film(
+    name: str, make_env: Callable[..., gymnasium.Env], policy: Policy, seed: int, frames: int = 12
+) -> list[np.ndarray]:
+    """Plays one episode and returns pictures of it, evenly spread, uint8 (height, width, 3) each.
+
+    The episode is played once for its actions, then again for the pictures: drawing a frame takes longer than
+    playing it. See `Film`.
+    """
+    actions: list[np.ndarray] = []
+
+    def noted(observations: np.ndarray) -> np.ndarray:
+        actions.append(policy(observations))
+        return actions[-1]
+
+    play(make_env, noted, [seed])
+    again = iter(actions)
+    shown = np.linspace(0, len(actions), min(frames, len(actions) + 1)).round().astype(int).tolist()
+    return list(Film(name, make_env, lambda observations: next(again), [seed], shown))
 
 
 def strip(pictures: Sequence[np.ndarray], columns: int = 4, width: int = 200) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
-from karpa_tf.reports.tensorboard import TensorBoard, write_final
+from karpa_tf.recipe import UPDATES, About
+from karpa_tf.reports.tensorboard import TensorBoard, write_end, write_final
 from karpa_tf.reports.terminal import Progress
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
@@ -36,6 +38,7 @@ class Run(InALine, Generic[S]):
         settings: of the recipe; `precision: auto` becomes definite.
         resume: go on from the newest checkpoint.
         threads: that TensorFlow uses; None: as many as there are cores.
+        about: the recipe, as TensorBoard shows it.
 
     Attributes:
         strategy: of tf.distribute, under whose scope models are to be made.
@@ -44,17 +47,25 @@ class Run(InALine, Generic[S]):
     """
 
     def __init__(
-        self, folder: RunFolder, settings: S, *, resume: bool = False, threads: int | None = None
+        self,
+        folder: RunFolder,
+        settings: S,
+        *,
+        resume: bool = False,
+        threads: int | None = None,
+        about: About | None = None,
     ) -> None:
         self.folder = folder
         self.settings = settings
         self.resume = resume
+        self.about = about
         self.strategy = runtime.prepare(settings, threads)
         self.chief = runtime.is_chief(self.strategy)
         self.steps = 0
         self.history = History()
         self._best: BestWeights | None = None
         self._stages: list[str] = []
+        self._tensorboard: TensorBoard | None = None
         self._checkpoints = Checkpoints(
             folder.checkpoints, keep=settings.keep_checkpoints, seconds=settings.checkpoint_seconds
         )
@@ -165,21 +176,23 @@ class Run(InALine, Generic[S]):
         state, settings = self._state or {}, self.settings
         goes_on = bool(state) and state.get("stage", stage.name) == stage.name
         begin = state.get("begin", 0) if goes_on else self.steps
-        every: list[Any] = [
-            *filter(None, [best]),
-            *callbacks,
-            TensorBoard(
-                self.folder.path,
-                hparams=dataclasses.asdict(settings),
-                units_per_step=units_per_step,
-                unit=unit,
-                profile=settings.profile_steps() if hasattr(settings, "profile_steps") else None,
-                stage="" if stage.name == Stage.name else stage.name,
-                begin=begin,
-                writes=self.chief,
-                **tensorboard,
-            ),
-        ]
+        about = self.about
+        self._tensorboard = TensorBoard(
+            self.folder.path,
+            hparams=settings.shown(),
+            recipe=self.folder.recipe,
+            charts=about.charts if about else None,
+            units_per_step=units_per_step,
+            unit=unit,
+            profile=settings.profile_steps() if hasattr(settings, "profile_steps") else None,
+            histograms=settings.histograms,
+            own_steps=about is not None and about.steps != UPDATES,
+            stage="" if stage.name == Stage.name else stage.name,
+            begin=begin,
+            writes=self.chief,
+            **tensorboard,
+        )
+        every: list[Any] = [*filter(None, [best]), *callbacks, self._tensorboard]
         if self.chief:
             progress = Progress(
                 stage.steps,
@@ -205,6 +218,22 @@ class Run(InALine, Generic[S]):
         if best:
             self.say(best.early_stop(len(history), stage.epochs))
         return history
+
+    @contextmanager
+    def noting_its_end(self) -> Iterator[None]:
+        """Notes in the run folder and in TensorBoard that a training has stopped or failed, and why."""
+        try:
+            yield
+        except BaseException as error:
+            if self.chief and self.folder.begun:
+                step = self._tensorboard.clock if self._tensorboard else self.steps
+                said = f"stopped at step {step:,}"
+                # What cannot be written, as on a full disk, must not hide the error.
+                with suppress(Exception):
+                    if not isinstance(error, KeyboardInterrupt):
+                        said = f"failed at step {step:,}: {self.folder.note_failure(error)}"
+                    write_end(self.folder.path, said, step, well=False)
+            raise
 
     def finish(self, evaluate: Callable[[], Evaluation], **figures: float) -> dict[str, float]:
         """Evaluates what was kept, and writes the final figures; the other workers wait for that.
@@ -234,6 +263,7 @@ class Run(InALine, Generic[S]):
                 {**metrics, **counts, "baselines": evaluation.baselines, "facts": evaluation.facts}
             )
             write_final(self.folder.path, metrics, self.steps)
+            write_end(self.folder.path, f"finished after {self.steps:,} steps", self.steps, well=True)
         runtime.wait_for_all(self.strategy)
         return metrics
 

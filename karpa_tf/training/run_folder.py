@@ -2,7 +2,7 @@
 
 config.yaml         every field; loads again with `--config`
 command.txt         the command line that started the run
-environment.json    versions, commit, seed
+environment.json    versions, commit, seed; the group that the run is of, and why it has failed, if so
 metrics.json        final figures; written when the run has ended
 checkpoints/        to resume
 best.weights.h5     weights of the best validation loss
@@ -35,6 +35,8 @@ from karpa_tf.recipe import all_recipes, find_recipe
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
 _Settings = TypeVar("_Settings", bound=RunSettings)
+
+_LOCK = ".lock"
 
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
@@ -130,19 +132,51 @@ class RunFolder(InALine):
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; nothing where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / "environment.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is damaged: it holds no object.")
+        return found
+
+    @property
     def code(self) -> str:
         """The folder of the recipe that the run is of, if it is the user's own; else nothing.
 
         Raises:
             UserError: environment.json is damaged.
         """
-        path = self.path / "environment.json"
+        return self.environment.get("recipe", {}).get("path", "")
+
+    @property
+    def group(self) -> str:
+        """The number of the first run of its group, if it is one of several seeds; else nothing."""
+        return self.environment.get("group", "")
+
+    @property
+    def is_being_trained(self) -> bool:
+        """Whether a process trains into it now: it holds the folder's lock."""
+        if not (self.path / _LOCK).exists():
+            return False
+        lock = FileLock(self.path / _LOCK)
         try:
-            return json.loads(path.read_text(encoding="utf-8")).get("recipe", {}).get("path", "")
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: {error}.") from None
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError:  # a folder of somebody else's
+            return False
+        lock.release()
+        return False
 
     @property
     def resume_command(self) -> str:
@@ -150,7 +184,7 @@ class RunFolder(InALine):
         return shlex.join(["karpa-tf", "train", self.code or self.recipe, "--resume", str(self.path)])
 
     def write_environment(self, seed: int | None = None, *, code: str = "", **facts: Any) -> None:
-        """Writes environment.json: versions, platform, commit.
+        """Writes environment.json: versions, platform, commit; the group stays that was noted before.
 
         Args:
             seed: of the run.
@@ -159,7 +193,21 @@ class RunFolder(InALine):
         """
         if code := code or self.code:
             facts["recipe"] = {"name": self.recipe, "path": code}
+        if group := self.group:
+            facts["group"] = group
         write_json(self.path / "environment.json", {**environment(), "seed": seed, **facts})
+
+    def note_failure(self, error: BaseException) -> str:
+        """Writes into environment.json why a training failed, until it goes on; returns that.
+
+        Args:
+            error: what was raised.
+        """
+        reason = " ".join(str(error).split())[:300]
+        if not isinstance(error, UserError):
+            reason = f"{type(error).__name__}: {reason}"
+        write_json(self.path / "environment.json", {**self.environment, "failed": reason})
+        return reason
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Writes the final figures `metrics`; with them a run has ended."""
@@ -244,10 +292,11 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 def lock_folder(folder: str | Path) -> FileLock:
     """Returns the lock of a folder, taken; see `locked`."""
-    lock = FileLock(Path(folder) / ".lock")
+    lock = FileLock(Path(folder) / _LOCK)
     with writing(folder):
         try:
-            lock.acquire(timeout=0)
+            # `is_being_trained` may have it for a moment.
+            lock.acquire(timeout=0.2)
         except Timeout:
             raise UserError(
                 f"{folder} is being trained into by another process; wait until that has ended, or stop it."
@@ -298,6 +347,20 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     raise UserError(f"{run} is not a run folder: it holds no config.yaml.")
 
 
+def find_events(name: str, logs: str | Path) -> Path:
+    """Returns the folder that TensorBoard is to show: of a recipe, a run, another folder, or all of `logs`.
+
+    Raises:
+        UserError: there is none.
+    """
+    for candidate in (Path(logs) / name, Path(name)):
+        if candidate.is_dir():
+            return candidate
+    if name in recipes_in(logs):
+        raise UserError(f"There is no run of {name} in {logs}; train one first.")
+    return open_run(name, logs).path if name else Path(logs)
+
+
 def _runs_in(parent: Path) -> list[Path]:
     return [path for path in _numbered(parent) if (path / "config.yaml").is_file()]
 
@@ -315,7 +378,9 @@ def recipes_in(logs: str | Path) -> list[str]:
 
 
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
-    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, of a damaged one `reason`.
+    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, and `group` if it has one.
+
+    The status is `running`, `finished`, `stopped`, or `failed` or `damaged`, with a `reason`.
 
     Args:
         logs: the folder of all runs.
@@ -336,13 +401,24 @@ def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
             try:
                 folder = RunFolder(path)
                 row["config"] = folder.read_config()
-                metrics = folder.read_metrics()
-                row["metrics"] = metrics or {}
-                row["status"] = "finished" if metrics else "unfinished"
+                row["metrics"] = folder.read_metrics() or {}
+                row |= _status(folder, finished=bool(row["metrics"]))
+                if folder.group:
+                    row["group"] = f"{name}/{folder.group}"
             except UserError as error:
                 row |= {"status": "damaged", "reason": str(error)}
             rows.append(row)
     return rows
+
+
+def _status(folder: RunFolder, finished: bool) -> dict[str, str]:
+    if folder.is_being_trained:
+        return {"status": "running"}
+    if finished:
+        return {"status": "finished"}
+    if reason := folder.environment.get("failed", ""):
+        return {"status": "failed", "reason": reason}
+    return {"status": "stopped"}
 
 
 def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -365,8 +441,8 @@ def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
             cells = [f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True)]
             yield "  ".join(cells).rstrip()
         for row in every:
-            if row["status"] == "damaged":
-                yield f"{row['run']}  damaged: {row['reason']}"
+            if "reason" in row:
+                yield f"{row['run']}  {row['status']}: {row['reason']}"
 
 
 def environment() -> dict[str, Any]:

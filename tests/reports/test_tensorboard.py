@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams
 
 from karpa_tf.reports.tensorboard import (
     TensorBoard,
@@ -19,7 +24,7 @@ from karpa_tf.reports.tensorboard import (
     write_projector,
 )
 from tests.conftest import BERT_TINY
-from tests.events import read_events, tags_of
+from tests.events import read_events, read_values, tags_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tensorboard.md"
 
@@ -73,6 +78,76 @@ def test_document_lists_every_tag_and_no_other(
     assert (undocumented, unwritten) == ([], [])
 
 
+def test_each_recipe_has_charts_of_its_own(
+    trained: Path, classified: Path, tagged: Path, balanced: Path, frozen: Path, digits: Path, photos: Path
+) -> None:
+    """In one folder TensorBoard joins the layouts, and a chart shows whatever tags it matches."""
+    runs = (trained, classified, tagged, balanced, digits, photos, *frozen.glob("*/1"))
+    written = {
+        tag: run.parent.name
+        for run in runs
+        for folder in ("train", "validation")
+        for tag in tags_of(read_events(run / folder))
+    }
+    charts = 0
+    for run in runs:
+        value = read_values(run / "hparams")[metadata.CONFIG_SUMMARY_TAG]
+        assert value.metadata.plugin_data.plugin_name == metadata.PLUGIN_NAME
+        layout = layout_pb2.Layout.FromString(tf.make_ndarray(value.tensor).item())
+        (category,) = layout.category
+        assert category.title == run.parent.name
+        for chart in category.chart:
+            for pattern in chart.multiline.tag:
+                found = {recipe for tag, recipe in written.items() if re.match(pattern, tag)}
+                assert found == {category.title}, (pattern, found)
+                charts += 1
+    assert charts >= 2 * len(runs)
+
+
+def test_settings_that_are_defaults_are_left_out(trained: Path, balanced: Path) -> None:
+    shown = [set(start_info(run / "hparams").hparams) for run in (trained, balanced)]
+    assert {"data", "epochs", "batch_size", "learning_rate", "seed", "units"} <= shown[0]
+    assert {"env", "environment_steps", "batch_size", "learning_rate", "seed", "updates"} <= shown[1]
+    assert not {"clip_norm", "gamma", "strategy", "histograms"} & (shown[0] | shown[1])
+
+
+def test_a_finished_run_says_so(trained: Path) -> None:
+    texts = [
+        value.tensor.string_val[0].decode()
+        for event in read_events(trained / "hparams")
+        for value in event.summary.value
+        if value.tag == "status"
+    ]
+    assert re.fullmatch(r"begun \d{4}-\d\d-\d\d \d\d:\d\d", texts[0])
+    assert len(texts) == 2 and re.fullmatch(r"finished after [\d,]+ steps", texts[1])
+    content = read_values(trained / "hparams")[hparams.SESSION_END_INFO_TAG].metadata.plugin_data.content
+    assert hparams.parse_session_end_info_plugin_data(content).status == api_pb2.STATUS_SUCCESS
+
+
+@pytest.mark.parametrize(("which", "written"), [("few", [0, 2, 4, 6, 8, 10]), ("all", None), ("none", [])])
+def test_histograms_are_a_few_all_or_none(which: str, written: list[int] | None, tmp_path: Path) -> None:
+    weights = {f"weights/{i}": tf.ones([2, 3]) for i in range(11)} | {"weights/bias": tf.ones([3])}
+    callback = TensorBoard(tmp_path, weights=lambda: weights, histograms=which)
+    callback.on_train_begin()
+    callback.on_epoch_end(0, {"loss": 1.0})
+    callback.on_train_end()
+    expected = set(weights) if written is None else {f"weights/{i}" for i in written}
+    assert {tag for tag in tags_of(read_events(tmp_path / "train")) if tag[:8] == "weights/"} == expected
+
+
+def test_a_port_that_is_taken_is_a_sentence(karpa, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = karpa("tensorboard", "--logs", tmp_path, "--port", port)
+    assert result.status == 2
+    assert f"could not bind to port {port}, it was already in use; give another --port" in result.err
+
+
+def start_info(folder: Path) -> Any:
+    content = read_values(folder)[hparams.SESSION_START_INFO_TAG].metadata.plugin_data.content
+    return hparams.parse_session_start_info_plugin_data(content)
+
+
 def matches(written: tuple[str, str], row: tuple[str, str]) -> bool:
     return fnmatchcase(written[0], row[0]) and written[1] == row[1]
 
@@ -100,8 +175,6 @@ def test_graph_is_written_once(trained: Path) -> None:
 
 
 def test_two_runs_of_equal_settings_stay_two(tmp_path: Path) -> None:
-    from tensorboard.plugins.hparams import metadata
-
     names = set()
     for run in ("mlm-gru/1", "mlm-gru/2"):
         folder = tmp_path / run / "hparams"
@@ -109,12 +182,12 @@ def test_two_runs_of_equal_settings_stay_two(tmp_path: Path) -> None:
             write_hparams({"units": 8, "data": "embedded", "mixed": True, "none": None}, run)
         write_final(tmp_path / run, {"loss": 2.0}, 7)
         events = read_events(folder)
-        assert tags_of(events) == {metadata.SESSION_START_INFO_TAG, "final/loss"}
+        assert tags_of(events) == {hparams.SESSION_START_INFO_TAG, "final/loss"}
         for event in events:
             for value in event.summary.value:
-                if value.tag == metadata.SESSION_START_INFO_TAG:
+                if value.tag == hparams.SESSION_START_INFO_TAG:
                     content = value.metadata.plugin_data.content
-                    start = metadata.parse_session_start_info_plugin_data(content)
+                    start = hparams.parse_session_start_info_plugin_data(content)
                     assert set(start.hparams) == {"units", "data", "mixed"}
                     names.add(start.group_name)
     assert names == {"mlm-gru/1", "mlm-gru/2"}
@@ -177,7 +250,7 @@ def test_a_run_that_goes_on_writes_its_settings_and_final_metrics_anew(tmp_path:
         callback.on_train_end()
         write_final(tmp_path, {"loss": 2.0}, 10)
         values = [value for event in read_events(tmp_path / "hparams") for value in event.summary.value]
-        assert [value.tag for value in values] == ["_hparams_/session_start_info", "final/loss"]
+        assert [value.tag for value in values] == ["_hparams_/session_start_info", "status", "final/loss"]
 
 
 # --- Projector ------------------------------------------------------------------------------------

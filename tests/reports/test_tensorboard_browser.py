@@ -44,6 +44,8 @@ def logs(browser: Browser, tmp_path_factory: pytest.TempPathFactory, text_file: 
         str(text_file),
         "--epochs",
         str(EPOCHS),
+        "--histograms",
+        "all",
         "--logs",
         str(logs),
         *TINY,
@@ -60,7 +62,7 @@ def server(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = tmp_path_factory.mktemp("server") / "output.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
+    command = [sys.executable, "-m", "karpa_tf", "tensorboard", "--logs", str(logs)]
     with output.open("w") as file:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=subprocess.STDOUT
@@ -136,6 +138,17 @@ def test_scalars_have_training_and_validation_on_one_chart(page: Page, get: Call
         # Two runs of two lines; the ghosts are the same before smoothing.
         drawn(card.locator(".line-plot:not(.ghost) path.line"), 4)
     shoot(page, "scalars")
+
+
+def test_custom_scalars_are_the_charts_of_the_recipe(page: Page) -> None:
+    page.goto("/#custom_scalars")
+    page.get_by_text("mlm-gru", exact=True).first.wait_for()
+    for title in ("loss", "accuracy"):
+        card = page.locator("tf-custom-scalar-multi-line-chart-card").filter(has_text=title)
+        # Two runs of two lines.
+        card.get_by_text("Matches (4)").wait_for()
+        drawn(card.locator(".line-plot:not(.ghost) path.line"), 4)
+    shoot(page, "custom-scalars")
 
 
 def test_time_series_name_the_lines_of_a_chart(page: Page) -> None:

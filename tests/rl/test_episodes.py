@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import gymnasium
 import numpy as np
 import pytest
@@ -63,7 +65,8 @@ def test_a_film_is_of_the_episode_that_was_played() -> None:
         calls.append(observations[0])
         return np.ones(1, int)
 
-    pictures = episodes.film("CartPole-v1", policy, seed=3, frames=5)
+    make_env = functools.partial(episodes.make_flat, "CartPole-v1")
+    pictures = episodes.film("CartPole-v1", make_env, policy, seed=3, frames=5)
     assert len(pictures) == 5 and all(p.shape == (400, 600, 3) for p in pictures)
     assert (pictures[0] != pictures[-1]).any()
     assert len(calls) < 15, "pushing to one side alone soon fails"
@@ -120,4 +123,5 @@ def test_a_module_or_an_environment_that_fails_is_named(name, said, own_line) ->
 )
 def test_what_cannot_be_drawn_says_why(name, why, own_line) -> None:
     with pytest.raises(episodes.CannotBeDrawn, match=f"own_line:{name} cannot be drawn .{why}"):
-        episodes.film(f"own_line:{name}", lambda observations: np.full(1, 2), seed=0)
+        make_env = functools.partial(episodes.make_flat, f"own_line:{name}")
+        episodes.film(f"own_line:{name}", make_env, lambda observations: np.full(1, 2), seed=0)

@@ -88,14 +88,16 @@ def test_the_learning_curve_is_in_tensorboard(frozen) -> None:
 
     events = read_events(frozen / "sarsa" / "1")
     tags = {tag for folder, tag, _ in events if folder == "train"}
-    assert tags == {"episode/return", "episode/length", "epsilon", "learning_rate", "q_values"}
+    assert tags == {
+        f"sarsa/{tag}" for tag in ("episode/return", "episode/length", "epsilon", "learning_rate", "q_values")
+    }
     assert {"final/mean_return", "final/std_return"} <= {
         tag for folder, tag, _ in events if folder == "hparams"
     }
     returns = {
         step: float(tf.make_ndarray(tensor_pb2.TensorProto.FromString(value[0])))
         for (_, tag, step), value in events.items()
-        if tag == "episode/return"
+        if tag == "sarsa/episode/return"
     }
     assert sorted(returns) == list(range(20, 1501, 20))
     assert returns[1500] > returns[20]

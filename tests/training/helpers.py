@@ -64,7 +64,8 @@ def read_events(folder: Path) -> dict[tuple[str, str, int], list[bytes]]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = event_pb2.Event.FromString(record)
             for value in event.summary.value:
-                if not value.tag.startswith("speed/") and not value.tag.startswith("_hparams_"):
+                # What holds times.
+                if "speed/" not in value.tag and not value.tag.startswith(("_hparams_", "status")):
                     key = (path.parent.name, value.tag, event.step)
                     events.setdefault(key, []).append(value.tensor.SerializeToString())
     return events

@@ -6,7 +6,15 @@ import pytest
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipes.mlm_gru import MlmGruSettings
-from karpa_tf.training.run_folder import create_run, list_runs, open_run, remove_if_unused
+from karpa_tf.training.run_folder import (
+    create_run,
+    find_events,
+    list_runs,
+    lock_folder,
+    locked,
+    open_run,
+    remove_if_unused,
+)
 
 
 def test_runs_are_numbered_and_never_shared(tmp_path) -> None:
@@ -52,6 +60,45 @@ def test_an_unused_folder_goes_and_a_used_one_stays(tmp_path) -> None:
     remove_if_unused(create_run(tmp_path / "logs", "mlm-gru", []))
     assert [row["run"] for row in list_runs(tmp_path / "logs")] == [str(used.path)]
     assert [p.name for p in used.path.parent.iterdir()] == ["1"]
+
+
+def test_the_status_of_a_run(tmp_path) -> None:
+    folder = create_run(tmp_path, "mlm-gru", [])
+    folder.write_environment(3, group="1")
+    folder.write_config(MlmGruSettings())
+
+    def status() -> str:
+        (row,) = list_runs(tmp_path)
+        assert row.get("group", "mlm-gru/1") == "mlm-gru/1"
+        return f"{row['status']} {row.get('reason', '')}".strip()
+
+    assert status() == "stopped"
+    folder.note_failure(ValueError("two\nlines"))
+    assert status() == "failed ValueError: two lines"
+    with locked(folder.path):
+        assert status() == "running"
+        with pytest.raises(UserError, match="is being trained into by another process"):
+            lock_folder(folder.path)
+    folder.write_environment(3)  # it goes on
+    assert status() == "stopped"
+    folder.write_metrics({"loss": 1.0})
+    assert status() == "finished"
+    (folder.path / "environment.json").write_text("[]")
+    assert status().startswith("damaged")
+
+
+def test_the_folder_that_tensorboard_is_to_show(tmp_path) -> None:
+    logs = tmp_path / "logs"
+    folder = create_run(logs, "mlm-gru", [])
+    folder.write_config(MlmGruSettings())
+    assert find_events("", logs) == logs
+    assert find_events("mlm-gru", logs) == logs / "mlm-gru"
+    assert find_events("mlm-gru/latest", logs) == find_events("mlm-gru/1", logs) == folder.path
+    assert find_events(str(folder.path), tmp_path) == folder.path
+    with pytest.raises(UserError, match=r"no run of dqn in .*; train one first"):
+        find_events("dqn", logs)
+    with pytest.raises(UserError, match="There is no run mlm-gru/2"):
+        find_events("mlm-gru/2", logs)
 
 
 def test_logs_that_cannot_be_written(tmp_path) -> None:

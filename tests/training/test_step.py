@@ -20,6 +20,7 @@ from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.step import Figures
+from tests.events import read_events as read_event_files
 from tests.training.helpers import make_batches, read_events
 
 
@@ -174,6 +175,32 @@ def test_a_run_of_two_stages_goes_on_in_either(unstopped, stop: int, tmp_path: P
     whole, again = (read_events(folder) for folder in (unstopped[0], tmp_path / "1"))
     for key, value in whole.items():
         assert "hparams" in key[0] or "speed" in key[1] or again[key] == value, key
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "noted"),
+    [
+        (KeyboardInterrupt(), "stopped at step 24", ""),
+        (UserError("no room."), "failed at step 24: no room.", "no room."),
+        (ValueError("odd"), "failed at step 24: ValueError: odd", "ValueError: odd"),
+    ],
+)
+def test_how_a_run_ended_is_noted(error, said, noted, tmp_path: Path) -> None:
+    run = Run(RunFolder(tmp_path / "1"), Settings(seed=3))
+    run.folder.assets.mkdir(parents=True)
+    run.begin()
+    with pytest.raises(type(error)), run.noting_its_end():
+        run.fit(Stage(make_step(1), make_batches(), 4))
+        raise error
+    texts = [
+        value.tensor.string_val[0].decode()
+        for event in read_event_files(run.folder.path / "hparams")
+        for value in event.summary.value
+        if value.tag == "status"
+    ]
+    assert texts[0].startswith("begun 2") and texts[1:] == [said]
+    assert run.folder.environment.get("failed", "") == noted
+    assert run.folder.environment["seed"] == 3
 
 
 def test_the_stages_of_a_run_share_one_clock_in_tensorboard(unstopped) -> None:

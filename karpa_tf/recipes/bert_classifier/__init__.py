@@ -49,4 +49,6 @@ ABOUT = About(
     inputs=inputs,
     export=BertExportOptions,
     explain=ExplainOptions,
+    charts={"accuracy": ["epoch/accuracy"], "loss": ["epoch/loss"]},
+    figure="accuracy",
 )

@@ -35,4 +35,6 @@ ABOUT = About(
     inputs=lambda config: {"text": Input("text")},
     export=BertExportOptions,
     explain=ExplainOptions,
+    charts={"F1": ["epoch/f1", "epoch/f1_strict"], "loss": ["epoch/loss"]},
+    figure="f1",
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from karpa_tf.errors import UserError
-from karpa_tf.recipe import About, ExportOptions
+from karpa_tf.recipe import About, ExportOptions, PlayOptions
 from karpa_tf.recipes.families.settings import EnvironmentSeed, observation_inputs
 from karpa_tf.settings import (
     Count,
@@ -83,4 +83,14 @@ ABOUT = About(
     inputs=observation_inputs,
     export=DqnExportOptions,
     legacy_keras=True,
+    play=PlayOptions,
+    steps="environment steps",
+    charts={
+        "return": ["episode/return"],
+        "length of an episode": ["episode/length"],
+        "loss": ["batch/loss"],
+        "value of the best action": ["q"],
+        "epsilon": ["epsilon"],
+    },
+    figure="mean_return",
 )

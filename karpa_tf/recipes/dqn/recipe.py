@@ -9,6 +9,7 @@ Keras (`karpa_tf.rl.dqn`); evaluating, predicting and serving what was learned n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
     about = ABOUT
     seeds = CERTIFICATE_SEEDS
 
-    def make_env(self, config: DqnSettings) -> gymnasium.Env:
-        return make_flat(config.env)
+    def make_env(self, config: DqnSettings, **options: Any) -> gymnasium.Env:
+        return make_flat(config.env, **options)
 
     def first_action(self, folder: RunFolder) -> int:
         return read_facts(folder)["first_action"]
@@ -108,7 +109,8 @@ class Dqn(EnvironmentRecipe[DqnSettings]):
                 "episodes."
             )
         try:
-            pictures = strip(film(config.env, self.policy(folder), self.seeds[0]))
+            make_env = functools.partial(self.make_env, config)
+            pictures = strip(film(config.env, make_env, self.policy(folder), self.seeds[0]))
             with event_writer(folder.path / "validation"):
                 write_image(run.steps, "filmstrip", pictures)
         except CannotBeDrawn as error:

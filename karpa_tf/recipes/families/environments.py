@@ -1,7 +1,8 @@
-"""What the recipes of environments share: a policy is evaluated by playing, as a server would have it."""
+"""What the recipes of environments share: a policy is evaluated, and filmed, as a server would have it."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ import gymnasium
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import write_savedmodel
-from karpa_tf.recipe import EvaluateOptions, Evaluation, Recipe
-from karpa_tf.rl.episodes import Policy, play, summary
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Played, PlayOptions, Recipe
+from karpa_tf.reports.pictures import check_film, write_film
+from karpa_tf.rl.episodes import Film, Policy, play, summary
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
 from karpa_tf.training.run_folder import RunFolder
@@ -31,8 +33,8 @@ class EnvironmentRecipe(Recipe[S]):
     seeds: ClassVar[range]
 
     @abstractmethod
-    def make_env(self, config: S) -> gymnasium.Env:
-        """Makes the environment."""
+    def make_env(self, config: S, **options: Any) -> gymnasium.Env:
+        """Makes the environment; options as `gymnasium.make` takes them, e.g. `render_mode`."""
 
     @abstractmethod
     def first_action(self, folder: RunFolder) -> int:
@@ -72,3 +74,19 @@ class EnvironmentRecipe(Recipe[S]):
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
         )
+
+    def play(self, folder: RunFolder, options: PlayOptions) -> Played:
+        """Plays greedy episodes and films them."""
+        path = Path(options.gif)
+        check_film(path)
+        runtime.use_threads(self.threads)
+        config: Any = folder.open_config(self.about.settings)
+        film = Film(
+            config.env,
+            functools.partial(self.make_env, config),
+            self.policy(folder),
+            range(options.seed, options.seed + options.episodes),
+            range(options.frames),
+        )
+        frames = write_film(path, film, options.fps or film.fps)
+        return Played(path=str(path), frames=frames, returns=film.returns, lengths=film.lengths)

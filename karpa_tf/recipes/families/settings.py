@@ -255,6 +255,14 @@ def observation_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
     return {"observation": Input("json")}
 
 
+TABULAR_CHARTS = {
+    "return": ["episode/return"],
+    "length of an episode": ["episode/length"],
+    "epsilon": ["epsilon"],
+    "learning rate": ["learning_rate"],
+}
+
+
 @dataclass(kw_only=True)
 class TabularSettings(RunSettings):
     """Control with a table of values: states and actions are numbers."""

@@ -36,8 +36,9 @@ class TabularRecipe(EnvironmentRecipe[TabularSettings]):
     # Whether it learns from the action that is taken next, or from the best one.
     on_policy: ClassVar[bool]
 
-    def make_env(self, config: TabularSettings) -> gymnasium.Env:
-        options = {"is_slippery": config.slippery} if config.env.startswith("FrozenLake") else {}
+    def make_env(self, config: TabularSettings, **options: Any) -> gymnasium.Env:
+        if config.env.startswith("FrozenLake"):
+            options["is_slippery"] = config.slippery
         return make_tabular(config.env, **options)
 
     def first_action(self, folder: RunFolder) -> int:

@@ -77,4 +77,6 @@ ABOUT = About(
     predict=MlmGruPredictOptions,
     export=MlmGruExportOptions,
     explain=ExplainOptions,
+    charts={"loss": ["epoch/loss"], "accuracy": ["epoch/top1_accuracy"]},
+    figure="loss",
 )

@@ -46,4 +46,6 @@ ABOUT = About(
     evaluate=ImageEvaluateOptions,
     export=ImageExportOptions,
     explain=ExplainOptions,
+    charts={"accuracy": ["epoch/accuracy"], "loss": ["epoch/loss"]},
+    figure="accuracy",
 )

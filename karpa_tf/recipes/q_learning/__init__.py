@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from karpa_tf.recipe import About
-from karpa_tf.recipes.families.settings import TabularSettings, observation_inputs
+from karpa_tf.recipe import About, PlayOptions
+from karpa_tf.recipes.families.settings import TABULAR_CHARTS, TabularSettings, observation_inputs
 from karpa_tf.settings import defaults_of
 
 
@@ -20,4 +20,8 @@ ABOUT = About(
     default_data="Taxi-v3; --env takes any Gymnasium environment of numbered states and actions",
     settings=QLearningSettings,
     inputs=observation_inputs,
+    play=PlayOptions,
+    steps="episodes",
+    charts=TABULAR_CHARTS,
+    figure="mean_return",
 )
