@@ -100,7 +100,7 @@ def place_of(file: Path) -> Path:
 
 
 def file_of(page: Path, link: str) -> Path | None:
-    """Returns what a link leads to in the repository: a file, a folder's README.md, or a folder without one."""
+    """Returns the file of the repository that a link leads to: a folder's README.md, or a folder without."""
     path = html.unescape(link).partition("#")[0]
     if not path or re.match(r"[a-z]+:", path):
         return None

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.batches import array_batches
+from karpa_tf.data.batches import array_batches, from_dataset
 from karpa_tf.errors import UserError
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.evaluation import evaluate
+from karpa_tf.training.evaluation import Evaluator, evaluate
 from karpa_tf.training.fitting import fit
 from karpa_tf.training.optimizers import AdamW
 from tests.training.helpers import make_batches
@@ -69,6 +69,23 @@ def test_the_loss_is_that_of_float64_arithmetic() -> None:
         weight += float(weights.numpy().sum())
     penalty = 0.01 * float((np.asarray(model.layers[-1].kernel, np.float64) ** 2).sum())
     assert evaluate(model, batches)["loss"] == pytest.approx(total / weight + penalty, rel=1e-5)
+
+
+def test_evaluate_takes_a_dataset_and_traces_no_graph_for_each_width() -> None:
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(0, 10, (4, width)).astype(np.int32) for width in (6, 3, 5, 2, 4, 6)]
+    spec = tf.TensorSpec([4, None], tf.int32)
+    parts = tf.data.Dataset.from_generator(
+        lambda: zip(rows, rows, strict=True), output_signature=(spec, spec)
+    )
+    dataset = parts.apply(tf.data.experimental.assert_cardinality(len(rows)))
+    model = keras.Sequential([keras.Input([None], dtype="int32"), keras.layers.Embedding(10, 10)])
+    model.compile(AdamW(0.01), cross_entropy)
+    each = [float(tf.reduce_mean(cross_entropy(x, model(x)))) for x in rows]
+    assert evaluate(model, dataset)["loss"] == pytest.approx(np.mean(each), rel=1e-5)
+    evaluator = Evaluator(model, from_dataset(dataset), {}, tf.distribute.get_strategy())
+    assert evaluator()["loss"] == evaluator()["loss"]
+    assert evaluator._step.experimental_get_tracing_count() <= 2
 
 
 class OwnStep(keras.Sequential):

@@ -55,6 +55,18 @@ def test_the_best_epoch_is_kept(mode, epoch, tmp_path) -> None:
     assert {float(w.min()) for w in model.get_weights()} == {4.0}, "the model goes on from where it was"
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("trained_only", [False, True])
+def test_the_best_weights_go_back_into_a_compiled_model(trained_only, tmp_path) -> None:
+    best = BestWeights(tmp_path / "best.weights.h5", "val_f1", mode="max", trained_only=trained_only)
+    model = epochs(best, *figures("val_f1", 0.5, 0.8, 0.1))
+    model.compile("adam", "mse")
+    best.on_train_end()
+    best.load_into(model)
+    found = {layer.name: {float(w.max()) for w in layer.get_weights()} for layer in model.layers[1:]}
+    assert found == {"frozen": {3.0 if trained_only else 2.0}, "trained": {2.0}}
+
+
 def test_of_equal_figures_the_smaller_loss_decides(tmp_path) -> None:
     best = BestWeights(tmp_path / "best.weights.h5", "val_accuracy", mode="max")
     pairs = [(0.7, 0.1), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.9, 0.4), (0.8, 0.01)]
