@@ -227,6 +227,22 @@ def test_the_recorded_page_is_what_the_server_exports(templates_for_deploy) -> N
     assert forms(page("karpa-tf")) == forms(series(text))
 
 
+def test_the_page_written_by_hand_agrees_with_a_recorded_one() -> None:
+    texts = [
+        (METRICS / f"{name}.txt").read_text(encoding="utf-8")
+        for name in ("tensorflow-serving", "tensorflow-serving-recorded")
+    ]
+    ours, recorded = (dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE)) for text in texts)
+    assert recorded[":tensorflow:serving:request_count"] == "counter"
+    for name, kind in ours.items():
+        # What batching counts appears with --enable_batching, which was not given there.
+        batching = name.startswith(":tensorflow:serving:batching_session:")
+        assert recorded.get(name, kind if batching else None) == kind, name
+    labels = {name: set(labels) for name, labels in series(texts[0])}
+    for name, found in series(texts[1]):
+        assert labels[name] == set(found), name
+
+
 def test_grafana_finds_its_data(compose) -> None:
     source = yaml.safe_load((FOLDER / "grafana" / "datasource.yml").read_text())["datasources"][0]
     provider = yaml.safe_load((FOLDER / "grafana" / "provider.yml").read_text())["providers"][0]
