@@ -53,7 +53,12 @@ quickstart: setup  ## install, then train, evaluate, fill masks and export on th
 test: setup  ## the tests, within 15 minutes on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: setup  ## the slow ones as well; Chromium for TensorBoard's pages
+# By themselves: pip looks for minutes where it has to fit Jupyter and TF-Agents together in one go.
+$(VENV)/.notebooks: $(VENV)/.done
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	@touch $@
+
+test-all: setup $(VENV)/.notebooks  ## the slow ones as well, notebooks too; Chromium for TensorBoard's pages
 	@$(BIN)/python -m pytest
 
 serve-test: setup  ## every export on a real TensorFlow Serving: MODEL_SERVER=/path/to/tensorflow_model_server
