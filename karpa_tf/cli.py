@@ -6,6 +6,7 @@ TensorFlow takes seconds to import, so a verb imports what it needs when it runs
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import os
 import sys
@@ -66,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`| head`): nobody reads any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(
+            f"karpa-tf: {argv[0]} takes a path where it got something longer than any: "
+            f"{str(error.filename)[:60]}...",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _is_imported_by_us(error: BaseException) -> bool:

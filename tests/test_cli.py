@@ -225,6 +225,13 @@ def test_help_behind_a_run_is_that_of_its_recipe(trained, classified, karpa, cap
     assert "logs/none" in karpa("evaluate", "logs/none", "--help").err
 
 
+@pytest.mark.parametrize("words", [["predict", "[" + "0, " * 500 + "0]"], ["evaluate", "x" * 5000]])
+def test_what_is_no_path_by_its_length_is_a_sentence(words: list[str], karpa) -> None:
+    result = karpa(*words)
+    assert result.status == 2
+    assert f"{words[0]} takes a path where it got something longer than any: {words[1][:60]}" in result.err
+
+
 def test_json_has_no_nan(capsys) -> None:
     _done(Namespace(json=True), {"metrics": {"f1": math.nan, "loss": math.inf}, "text": "é中"})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
