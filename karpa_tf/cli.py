@@ -139,7 +139,7 @@ def _train(words: Sequence[str]) -> int:
         config = _config(recipe, args.config, typed)
         folder = None
     run_folder.resolve_init(config, args.logs)
-    if args.seeds:
+    if args.seeds is not None:
         if "seed" in typed:
             raise UserError("--seed and --seeds do not go together: give all seeds to --seeds, as 0,3,7.")
         return _train_seeds(recipe, config, folder, args)
@@ -210,7 +210,7 @@ def _runs(words: Sequence[str]) -> int:
     from karpa_tf.training import run_folder, seeds
 
     args = _parser("runs", {"recipe?": "Only this recipe's."}).read(words)
-    rows = run_folder.list_runs(args.logs, recipe_name(args.recipe))
+    rows = run_folder.list_runs(args.logs, args.recipe)
     if not rows:
         print(f"No runs in {args.logs}.", file=_text(args))
     for line in run_folder.format_runs(rows):
@@ -455,7 +455,7 @@ def _train_parser(recipe: RecipeFolder) -> Parser:
     parser.add_argument("--resume", default="", help=f"Go on with this run; only --{length} may grow.")
     parser.add_argument(
         "--seeds",
-        default="",
+        default=None,
         help="Train a run each with several seeds, as 0:10 (0 to 9) or 0,3,7; with --resume: go on with a "
         "run of them and all the others.",
     )

@@ -46,6 +46,7 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason}; free some space or choose another folder."
-        ) from error
+        advice = "free some space or choose another folder"
+        if isinstance(error, FileNotFoundError):
+            advice = "make the folder that it belongs into first"
+        raise UserError(f"{path} cannot be written: {reason}; {advice}.") from error

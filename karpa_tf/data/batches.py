@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -107,13 +107,16 @@ def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | No
     """Returns batches of arrays that lie in memory.
 
     Args:
-        features: an array (rows, ...), or a structure of them, as the model takes it.
+        features: an array (rows, ...), or a dict or tuple of them, as the model takes it.
         labels: the same, as the loss takes it.
         batch_size: rows of a batch; the last one of an epoch is filled up with rows of weight 0.
         seed: of the shuffling, anew each epoch; None: in their order.
     """
-    data = tf.nest.map_structure(tf.constant, (features, labels))
-    order = EpochOrder(len(tf.nest.flatten(data)[0]), batch_size, seed=seed or 0, shuffle=seed is not None)
+    data = _as_tensors(features), _as_tensors(labels)
+    sizes = [array.shape[0] if array.shape.rank else None for array in tf.nest.flatten(data)]
+    if None in sizes or len(set(sizes)) > 1 or not sizes[0]:
+        raise UserError(f"Arrays to make batches of have as many rows each, one at least. Received: {sizes}.")
+    order = EpochOrder(sizes[0], batch_size, seed=seed or 0, shuffle=seed is not None)
 
     def load(step: tf.Tensor, part: int, parts: int) -> Any:
         rows = tf.numpy_function(lambda n: order.rows(int(n)), [step], tf.int64, stateful=False)
@@ -124,6 +127,23 @@ def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | No
     return Batches(load, order.steps_per_epoch, batch_size)
 
 
+def _as_tensors(arrays: Any) -> Any:
+    """Returns an array, or a dict or tuple of them, as tensors; a list is an array."""
+    if isinstance(arrays, Mapping):
+        return {name: _as_tensors(array) for name, array in arrays.items()}
+    if isinstance(arrays, tuple):
+        return tuple(map(_as_tensors, arrays))
+    try:
+        return tf.constant(np.asarray(arrays))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"Batches are made of arrays of numbers or strings: {str(error)[:150]}.") from None
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be a whole number of at least 1. Received: {batch_size!r}.")
+
+
 class EpochOrder:
     """The order of the examples: a new permutation each epoch, made of the seed and the epoch alone.
 
@@ -131,6 +151,7 @@ class EpochOrder:
     """
 
     def __init__(self, examples: int, batch_size: int, *, seed: int, shuffle: bool) -> None:
+        _check_batch_size(batch_size)
         self.batch_size = batch_size
         self.steps_per_epoch = -(-examples // batch_size)
 
@@ -205,6 +226,7 @@ class LengthOrder:
     def __init__(
         self, lengths: np.ndarray, batch_size: int, widths: list[int], seed: int | None = None
     ) -> None:
+        _check_batch_size(batch_size)
         self.steps_per_epoch = -(-len(lengths) // batch_size)
 
         @lru_cache(maxsize=2)

@@ -213,9 +213,9 @@ def shares_to_cut(
     """
     validation_share = 0.0 if "validation" in given else validation_share
     test_share = 0.0 if "test" in given else test_share
-    if validation_share + test_share >= 1:
+    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
         raise UserError(
-            "validation_share and test_share leave nothing to learn from. "
+            "validation_share and test_share must be at least 0, and leave something to learn from. "
             f"Received: {validation_share:g} and {test_share:g}."
         )
     return validation_share, test_share

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from karpa_tf import private
 from karpa_tf.data.batches import Batches, from_dataset
+from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.training.step import Figures, all_reduce, any_replica
 from karpa_tf.training.supervised import Metric, loss_and_sums
@@ -51,11 +52,30 @@ def evaluate(
         metrics: functions of (labels, outputs) that give a value per label, by name.
 
     Raises:
-        UserError: the dataset does not say how many batches it has, or holds something else than those.
+        UserError: the model is not compiled, the metrics are none, or the dataset does not say how many
+            batches it has, or holds something else than those.
     """
+    if getattr(model, "optimizer", None) is None:
+        raise UserError("The model is not compiled: call model.compile(optimizer, loss) before evaluate.")
+    check_metrics(metrics)
     if isinstance(data, tf.data.Dataset):
         data = from_dataset(data)
     return Evaluator(model, data, metrics, private.strategy_of(model.optimizer))()
+
+
+def check_metrics(metrics: Any) -> None:
+    """Raises a UserError for metrics that are not functions by name."""
+    metrics = {} if metrics is None else metrics
+    if not isinstance(metrics, Mapping) or not all(
+        callable(metric) and not isinstance(metric, keras.metrics.Metric) for metric in metrics.values()
+    ):
+        raise UserError(
+            "metrics are functions of labels and outputs by name, e.g. "
+            '{"accuracy": keras.metrics.sparse_categorical_accuracy}; objects of Keras add up by themselves. '
+            f"Received: {metrics!r}."
+        )
+    if "loss" in metrics:
+        raise UserError('The figure "loss" is the loss: give the metric another name.')
 
 
 class Evaluator(InALine):

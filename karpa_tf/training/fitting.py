@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from karpa_tf import private
 from karpa_tf.data.batches import Batches, from_dataset
 from karpa_tf.errors import UserError
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.evaluation import Evaluator
+from karpa_tf.training.evaluation import Evaluator, check_metrics
 from karpa_tf.training.loop import History, Stage, releasing_checkpoints, train
 from karpa_tf.training.supervised import Adversary, Attack, Metric, SupervisedStep, check_model
 
@@ -30,7 +31,7 @@ def fit(
     accumulate: int = 1,
     adversary: Adversary | None = None,
     attack: Attack | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
     resume: bool = False,
 ) -> History:
     """Trains a compiled model.
@@ -56,7 +57,7 @@ def fit(
         accumulate: compute each batch in so many parts, one after the other, to save memory.
         adversary: train on each batch a second time, with an embedding moved to where the loss rises.
         attack: train on features that it has changed, instead of those of the batch.
-        checkpoints: where to save the state of the run.
+        checkpoints: where to save the state of the run; of a folder's name, at the default times.
         resume: go on from the newest checkpoint, if there is one.
 
     Returns:
@@ -70,7 +71,12 @@ def fit(
             loss that is a sum); a callback monitors a figure that there is not; another worker is gone.
     """
     check_model(model)
-    _check_arguments(epochs, accumulate, metrics)
+    _check_arguments(epochs, accumulate)
+    check_metrics(metrics)
+    if isinstance(checkpoints, (str, Path)):
+        checkpoints = Checkpoints(checkpoints)
+    if resume and checkpoints is None:
+        raise UserError("resume=True goes with checkpoints=FOLDER, those of the run to go on with.")
     if isinstance(data, tf.data.Dataset) and checkpoints:
         warnings.warn(
             "A tf.data.Dataset does not say which batch is the n-th: a run that is resumed sees other "
@@ -92,22 +98,11 @@ def fit(
     return train(stage, callbacks=callbacks, checkpoints=checkpoints, resume=resume)
 
 
-def _check_arguments(epochs: Any, accumulate: Any, metrics: Any) -> None:
+def _check_arguments(epochs: Any, accumulate: Any) -> None:
     """Raises a UserError for arguments of `fit` that make no sense."""
     for name, value in (("epochs", epochs), ("accumulate", accumulate)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
-    metrics = {} if metrics is None else metrics
-    if not isinstance(metrics, Mapping) or not all(
-        callable(metric) and not isinstance(metric, keras.metrics.Metric) for metric in metrics.values()
-    ):
-        raise UserError(
-            "metrics are functions of labels and outputs by name, e.g. "
-            '{"accuracy": keras.metrics.sparse_categorical_accuracy}; objects of Keras add up by themselves. '
-            f"Received: {metrics!r}."
-        )
-    if "loss" in metrics:
-        raise UserError('The figure "loss" is the loss: give the metric another name.')
 
 
 def _as_batches(data: Any, what: str, parts: int) -> Batches:

@@ -225,8 +225,9 @@ class Run(InALine, Generic[S]):
         try:
             yield
         except BaseException as error:
-            if self.chief and self.folder.begun:
-                step = self._tensorboard.clock if self._tensorboard else self.steps
+            # A run that is refused before it goes on stays what it was.
+            if self.chief and self._tensorboard:
+                step = self._tensorboard.clock
                 said = f"stopped at step {step:,}"
                 # What cannot be written, as on a full disk, must not hide the error.
                 with suppress(Exception):

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from karpa_tf.errors import UserError, did_you_mean, writing
 from karpa_tf.lines import InALine
-from karpa_tf.recipe import all_recipes, find_recipe
+from karpa_tf.recipe import all_recipes, find_recipe, recipe_name
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
 _Settings = TypeVar("_Settings", bound=RunSettings)
@@ -277,29 +277,30 @@ def remove_if_unused(folder: RunFolder) -> None:
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, name: str = _LOCK, what: str = "") -> Iterator[None]:
     """Keeps a folder for one training at a time, across processes; the lock ends with its process.
 
     Raises:
         UserError: another training has it.
     """
-    lock = lock_folder(folder)
+    lock = lock_folder(folder, name, what)
     try:
         yield
     finally:
         lock.release()
 
 
-def lock_folder(folder: str | Path) -> FileLock:
-    """Returns the lock of a folder, taken; see `locked`."""
-    lock = FileLock(Path(folder) / _LOCK)
+def lock_folder(folder: str | Path, name: str = _LOCK, what: str = "") -> FileLock:
+    """Returns the lock of a folder, taken; see `locked`. `what` begins the sentence if another has it."""
+    lock = FileLock(Path(folder) / name)
     with writing(folder):
         try:
             # `is_being_trained` may have it for a moment.
             lock.acquire(timeout=0.2)
         except Timeout:
             raise UserError(
-                f"{folder} is being trained into by another process; wait until that has ended, or stop it."
+                f"{what or f'{folder} is being trained into'} by another process; wait until that has ended, "
+                "or stop it."
             ) from None
     return lock
 
@@ -353,12 +354,14 @@ def find_events(name: str, logs: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    for candidate in (Path(logs) / name, Path(name)):
+    for candidate in (Path(logs) / name, *([Path(name)] if name else [])):
         if candidate.is_dir():
             return candidate
+    if not name:
+        raise UserError(f"There is no folder {logs}: train first, or name another one with --logs.")
     if name in recipes_in(logs):
         raise UserError(f"There is no run of {name} in {logs}; train one first.")
-    return open_run(name, logs).path if name else Path(logs)
+    return open_run(name, logs).path
 
 
 def _runs_in(parent: Path) -> list[Path]:
@@ -384,13 +387,15 @@ def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
 
     Args:
         logs: the folder of all runs.
-        recipe: only those of this one; empty: all.
+        recipe: only those of this one, by its name or the path of its folder; empty: all.
 
     Raises:
         UserError: there is no such recipe.
     """
     recipes = recipes_in(logs)
-    if recipe and recipe not in recipes:
+    own = (Path(recipe) / "recipe.py").is_file()  # which may have no run yet
+    recipe = recipe_name(recipe)
+    if recipe and recipe not in recipes and not own:
         find_recipe(recipe)
     rows = []
     for name in [recipe] if recipe else recipes:

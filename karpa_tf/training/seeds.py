@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,8 +25,10 @@ from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import About
 from karpa_tf.settings import RunSettings
-from karpa_tf.training.run_folder import RunFolder, create_run, list_runs, remove_if_unused
+from karpa_tf.training.run_folder import RunFolder, create_run, list_runs, locked, remove_if_unused
 
+# In the folder of a group's first run.
+GROUP_LOCK = ".seeds.lock"
 # Of the intervals.
 _CONFIDENCE = 0.95
 
@@ -80,6 +82,8 @@ class SeedRuns(InALine):
     ) -> None:
         if getattr(settings, "strategy", "") == "multi-worker":
             raise UserError("--seeds trains on one machine. Received: strategy multi-worker.")
+        if getattr(settings, "folds", 0):
+            raise UserError("--seeds and --folds do not go together; cross-validate one seed.")
         if first and not first.group:
             raise UserError(
                 f"--resume: {first.path} is no run of several seeds; leave --seeds out to go on with it."
@@ -101,12 +105,18 @@ class SeedRuns(InALine):
             UserError: the training of a seed has failed.
             KeyboardInterrupt: Ctrl-C, or SIGTERM; the seed that was trained has stopped as any run does.
         """
-        with self._signals():
+        with self._signals(), ExitStack() as locks:
+            if self.group:
+                locks.enter_context(self._alone())
+            self._check_lengths()
             for number, (seed, settings) in enumerate(self.settings.items(), 1):
                 found = self._runs().get(seed)
                 if found and _is_finished(found, settings):
                     continue
+                begins = not self.group
                 folder = found or self._new_run(settings)
+                if begins:
+                    locks.enter_context(self._alone())
                 self._say(f"seed {seed}, {number} of {len(self.settings)}: {folder.path}")
                 status = self._stopped or self._train(folder, settings)
                 remove_if_unused(folder)
@@ -123,17 +133,40 @@ class SeedRuns(InALine):
                         self._say(f"Stopped; {go_on}")
                         raise KeyboardInterrupt
                     raise UserError(f"The training of seed {seed} has failed, as said above; {go_on}")
-        (group,) = (g for g in groups(list_runs(self.logs, self.recipe)) if g["group"] == self._name)
+        (group,) = (group for group in groups(self._rows()) if group["group"] == self._name)
         return group
 
     @property
     def _name(self) -> str:
         return f"{self.recipe}/{self.group}"
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keeps the group for this process: two would train the same seeds, and count them twice."""
+        first = next(iter(self._runs().values()))
+        return locked(first.path, GROUP_LOCK, f"The seeds of {self._name} are being trained")
+
+    def _check_lengths(self) -> None:
+        """Raises a UserError if seeds of the group that are not asked for were trained for another length."""
+        settings = next(iter(self.settings.values()))
+        length = settings.length
+        asked = getattr(settings, length)
+        for seed, run in self._runs().items():
+            config = run.read_config()
+            if seed not in self.settings and config[length] != asked:
+                raise UserError(
+                    f"--seeds: seed {seed} of {self._name} has {length} {config[length]}, which would be "
+                    f"averaged with {asked}: name it in --seeds too, or give --{length} {config[length]}."
+                )
+
     def _runs(self) -> dict[int, RunFolder]:
         """Returns the runs of the group by their seeds."""
-        rows = [row for row in list_runs(self.logs, self.recipe) if row.get("group") == self._name]
+        if not self.group:
+            return {}
+        rows = [row for row in self._rows() if row.get("group") == self._name]
         return {row["config"]["seed"]: RunFolder(Path(row["run"])) for row in rows}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return list_runs(self.logs, self.code or self.recipe)
 
     def _new_run(self, settings: RunSettings) -> RunFolder:
         folder = create_run(self.logs, self.recipe, self.command, self.code)
@@ -234,7 +267,8 @@ def half_width(count: int) -> float:
 
 def format_group(group: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines of a group: its figures, but for those of validation."""
-    yield f"{group['group']}: {len(group['seeds'])} seeds, {group['finished']} finished"
+    seeds = len(group["seeds"])
+    yield f"{group['group']}: {seeds} seed{'s' * (seeds > 1)}, {group['finished']} finished"
     names = [name for name in group["intervals"] if not name.startswith("validation_")]
     width = max(map(len, names), default=0)
     for name in names:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths
+from karpa_tf.data.batches import Batches, LengthOrder, array_batches, bucket_widths
+from karpa_tf.errors import UserError
 
 
 def padded_size(lengths, widths) -> int:
@@ -125,3 +126,36 @@ def test_batches_from_any_step_to_any_step() -> None:
     assert [int(x) for x, _ in data.dataset(2, 2)] == []
     with pytest.raises(ValueError, match="batch_size=6, workers=4"):
         data.dataset(parts=4)
+
+
+# --- Arrays
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "batch_size", "said"),
+    [
+        (np.zeros((30, 2)), np.zeros(60), 8, r"as many rows each.* Received: \[30, 60\]"),
+        (np.zeros((60, 2)), np.zeros(30), 8, r"as many rows each.* Received: \[60, 30\]"),
+        ({"a": np.zeros(4), "b": np.zeros(5)}, np.zeros(4), 2, r"Received: \[4, 5, 4\]"),
+        (np.zeros((0, 2)), np.zeros(0), 8, r"one at least. Received: \[0, 0\]"),
+        (np.float32(1), np.float32(1), 8, r"Received: \[None, None\]"),
+        (np.array([None, 1]), np.zeros(2), 2, "made of arrays of numbers or strings"),
+        (np.zeros((4, 2)), np.zeros(4), 0, "batch_size must be a whole number of at least 1. Received: 0"),
+        (
+            np.zeros((4, 2)),
+            np.zeros(4),
+            1.5,
+            "batch_size must be a whole number .* Received: 1.5",
+        ),
+    ],
+)
+def test_arrays_that_make_no_batches_are_refused(features, labels, batch_size, said) -> None:
+    with pytest.raises(UserError, match=said):
+        array_batches(features, labels, batch_size=batch_size)
+
+
+def test_lists_are_arrays() -> None:
+    batches = array_batches([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [0, 1, 2], batch_size=2)
+    features, labels, weights = (np.concatenate(parts) for parts in zip(*batches.dataset(), strict=True))
+    np.testing.assert_array_equal(features[:3], [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert labels[:3].tolist() == [0, 1, 2] and weights.tolist() == [1, 1, 1, 0]

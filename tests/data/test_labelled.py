@@ -55,3 +55,9 @@ def test_splits_without_rows_are_none_and_a_label_that_training_lacks_is_refused
     table.splits["test"].labels[0] = "news"
     with pytest.raises(UserError, match=r'The table \(test split\) has the label "news"'):
         load_table(table, vocabulary_size=200)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 1.5}, {"test_share": -0.1}])
+def test_sizes_that_make_no_sense_are_refused(options) -> None:
+    with pytest.raises(UserError, match="must be"):
+        load_table(COLUMNS, vocabulary_size=200, **options)

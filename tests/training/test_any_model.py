@@ -141,6 +141,23 @@ def test_what_fit_would_not_do_is_refused_before_the_first_step(make, said, tmp_
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_arguments_of_fit_and_evaluate_that_make_no_sense(tmp_path) -> None:
+    with pytest.raises(UserError, match="resume=True goes with checkpoints=FOLDER"):
+        fit(make_model(), make_batches(), resume=True)
+    for call in (fit, evaluate):
+        with pytest.raises(UserError, match="metrics are functions of labels and outputs by name"):
+            call(make_model(), make_batches(), metrics=[keras.metrics.sparse_categorical_accuracy])
+        with pytest.raises(UserError, match="is not compiled"):
+            call(keras.Sequential(layers()), make_batches())
+
+
+def test_checkpoints_may_be_a_folders_name(tmp_path) -> None:
+    folder = tmp_path / "checkpoints"
+    fit(make_model(), make_batches(), checkpoints=str(folder))
+    history = fit(make_model(), make_batches(), checkpoints=folder, epochs=2, resume=True)
+    assert len(history) == 2 and list(folder.glob("step-*.npz"))
+
+
 def test_mixed_float16_is_refused_for_its_scaled_losses() -> None:
     model = make_model()
     model.compile(keras.optimizers.LossScaleOptimizer(AdamW()), cross_entropy)

@@ -99,6 +99,8 @@ def test_the_folder_that_tensorboard_is_to_show(tmp_path) -> None:
         find_events("dqn", logs)
     with pytest.raises(UserError, match="There is no run mlm-gru/2"):
         find_events("mlm-gru/2", logs)
+    with pytest.raises(UserError, match=r"There is no folder .*nothing: train first"):
+        find_events("", tmp_path / "nothing")
 
 
 def test_logs_that_cannot_be_written(tmp_path) -> None:

@@ -190,3 +190,44 @@ def test_a_group_that_was_stopped_goes_on(tmp_path) -> None:
         for run in ("logs/mnist-mlp/2", "alone/mnist-mlp/1")
     ]
     assert figures[0] == figures[1]
+
+
+def test_one_process_at_a_time_trains_a_group(trained, karpa) -> None:
+    logs, _ = trained
+    words = ["train", "q-learning", "--resume", logs / "q-learning" / "1", "--seeds", "3,8"]
+    with seeds.locked(logs / "q-learning" / "1", seeds.GROUP_LOCK):
+        result = karpa(*words)
+    assert result.status == 2
+    assert "The seeds of q-learning/1 are being trained by another process; wait until" in result.err
+
+
+def test_seeds_of_another_length_are_not_averaged(trained, karpa) -> None:
+    logs, _ = trained
+    words = ["train", "q-learning", "--resume", logs / "q-learning" / "1", "--seeds", "3,8", "--episodes", 80]
+    result = karpa(*words)
+    assert result.status == 2
+    assert "seed 5 of q-learning/1 has episodes 60, which would be averaged with 80" in result.err
+    assert len(karpa("runs", "q-learning", "--logs", logs, "--json").json["runs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["q-learning", "--seeds", ""], "--seeds takes two seeds at least"),
+        (["mnist-mlp", "--seeds", "0:2", "--folds", "3"], "--seeds and --folds do not go together"),
+    ],
+)
+def test_seeds_that_cannot_be_trained_leave_nothing(words, said, karpa, tmp_path) -> None:
+    result = karpa("train", *words, "--logs", tmp_path / "logs")
+    assert result.status == 2 and said in result.err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_the_first_runs_of_an_own_recipe_may_be_seeds(karpa, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert karpa("new", "mine", "--like", "q-learning").status == 0
+    assert "No runs in logs" in karpa("runs", "./mine").out
+    words = ["train", "./mine", *TABLE, "--seeds", "0,1", "--json"]
+    done = subprocess.run([sys.executable, "-m", "karpa_tf", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seeds"] == [0, 1]
