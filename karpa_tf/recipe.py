@@ -129,7 +129,7 @@ class About(InALine):
         steps: what the steps of its curves count. Where that is not updates of the weights, all tags begin
             with the recipe's name: TensorBoard draws a tag of all runs on one chart.
         charts: of TensorBoard's custom scalars, a title and its tags each (`epoch/NAME`, if steps are
-            updates). The first tag is that of the figure by which a training is judged.
+            updates). The first tag is that of the main figure of a training.
         figure: that figure's name in the final figures; empty: the first of these.
     """
 

@@ -223,7 +223,7 @@ def shares_to_cut(
 
 def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Split, L]:
     """Cuts validation and test out of rows, stratified by label, always in the same way."""
-    # Systematic sampling: sorted by label, every so manieth text goes to a split.
+    # Systematic sampling: sorted by label, one text in every 1 / share goes to a split.
     shuffled = _groups(rows.keys(), rows.labels)
     labels = [{rows.labels[i] for i in group} for group in shuffled]
     homes: list[Split] = []
