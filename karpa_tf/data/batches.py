@@ -111,6 +111,9 @@ def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | No
         labels: the same, as the loss takes it.
         batch_size: rows of a batch; the last one of an epoch is filled up with rows of weight 0.
         seed: of the shuffling, anew each epoch; None: in their order.
+
+    Raises:
+        UserError: they are no arrays, have no rows or not as many each, or the batch size makes no sense.
     """
     data = _as_tensors(features), _as_tensors(labels)
     sizes = [array.shape[0] if array.shape.rank else None for array in tf.nest.flatten(data)]

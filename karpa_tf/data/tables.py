@@ -209,14 +209,16 @@ def shares_to_cut(
     """Returns the shares of training that become validation and test: 0 for a split that the data brings.
 
     Raises:
-        UserError: they leave nothing to learn from.
+        UserError: one is below 0, or they leave nothing to learn from.
     """
     validation_share = 0.0 if "validation" in given else validation_share
     test_share = 0.0 if "test" in given else test_share
     if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
+        wrong = (
+            "must be at least 0" if min(validation_share, test_share) < 0 else "leave nothing to learn from"
+        )
         raise UserError(
-            "validation_share and test_share must be at least 0, and leave something to learn from. "
-            f"Received: {validation_share:g} and {test_share:g}."
+            f"validation_share and test_share {wrong}. Received: {validation_share:g} and {test_share:g}."
         )
     return validation_share, test_share
 
