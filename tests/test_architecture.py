@@ -26,7 +26,7 @@ ARROWS = {
     "data": "errors lazy lines wordpiece",
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",
-    "meta": "errors lines data",
+    "meta": "errors lazy lines private data training.step",
     "judging": "errors lines",
     "reports": "errors judging lazy lines private quiet",
     "training": "errors lazy lines settings recipe data.batches private reports",
@@ -44,7 +44,7 @@ ARROWS = {
 
 # Who alone may import some libraries; `tf.summary` is TensorBoard's part of TensorFlow.
 LIBRARIES = {
-    "keras": "doctor export models recipes reports training",
+    "keras": "doctor export meta models recipes reports training",
     "keras_hub": "models",
     "PIL": "data meta reports",
     "tensorflow_datasets": "data",

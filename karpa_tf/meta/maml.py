@@ -1,0 +1,56 @@
+"""Model-agnostic meta-learning, by the full gradient (second order) or the first order's.
+
+Finn et al. 2017, https://arxiv.org/abs/1703.03400.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from karpa_tf.meta.adapt import adapt
+from karpa_tf.meta.algorithm import Algorithm, figures
+from karpa_tf.meta.tasks import TaskBatch
+
+
+class MAML(Algorithm):
+    """Descends on the loss of the query sets after the steps on the support sets.
+
+    `theta <- theta - beta d/dtheta sum_i L_i(theta - alpha d/dtheta L_i(theta))` (equations 1 and 2, with the
+    mean over the tasks for their sum). The gradient goes through the steps and has second derivatives of
+    the support loss in it.
+
+    Args:
+        model: see `Algorithm`, also for the other arguments.
+        first_order: leave those out: the gradient at the adapted weights is taken for that at the start
+            (FOMAML, section 5.2; Nichol et al. 2018, https://arxiv.org/abs/1803.02999, section 4).
+        **kwargs: those of `Algorithm`.
+    """
+
+    def __init__(self, model: keras.Model, *, first_order: bool = False, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.first_order = first_order
+
+    def gradients(self, batch: TaskBatch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Returns the gradient of the query loss after adaptation by each of `variables`, and that loss.
+
+        Args:
+            batch: of tasks.
+        """
+        with tf.GradientTape() as tape:
+            support, query = self.features(batch.support, True), self.features(batch.query, True)
+            weights = adapt(
+                self.functional,
+                self.functional.tile(tf.shape(batch.support)[0]),
+                support,
+                batch.support_labels,
+                steps=self.inner_steps,
+                rates=self.rates,
+                first_order=self.first_order,
+                training=True,
+            )
+            found = figures(self.functional(weights, query, True), batch.query_labels)
+        variables = [v.value for v in self.variables]
+        return tape.gradient(found["loss"], variables, unconnected_gradients="zero"), found
