@@ -26,7 +26,7 @@ ARROWS = {
     "data": "errors lazy lines wordpiece",
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",
-    "meta": "errors lazy lines private data training.step",
+    "meta": "errors lazy lines private data training.fitting training.step",
     "judging": "errors lines",
     "reports": "errors judging lazy lines private quiet",
     "training": "errors lazy lines settings recipe data.batches private reports",

@@ -18,7 +18,7 @@ def draw_task(
     query_labels: np.ndarray,
     answers: np.ndarray,
 ) -> np.ndarray:
-    """Draws one task: a row for each class, with its number, its support images, and its queries with answers.
+    """Draws one task: a row for each class, with its number, support images, and queries with their answers.
 
     A query has a green frame if the answer is right; else a red one, with the number of the class answered.
 
