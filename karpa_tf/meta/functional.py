@@ -80,7 +80,11 @@ class _Call:
         by_task = any(self.given[id(v)].shape.rank > len(v.shape) for v in variables)
         rule = _RULES.get(type(layer))
         # Normalizations of Keras have wrong second gradients; see `_normalized`.
-        if rule and rule.fits(layer) and (by_task or type(layer) not in (keras.layers.Dense, keras.layers.Conv2D)):
+        if (
+            rule
+            and rule.fits(layer)
+            and (by_task or type(layer) not in (keras.layers.Dense, keras.layers.Conv2D))
+        ):
             call = rule.call
             return lambda x, **_: call(self, layer, tf.cast(x, layer.compute_dtype))
         extra = {}
