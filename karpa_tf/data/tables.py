@@ -157,7 +157,7 @@ def open_table(
         UserError: the source cannot be read, lacks a column, a text or a label, or has one label only.
     """
     name = source if isinstance(source, str) else "The table"
-    given = _read(source, columns or Columns())
+    given = read_given(source, columns or Columns())
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_rows(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
@@ -184,7 +184,7 @@ def open_test_rows(source: str | Mapping[str, Sequence[Any]], columns: Columns |
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
     """
-    given = _read(source, columns or Columns())
+    given = read_given(source, columns or Columns())
     if "test" in given:
         return given["test"]
     every = list(given.values())
@@ -298,7 +298,16 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def _read(source: str | Mapping[str, Sequence[Any]], columns: Columns) -> dict[Split, Rows]:
+def read_given(source: str | Mapping[str, Sequence[Any]], columns: Columns) -> dict[Split, Rows]:
+    """Reads labelled texts in the splits that they come in.
+
+    Args:
+        source: as for `open_table`.
+        columns: names of the columns.
+
+    Raises:
+        UserError: the source cannot be read, or lacks a column, a text or a label.
+    """
     if not isinstance(source, str):
         return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
     if source == "embedded":

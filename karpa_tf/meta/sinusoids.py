@@ -28,7 +28,7 @@ class Sinusoids(Tasks):
 
 
 def open_sinusoids() -> TaskData:
-    """Returns sinusoids. There are as many as one asks for, so the splits are one: other draws are other ones."""
+    """Returns sinusoids. They do not run out, so that the splits are one: another draw is another task."""
     tasks = Sinusoids()
     record = DataRecord(f"sinusoids {AMPLITUDES} {PHASES} {INPUTS}", {})
     return TaskData("sinusoids", {"train": tasks, "validation": tasks, "test": tasks}, record)

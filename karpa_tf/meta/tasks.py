@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ import tensorflow as tf
 
 from karpa_tf.data.batches import Batches, slice_part
 from karpa_tf.data.sources import DataRecord, Split
-from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 
 
@@ -108,53 +106,3 @@ def task_batches(
         )
 
     return Batches(load, steps_per_epoch, meta_batch)
-
-
-class ClassTasks(Tasks):
-    """Tasks of N ways made of examples with labels: each draws N classes, and examples of them.
-
-    Args:
-        examples: (rows, ...): float32, or uint8 of 0 to 255, which leaves as 0 to 1.
-        labels: a class each.
-        ways: classes of a task.
-
-    Attributes:
-        classes: their names, by the alphabet.
-    """
-
-    def __init__(self, examples: np.ndarray, labels: Sequence[str], ways: int) -> None:
-        self.shape, self.ways, self.outputs = examples.shape[1:], ways, ways
-        self.classes, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        self.examples = examples[np.argsort(places, kind="stable")]
-        self._counts, self._starts = counts, np.cumsum(counts) - counts
-
-    def sample(self, rng: np.random.Generator, count: int, *, shots: int, queries: int) -> TaskBatch:
-        """Draws tasks: classes in any order, so that a class is another number in each task."""
-        if self.ways > len(self.classes) or shots + queries > self._counts.min():
-            raise UserError(
-                f"{self.ways} ways of {shots} shots and {queries} queries need as many classes, of "
-                f"{shots + queries} examples each. Received: {len(self.classes)} classes, the smallest of "
-                f"{self._counts.min()}."
-            )
-        classes = _distinct(rng, np.full(count, len(self.classes)), self.ways)
-        rows = _distinct(rng, self._counts[classes], shots + queries) + self._starts[classes][..., None]
-        labels = np.arange(self.ways, dtype=np.int32)
-
-        def of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            examples = self.examples[rows.reshape(count, -1)]
-            if examples.dtype == np.uint8:
-                examples = examples * np.float32(1 / 255)
-            return examples, np.tile(np.repeat(labels, rows.shape[2]), (count, 1))
-
-        return TaskBatch(*of(rows[..., :shots]), *of(rows[..., shots:]))
-
-
-def _distinct(rng: np.random.Generator, sizes: np.ndarray, count: int) -> np.ndarray:
-    """Draws `count` different numbers below each of `sizes` (...), as int64 (..., count)."""
-    left = sizes[..., None] - np.arange(count)
-    drawn = (rng.random(left.shape) * left).astype(np.int64)
-    # So far each is a place among the numbers left over by those before it.
-    for i in range(1, count):
-        for taken in np.moveaxis(np.sort(drawn[..., :i]), -1, 0):
-            drawn[..., i] += drawn[..., i] >= taken
-    return drawn
