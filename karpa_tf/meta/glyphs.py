@@ -61,7 +61,9 @@ def read_glyphs(size: int) -> dict[Split, Images]:
             script = unicodedata.name(letter, "").split(" ")[0]
             if script in scripts and _is_plain(letter) and len(cuts) >= _LEAST_CUTS:
                 letters.append((split, letter, cuts))
-    plain = np.stack([_distorted(_outline(fonts[0], letter), size) for _, letter, _ in letters])
+    # Which letters there are must not depend on the size of the pictures.
+    compared = ImageFont.truetype(str(files[0]), 56)
+    plain = np.stack([_distorted(_outline(compared, letter), 28) for _, letter, _ in letters])
     other = _unlike(plain.reshape(len(letters), -1).astype(np.float32))
     rng = np.random.default_rng(_SEED)
     found: dict[Split, tuple[list[np.ndarray], list[str], list[str]]] = {s: ([], [], []) for s in SCRIPTS}
