@@ -33,7 +33,7 @@ def task_losses(outputs: tf.Tensor, labels: Any, row_weights: Any = None) -> tf.
     return tf.reduce_sum(losses * row_weights, 1) / tf.maximum(tf.reduce_sum(row_weights, 1), 1e-9)
 
 
-def absent(labels: tf.Tensor, row_weights: tf.Tensor, ways: int, dtype: Any) -> tf.Tensor:
+def absent(labels: tf.Tensor, row_weights: tf.Tensor, ways: Any, dtype: Any) -> tf.Tensor:
     """Returns what is to be added to logits [t, n, ways] so that classes without a row cannot win: [t, 1, ways].
 
     Args:

@@ -159,7 +159,8 @@ def mask_absent(answers: tf.Tensor, labels: Any, row_weights: Any) -> tf.Tensor:
     labels = tf.convert_to_tensor(labels)
     if row_weights is None or not labels.dtype.is_integer:
         return answers
-    return answers + absent(labels, tf.convert_to_tensor(row_weights), answers.shape[-1], answers.dtype)
+    ways = answers.shape[-1] or tf.shape(answers)[-1]
+    return answers + absent(labels, tf.convert_to_tensor(row_weights), ways, answers.dtype)
 
 
 def figures(outputs: tf.Tensor, labels: Any) -> dict[str, tf.Tensor]:

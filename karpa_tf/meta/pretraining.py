@@ -39,18 +39,28 @@ def pretrain(
         weights of 0: that for all training classes has no use any more.
     """
     if isinstance(tasks, ClassTasks):
-        outputs: Any = keras.layers.Dense(len(tasks.classes))(body.outputs[0])
-        model, batches = keras.Model(body.inputs, outputs), _class_batches(tasks, batch_size, seed, steps)
+        outputs: Any = keras.layers.Dense(len(tasks.classes))(body.output)
+        model, batches = keras.Model(body.input, outputs), _class_batches(tasks, batch_size, seed, steps)
         loss: Any = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
         model, batches, loss = body, _examples(tasks, batch_size, seed, steps), "mse"
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(keras.optimizers.Adam(rate), loss)
     fit(model, batches)
-    if not isinstance(tasks, ClassTasks):
+    return with_new_head(body, tasks)
+
+
+def with_new_head(body: keras.Model, tasks: Tasks) -> keras.Model:
+    """Returns the network to fine-tune on a task: see `pretrain`.
+
+    Args:
+        body: as there.
+        tasks: as there.
+    """
+    if not tasks.ways:
         return body
     head = keras.layers.Dense(tasks.ways, kernel_initializer="zeros", name="new_head")
-    return keras.Model(body.inputs, head(body.outputs[0]))
+    return keras.Model(body.input, head(body.output))
 
 
 def _class_batches(tasks: ClassTasks, batch_size: int, seed: int, steps: int) -> Batches:

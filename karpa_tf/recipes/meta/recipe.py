@@ -35,7 +35,7 @@ from karpa_tf.meta.algorithm import Algorithm
 from karpa_tf.meta.classes import ClassTasks
 from karpa_tf.meta.images import open_image_tasks
 from karpa_tf.meta.maml import MAML
-from karpa_tf.meta.pretraining import pretrain
+from karpa_tf.meta.pretraining import pretrain, with_new_head
 from karpa_tf.meta.sinusoids import open_sinusoids
 from karpa_tf.meta.step import MetaStep
 from karpa_tf.meta.tasks import TaskData, Tasks, task_batches
@@ -62,6 +62,8 @@ _STEPS = (0, 1, 5, 10)
 # Tasks of a batch in evaluation, and the seeds of what is drawn there: no training draws the same.
 _AT_ONCE = 20
 _VALIDATION_SEED, _TEST_SEED = 2**31, 2**31 + 1
+# By how much an export may differ from the model in Python: each step on a task enlarges what rounding does.
+_TOLERANCE = 1e-3
 # Points of a sinusoid that an evaluation asks for.
 _POINTS = 100
 # Rates that the pretrained network is fine-tuned with; the best on validation tasks is taken.
@@ -166,7 +168,7 @@ class Meta(Recipe[MetaSettings]):
             rate = best_setting(validation, lambda rate: _fine_tune(model, rate, _STEPS), _RATES)
             predictors[f"pretrained, fine-tuned ({_STEPS[-1]} steps)"] = _fine_tune(model, rate, _STEPS[-1:])
             if tasks.ways:
-                features = keras.Model(model.inputs, model.layers[-1].input)
+                features = keras.Model(model.input, model.layers[-1].input)
                 predictors["pretrained, logistic regression"] = logistic_regression(
                     lambda examples: features(examples).numpy()
                 )
@@ -192,14 +194,13 @@ class Meta(Recipe[MetaSettings]):
         """Returns the same network, trained in the ordinary way; a run does that once."""
         body = build_network(config, known.shape, 0 if known.ways else known.outputs)
         path = folder.assets / "pretrained.weights.h5"
-        steps = config.baseline_steps
-        if path.exists():
-            model = pretrain(body, known, steps=0, seed=config.seed)
-            with common.reading_weights(folder):
-                model.load_weights(path)
+        if not path.exists():
+            model = pretrain(body, known, steps=config.baseline_steps, seed=config.seed)
+            model.save_weights(path)
             return model
-        model = pretrain(body, known, steps=steps, seed=config.seed)
-        model.save_weights(path)
+        model = with_new_head(body, known)
+        with common.reading_weights(folder):
+            model.load_weights(path)
         return model
 
     def _show(
@@ -264,6 +265,7 @@ class Meta(Recipe[MetaSettings]):
             _signature(trained),
             examples=_rows(trained),
             model_card=self.model_card(folder, trained, metrics),
+            tolerance=_TOLERANCE,
         )
 
     def model_card(self, folder: RunFolder, trained: Trained, metrics: Mapping[str, Any]) -> str:
