@@ -53,6 +53,7 @@ class Functional(InALine):
             inputs: [t, n, ...], or a structure of such as the model takes it.
             training: as for the model, e.g. whether to drop out.
         """
+        inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
         first = tf.nest.flatten(inputs)[0]
         tasks = first.shape[0] or tf.shape(first)[0]
         given = {id(v): w for v, w in zip(self.variables, weights, strict=True) if w is not None}
@@ -143,9 +144,7 @@ def _merged(x: tf.Tensor) -> Any:
 def _by_task(x: tf.Tensor, tasks: Any) -> tf.Tensor:
     """Returns a tensor [t * n, ...] as [t, n, ...]."""
     if x.shape[1:].is_fully_defined():
-        # TensorFlow does not divide by sizes it does not know: say n where it can be said.
-        n = x.shape[0] // tasks if x.shape[0] is not None and isinstance(tasks, int) else -1
-        return tf.reshape(x, [tasks, n, *x.shape[1:]])
+        return tf.reshape(x, [tasks, -1, *x.shape[1:]])
     return tf.reshape(x, tf.concat([[tasks, -1], tf.shape(x)[1:]], 0))
 
 

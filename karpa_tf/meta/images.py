@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -51,12 +52,12 @@ def open_image_tasks(
         UserError: the source cannot be read, or has too few classes or alphabets, or too few images of them.
     """
     task = TaskSize(ways, shots, queries)
-    reader = Reader(size, channels, nested=True)
+    reader, inverted = Reader(size, channels, nested=True), False
     if source == GLYPHS:
         glyphs = read_glyphs(size)
         rows = {split: (np.repeat(x.pixels, channels, axis=-1), x.labels) for split, x in glyphs.items()}
     else:
-        rows = _split(source, read_given(source, reader, only_test), reader, only_test)
+        rows, inverted = _split(source, read_given(source, reader, only_test), reader, only_test)
     if only_test:
         rows = {"test": rows["test"]}
     elif rotations:
@@ -66,13 +67,13 @@ def open_image_tasks(
             turned,
             [f"{label}{angle}" for angle in ("", " 90", " 180", " 270") for label in labels],
         )
-    return class_data(source, rows, task, "image", reader.notes)
+    return dataclasses.replace(class_data(source, rows, task, "image", reader.notes), inverted=inverted)
 
 
 def _split(
     source: str, given: dict[Split, Images], reader: Reader, only_test: bool
-) -> dict[Split, tuple[np.ndarray, list[str]]]:
-    """Returns pixels and labels by split: of classes, or alphabets, that no other split has."""
+) -> tuple[dict[Split, tuple[np.ndarray, list[str]]], bool]:
+    """Returns pixels and labels by split, of classes or alphabets that no other has; and whether inverted."""
     pixels = np.concatenate([images.pixels for images in given.values()])
     labels = [label for images in given.values() for label in images.labels]
     come = [split for split, images in given.items() for _ in images.labels]
@@ -83,7 +84,8 @@ def _split(
             f"{source} holds one alphabet only, of {len(own)} classes, and another one is needed to test on; "
             "put the folders of two alphabets or more side by side."
         )
-    if reader.channels == 1 and np.median(pixels) > 127:
+    inverted = bool(reader.channels == 1 and np.median(pixels) > 127)
+    if inverted:
         pixels = 255 - pixels
         reader.add(f"{source}: images are dark on light and were inverted: ink is 1, paper is 0.")
     once = first_places(keys)
@@ -94,4 +96,4 @@ def _split(
     places = test_alone(come) if only_test else split_by_class(labels, come, groups)
     if groups and not only_test:
         reader.add(f"{source}: tested on {', '.join(sorted({own[labels[i]] for i in places['test']}))}.")
-    return {split: (pixels[rows], [labels[i] for i in rows]) for split, rows in places.items()}
+    return {split: (pixels[rows], [labels[i] for i in rows]) for split, rows in places.items()}, inverted

@@ -26,12 +26,16 @@ class MAML(Algorithm):
         model: see `Algorithm`, also for the other arguments.
         first_order: leave those out: the gradient at the adapted weights is taken for that at the start
             (FOMAML, section 5.2; Nichol et al. 2018, https://arxiv.org/abs/1803.02999, section 4).
+        every_step: descend on the mean of the query losses after each step, not on that after the last
+            (Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, equation 3, of equal weights).
         **kwargs: those of `Algorithm`.
     """
 
-    def __init__(self, model: keras.Model, *, first_order: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, model: keras.Model, *, first_order: bool = False, every_step: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(model, **kwargs)
-        self.first_order = first_order
+        self.first_order, self.every_step = first_order, every_step
 
     def gradients(self, batch: TaskBatch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """Returns the gradient of the query loss after adaptation by each of `variables`, and that loss.
@@ -41,16 +45,22 @@ class MAML(Algorithm):
         """
         with tf.GradientTape() as tape:
             support, query = self.features(batch.support, True), self.features(batch.query, True)
-            weights = adapt(
-                self.functional,
-                self.functional.tile(tf.shape(batch.support)[0]),
-                support,
-                batch.support_labels,
-                steps=self.inner_steps,
-                rates=self.rates,
-                first_order=self.first_order,
-                training=True,
-            )
-            found = figures(self.functional(weights, query, True), batch.query_labels)
+            weights = self.functional.tile(tf.shape(batch.support)[0])
+            losses = []
+            for step in range(self.inner_steps):
+                weights = adapt(
+                    self.functional,
+                    weights,
+                    support,
+                    batch.support_labels,
+                    steps=1,
+                    rates=self.rates,
+                    first_order=self.first_order,
+                    training=True,
+                )
+                if self.every_step or step == self.inner_steps - 1:
+                    found = figures(self.functional(weights, query, True), batch.query_labels)
+                    losses.append(found["loss"])
+            loss = tf.add_n(losses) / len(losses)
         variables = [v.value for v in self.variables]
-        return tape.gradient(found["loss"], variables, unconnected_gradients="zero"), found
+        return tape.gradient(loss, variables, unconnected_gradients="zero"), found

@@ -67,12 +67,14 @@ class TaskData(InALine):
         splits: the tasks. No class of one split is in another.
         record: what a run notes of the data; its sizes are classes.
         notes: lines that the user should read.
+        inverted: whether images were dark on light, and were inverted.
     """
 
     name: str
     splits: dict[Split, Tasks]
     record: DataRecord
     notes: list[str] = field(default_factory=list)
+    inverted: bool = False
 
 
 def task_batches(
