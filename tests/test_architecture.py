@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "karpa_tf"
 
 _BELOW_RECIPES = (
-    "settings recipe data errors export judging lines models private reports rl rows training wordpiece"
+    "settings recipe data errors export judging lines meta models private reports rl rows training wordpiece"
 )
 
 # What a module or package may import of karpa_tf, beside itself, at the top of a file or within a function.

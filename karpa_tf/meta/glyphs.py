@@ -6,6 +6,7 @@ sheared, scaled and moved a little, as Omniglot's are of 20 hands.
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from pathlib import Path
 
@@ -36,6 +37,7 @@ _ALIKE = 0.93
 _SEED = 21
 
 
+@functools.cache
 def read_glyphs(size: int) -> dict[Split, Images]:
     """Draws letters, always the same ones.
 

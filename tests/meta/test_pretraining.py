@@ -1,4 +1,4 @@
-"""The baseline of ordinary training: it learns all training classes; each task begins with a head of zeros."""
+"""The baseline of ordinary training: it learns all training classes; a task begins with a head of zeros."""
 
 from __future__ import annotations
 

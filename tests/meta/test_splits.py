@@ -208,6 +208,7 @@ def test_glyphs_are_ink_on_nothing_and_each_is_another(glyphs: dict[Any, Images]
 
 
 def test_glyphs_are_always_the_same(glyphs: dict[Any, Images]) -> None:
+    read_glyphs.cache_clear()
     data = open_image_tasks(size=14, ways=5, shots=1, queries=15)
     check_disjoint(data)
     for split, tasks in data.splits.items():
