@@ -1,8 +1,8 @@
 """Seconds of a meta-iteration of MAML, second order, against the same in PyTorch with torch.func.
 
-An iteration is the inner steps on every task of a meta-batch, the gradient through them, and the update of Adam.
-Both sides have the same network, the same sizes and two threads, and get the same batch again and again: each in a
-process of its own, in turn; of each the best of the rounds, which are medians.
+An iteration is the inner steps on every task of a meta-batch, the gradient through them, and Adam's update.
+Both sides have the same network, the same sizes and two threads, and get the same batch again and again: each
+in a process of its own, in turn; of each the best of the rounds, which are medians.
 
 * torch_sinusoid: the network of 40 and 40 units on the default settings' tasks.
 * torch_conv: four convolutions of 64 filters on images of 28 x 28, 5 ways and 1 shot, as for Omniglot.

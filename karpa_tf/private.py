@@ -38,7 +38,7 @@ def has_compiled_metrics(model: Any) -> bool:
 
 
 def graph_of(model: Any) -> Any | None:
-    """Returns the graph of layers that a Keras model is; None of one whose `call` is its own, or of a layer."""
+    """Returns the graph of layers that a Keras model is; None of one whose `call` is its own."""
     kinds = ("keras.src.models.functional", "keras.src.models.sequential")
     if getattr(type(model).call, "__module__", "") not in kinds:
         return None

@@ -1,4 +1,4 @@
-"""The inner loop: weights of their own for many tasks, by gradient steps on their support sets, in the graph."""
+"""The inner loop: weights of its own for each task, by gradient steps on its support set, in the graph."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def task_losses(outputs: tf.Tensor, labels: Any, row_weights: Any = None) -> tf.
 
 
 def absent(labels: tf.Tensor, row_weights: tf.Tensor, ways: Any, dtype: Any) -> tf.Tensor:
-    """Returns what is to be added to logits [t, n, ways] so that classes without a row cannot win: [t, 1, ways].
+    """Returns what to add to logits [t, n, ways] so that classes without a row cannot win: [t, 1, ways].
 
     Args:
         labels: int [t, k].
@@ -63,7 +63,7 @@ def adapt(
     """Returns each task's weights [t, *shape] after gradient descent on its support set.
 
     A step is `w - rate * d/dw (L(w) + pull / 2 * |w - anchor|^2)` (Finn et al. 2017,
-    https://arxiv.org/abs/1703.03400, equation 1; with a pull Rajeswaran et al. 2019,
+    https://arxiv.org/abs/1703.03400, section 2.2; with a pull Rajeswaran et al. 2019,
     https://arxiv.org/abs/1909.04630, equation 3). The result can be differentiated by weights and rates.
 
     Args:
@@ -74,7 +74,7 @@ def adapt(
         steps: an int: so many steps one after the other in the graph, as training wants them; or an int32
             tensor: a loop in the graph.
         rates: for each variable a number, or a tensor of its shape (Meta-SGD, Li et al. 2017,
-            https://arxiv.org/abs/1707.09835, equation 2).
+            https://arxiv.org/abs/1707.09835).
         row_weights: [t, k]; rows of padding have 0, and classes without a row are left out of the softmax.
         first_order: take the gradients of the steps for constants.
         pull: strength of the pull to the anchor.
@@ -113,7 +113,7 @@ def support_losses(
     row_weights: Any = None,
     training: bool = False,
 ) -> tf.Tensor:
-    """Returns the loss of each task [t] on its support set, as `adapt` goes down on it; arguments as there."""
+    """Returns the loss of each task [t] on its support set, as `adapt` lowers it; arguments as there."""
     outputs = functional(weights, support, training)
     if row_weights is not None and labels.dtype.is_integer:
         outputs += absent(labels, row_weights, outputs.shape[-1], outputs.dtype)

@@ -50,8 +50,12 @@ class Algorithm(InALine, ABC):
             https://arxiv.org/abs/1707.09835), beginning with `inner_rate`.
         transductive: see `Functional`: batch normalization may look at the whole query set.
 
+    Raises:
+        UserError: there is no inner step.
+
     Attributes:
-        learner: the Keras model that is trained, saved and loaded: `model`, with the rates if they are learned.
+        learner: the Keras model that is trained, saved and loaded: `model`, with the rates if they are
+            learned.
     """
 
     # How much each step of the inner loop is pulled back to where it began.
@@ -66,6 +70,8 @@ class Algorithm(InALine, ABC):
         learn_rates: bool = False,
         transductive: bool = False,
     ) -> None:
+        if inner_steps < 1:
+            raise UserError(f"inner_steps must be 1 at least. Received: {inner_steps}.")
         self.inner_rate, self.inner_steps, self.learn_rates = inner_rate, inner_steps, learn_rates
         self.model, self.transductive = model, transductive
         self.learner = Learner(model, inner_rate) if learn_rates else model

@@ -16,7 +16,7 @@ from karpa_tf.meta.maml import MAML
 
 
 class ANIL(MAML):
-    """MAML whose steps are for the head alone (section 4, equation 3).
+    """MAML whose steps are for the head alone (section 4).
 
     The body is the same for all tasks, so each example goes through it once, however many steps are made.
 
@@ -32,8 +32,9 @@ class ANIL(MAML):
         with_weights = [layer for layer in model.layers if layer.trainable_variables]
         if private.graph_of(model) is None or len(with_weights) < 2:
             raise UserError(
-                "anil adapts the last layer of a network: it takes a functional or Sequential Keras model of two "
-                f"layers with weights at least. Received: {model.name}, {len(with_weights)} layers with weights."
+                "anil adapts the last layer of a network: it takes a functional or Sequential Keras model of "
+                "two layers with weights at least. "
+                f"Received: {model.name}, {len(with_weights)} layers with weights."
             )
         middle = with_weights[-1].input
         self._body, self._head = keras.Model(model.inputs, middle), keras.Model(middle, model.outputs[0])

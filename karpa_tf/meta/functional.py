@@ -20,7 +20,7 @@ class Functional(InALine):
     The layers see the examples of all tasks as one batch. Those whose weights differ from task to task
     compute with all of them in one op: `Dense` is a batched matrix product, `Conv2D` a convolution in groups;
     normalizations scale by task. Any other layer with weights is called task by task. All of it can be
-    differentiated as often as one likes, and the number of tasks and examples may be unknown when it is traced.
+    differentiated as often as one likes; the number of tasks and examples may be unknown when it is traced.
 
     Args:
         model: a Keras model, or a layer; built.
@@ -48,8 +48,8 @@ class Functional(InALine):
         """Returns the model's output [t, n, ...].
 
         Args:
-            weights: for each of `variables` a tensor [t, *shape], or [*shape] for all tasks alike, or None for
-                what the variable holds.
+            weights: for each of `variables` a tensor [t, *shape], or [*shape] for all tasks alike, or None
+                for what the variable holds.
             inputs: [t, n, ...], or a structure of such as the model takes it.
             training: as for the model, e.g. whether to drop out.
         """

@@ -20,10 +20,10 @@ from karpa_tf.meta.tasks import TaskBatch
 class IMAML(Algorithm):
     """Descends on the query loss at `argmin_phi L(phi) + lambda / 2 |phi - theta|^2` (equation 3).
 
-    The gradient of task i is the solution g of `(I + H / lambda) g = v`, with v the gradient of the query loss
-    and H the Hessian of the support loss, both at phi (lemma 1, equation 6). Conjugate gradient finds it, with
-    products of H and a vector (equation 7, algorithm 2). It is exact as far as the inner loop and conjugate gradient
-    have converged.
+    The gradient of task i is the solution g of `(I + H / lambda) g = v`, with v the gradient of the query
+    loss and H the Hessian of the support loss, both at phi (lemma 1, equation 6). Conjugate gradient finds
+    it, with products of H and a vector (equation 7, algorithm 2). It is exact as far as the inner loop and
+    conjugate gradient have converged.
 
     Args:
         model: see `Algorithm`, also for the other arguments.

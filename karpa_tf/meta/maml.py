@@ -18,7 +18,7 @@ from karpa_tf.meta.tasks import TaskBatch
 class MAML(Algorithm):
     """Descends on the loss of the query sets after the steps on the support sets.
 
-    `theta <- theta - beta d/dtheta sum_i L_i(theta - alpha d/dtheta L_i(theta))` (equations 1 and 2, with the
+    `theta <- theta - beta d/dtheta sum_i L_i(theta - alpha d/dtheta L_i(theta))` (equation 1, with the
     mean over the tasks for their sum). The gradient goes through the steps and has second derivatives of
     the support loss in it.
 
@@ -27,7 +27,7 @@ class MAML(Algorithm):
         first_order: leave those out: the gradient at the adapted weights is taken for that at the start
             (FOMAML, section 5.2; Nichol et al. 2018, https://arxiv.org/abs/1803.02999, section 4).
         every_step: descend on the mean of the query losses after each step, not on that after the last
-            (Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, equation 3, of equal weights).
+            (Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, the multi-step loss, of equal weights).
         **kwargs: those of `Algorithm`.
     """
 

@@ -26,7 +26,7 @@ class ProtoNet(Algorithm):
     """
 
     def __init__(self, model: keras.Model, *, ways: int, transductive: bool = False) -> None:
-        super().__init__(model, inner_steps=0, transductive=transductive)
+        super().__init__(model, transductive=transductive)
         self.ways = ways
 
     def gradients(self, batch: TaskBatch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
@@ -50,7 +50,7 @@ class ProtoNet(Algorithm):
         row_weights: Any = None,
         portable: bool = False,
     ) -> tf.Tensor:
-        """Returns the logits [steps, t, n, ways]: the same after any number of steps; see `Algorithm.predict`.
+        """Returns the logits [steps, t, n, ways], the same after any number of steps; see `Algorithm`.
 
         Args:
             support: [t, k, ...].

@@ -17,11 +17,11 @@ from karpa_tf.meta.tasks import TaskBatch
 
 
 class Reptile(Algorithm):
-    """Descends along the mean over the tasks of `(theta - phi_i) / alpha` (section 2, algorithm 2).
+    """Descends along the mean over the tasks of `(theta - phi_i) / alpha` (algorithm 2).
 
     `phi_i` is where k steps of rate alpha on task i lead; so the direction is the sum of the gradients on
-    the way (section 5.1, equation 27). With one step it is the gradient of the loss averaged over the tasks; with
-    more it holds the term that makes gradients of different rows of a task agree. It is no loss's gradient.
+    the way. With one step it is the gradient of the loss averaged over the tasks; with more it holds the term
+    that makes gradients of different rows of a task agree (section 5.1). It is no loss's gradient.
 
     A task has no query set here: support and query rows are one set, of which each step sees every k-th row.
 

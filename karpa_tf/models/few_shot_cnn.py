@@ -19,11 +19,11 @@ def build_few_shot_cnn(
     downsampling: Literal["strides", "pooling"] = "strides",
     dtype: str = "float32",
 ) -> keras.Model:
-    """Builds blocks of a 3 x 3 convolution, normalization and a rectifier, each of which halves height and width.
+    """Builds blocks of a 3 x 3 convolution, normalization and a rectifier; each halves height and width.
 
     Vinyals et al. 2016 (https://arxiv.org/abs/1606.04080) with pooling; MAML's paper (Finn et al. 2017,
-    https://arxiv.org/abs/1703.03400, section 5.2) takes strides for Omniglot. There the normalization is by the
-    batch, and the batch is the query set: such a network answers a query by looking at the others.
+    https://arxiv.org/abs/1703.03400, section 5.2) takes strides for Omniglot. There the normalization is by
+    the batch, and the batch is the query set: such a network answers a query by looking at the others.
 
     Input: `image` float32 (batch, height, width[, channels]), 0 to 1. Output: (batch, outputs) logits, or the
     embedding (batch, width) of the last block's places.
@@ -44,8 +44,8 @@ def build_few_shot_cnn(
     least = 2**blocks if downsampling == "pooling" else 1
     if len(shape) not in (2, 3) or min(shape[:2]) < least:
         raise UserError(
-            f"{blocks} blocks take images (height, width) or (height, width, channels) of {least} x {least} at "
-            f"least. Received: {shape}."
+            f"{blocks} blocks take images (height, width) or (height, width, channels) of {least} x {least} "
+            f"at least. Received: {shape}."
         )
     # === Layers ===
     stride = 2 if downsampling == "strides" else 1

@@ -10,7 +10,9 @@ import keras
 def build_sinusoid_mlp(
     inputs: int = 1, outputs: int = 1, *, units: Sequence[int] = (40, 40), dtype: str = "float32"
 ) -> keras.Model:
-    """Builds dense layers with rectifiers and a linear one (Finn et al. 2017, https://arxiv.org/abs/1703.03400, 5.1).
+    """Builds dense layers with rectifiers and a linear one.
+
+    Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.1.
 
     Input: `x` float32 (batch, inputs). Output: (batch, outputs).
 

@@ -46,7 +46,7 @@ def make_dense(outputs: int = WAYS, dtype: str = "float64", seed: int = 0) -> ke
 
 
 def make_images(dtype: str = "float64", norm: str = "layer") -> keras.Model:
-    """A functional model of convolutions, normalizations, a branch, a model within it and a layer of one's own."""
+    """A functional model: convolutions, normalizations, a branch, a model in it, a layer of one's own."""
     keras.utils.set_random_seed(1)
     layers, kind = keras.layers, {"dtype": dtype}
     image = x = keras.Input((6, 6, 2), **kind)

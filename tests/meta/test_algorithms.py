@@ -30,7 +30,7 @@ SHAPE = (6, 6, 2)
 
 
 def slopes(algorithm: Algorithm, batch: TaskBatch) -> tuple[float, float]:
-    """The derivative of the loss after adaptation in a random direction: the algorithm's, and by differences."""
+    """The derivative of the loss in a random direction: the algorithm's, and by finite differences."""
     rng = np.random.default_rng(1)
     variables = algorithm.variables
     start = [np.array(v) for v in variables]
@@ -387,6 +387,7 @@ def test_every_algorithm_lowers_its_loss(number: int) -> None:
         ),
         (lambda: Reptile(make_dense(), learn_rates=True), "reptile has no gradient for rates"),
         (lambda: IMAML(make_dense(), learn_rates=True), "imaml has no gradient for rates"),
+        (lambda: MAML(make_dense(), inner_steps=0), "inner_steps must be 1 at least. Received: 0"),
         (lambda: IMAML(make_dense(), pull=0.0), "imaml needs a pull above 0. Received: 0.0"),
         (lambda: MAML(make_dense()).predict(*make_tasks()[:3], steps=[5, 1]), r"rising. Received: \[5, 1\]"),
         (lambda: build_few_shot_cnn((7, 7), 5, blocks=3, downsampling="pooling"), "8 x 8 at least"),

@@ -30,20 +30,28 @@ Kind = Literal["sinusoids", "images", "texts"]
 # What the value 0 of a setting stands for: by the kind of tasks, then by the algorithm.
 _SUITS: dict[str, dict[str, dict[str, Any]]] = {
     "sinusoids": {
-        "": {"iterations": 10_000, "meta_batch": 25, "queries": 10, "inner_rate": 0.01, "inner_steps": 1},
-        "reptile": {"inner_steps": 8},
-        "imaml": {"inner_steps": 10, "iterations": 3_000},
+        "": {"iterations": 8_000, "meta_batch": 50, "queries": 10, "learning_rate": 0.01, "served_steps": 10},
+        "maml": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
+        "fomaml": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
+        "anil": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
+        "reptile": {"inner_rate": 0.01, "inner_steps": 8, "learning_rate": 0.001},
+        "imaml": {"inner_rate": 0.01, "inner_steps": 10, "learning_rate": 0.001, "iterations": 3_000},
     },
     "images": {
-        "": {"iterations": 1_500, "meta_batch": 16, "queries": 5, "inner_rate": 0.4, "inner_steps": 1},
-        "reptile": {"inner_steps": 8, "inner_rate": 0.1},
-        "imaml": {"inner_steps": 10, "inner_rate": 0.1},
-        "protonet": {"queries": 10},
+        "": {"iterations": 3_000, "meta_batch": 16, "queries": 5, "learning_rate": 0.003},
+        "maml": {"inner_rate": 0.4, "inner_steps": 1, "served_steps": 1},
+        "fomaml": {"inner_rate": 0.1, "inner_steps": 3, "served_steps": 10},
+        "anil": {"inner_rate": 0.1, "inner_steps": 5, "served_steps": 5},
+        "reptile": {"inner_rate": 0.1, "inner_steps": 8, "served_steps": 10, "learning_rate": 0.001},
+        "imaml": {"inner_rate": 0.1, "inner_steps": 5, "served_steps": 5, "learning_rate": 0.001},
+        "protonet": {"iterations": 1_500, "meta_batch": 8, "learning_rate": 0.002},
     },
     "texts": {
-        "": {"iterations": 500, "meta_batch": 16, "queries": 10, "inner_rate": 0.4, "inner_steps": 5},
+        "": {"iterations": 500, "meta_batch": 16, "queries": 10, "learning_rate": 0.001},
     },
 }
+# The same of the steps on a task, where nothing else is said.
+_STEPS = {"inner_rate": 0.1, "inner_steps": 5, "served_steps": 5}
 
 
 @dataclass(kw_only=True)
@@ -64,13 +72,18 @@ class MetaSettings(RunSettings):
     queries: CountOrNone = option(0, "Examples of each class to answer, in training; 0: what suits the data.")
     iterations: CountOrNone = option(0, "Updates of the weights; 0: what suits the data and the algorithm.")
     meta_batch: CountOrNone = option(0, "Tasks in an update; 0: what suits them.")
-    learning_rate: Positive = option(1e-3, "Adam's learning rate at first; it falls to 0 linearly.")
+    learning_rate: NonNegative = option(
+        0.0, "Adam's learning rate at first, which falls to 0 linearly; 0: what suits them."
+    )
     inner_rate: NonNegative = option(
         0.0, "Learning rate of the steps on a task; 0: what suits the data and the algorithm."
     )
     inner_steps: CountOrNone = option(0, "Steps on a task, in training; 0: what suits them.")
     served_steps: CountOrNone = option(
-        10, "Steps on a task when it is evaluated and served, except protonet, which has none."
+        0, "Steps on a task when it is evaluated and served; 0: what suits them. protonet has none."
+    )
+    every_step: bool = option(
+        False, "maml, fomaml, anil: descend on the loss after every step on a task, not after the last alone."
     )
     learn_rates: bool = option(False, "maml, fomaml, anil: learn an inner rate for each weight (Meta-SGD).")
     transductive: bool = option(
@@ -83,7 +96,7 @@ class MetaSettings(RunSettings):
     )
     image_size: Annotated[int, Bounds(least=8, most=256)] = option(28, "Width and height of the images.")
     color: bool = option(False, "Images have colours; else they are grey.")
-    filters: Count = option(64, "Filters of each of the four convolutions.")
+    filters: Count = option(32, "Filters of each of the four convolutions.")
     units: str = option("40,40", "Units of each hidden layer, for sinusoids.")
     preset: str = option("", "Texts: the BERT that reads them, a folder or a name as for bert-classifier.")
     text: str = option("", "Texts: the column of the texts; empty: text, or the like.")
@@ -128,7 +141,7 @@ class MetaSettings(RunSettings):
         if self.algorithm == "auto":
             self.algorithm = "protonet" if self.kind == "texts" else "maml"
         suits = _SUITS[self.kind]
-        for name, value in {**suits[""], **suits.get(self.algorithm, {})}.items():
+        for name, value in {**_STEPS, **suits[""], **suits.get(self.algorithm, {})}.items():
             setattr(self, name, getattr(self, name) or value)
         if self.algorithm == "protonet":
             self.inner_steps = self.served_steps = 0

@@ -75,7 +75,7 @@ def make_algorithm(config: MetaSettings, shape: tuple[int, ...], outputs: int) -
         return Reptile(network, **common)
     if config.algorithm == "imaml":
         return IMAML(network, pull=config.pull, cg_steps=config.cg_steps, **common)
-    common["learn_rates"] = config.learn_rates
+    common |= {"learn_rates": config.learn_rates, "every_step": config.every_step}
     if config.algorithm == "anil":
         return ANIL(network, **common)
     return MAML(network, first_order=config.algorithm == "fomaml", **common)

@@ -47,6 +47,7 @@ from karpa_tf.reports.few_shot import draw_fit, draw_task
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.training import runtime
 from karpa_tf.training.loop import Stage
+from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
@@ -103,10 +104,8 @@ class Meta(Recipe[MetaSettings]):
         epochs = -(-config.iterations // every)
         algorithm = make_algorithm(config, tasks.shape, tasks.outputs)
         run.begin_with(algorithm.learner)
-        optimizer = keras.optimizers.Adam(
-            WarmupThenDecay(config.learning_rate, epochs * every, warmup=0.0), global_clipnorm=10.0
-        )
-        step = MetaStep(algorithm, optimizer)
+        rate = WarmupThenDecay(config.learning_rate, epochs * every, warmup=0.0)
+        step = MetaStep(algorithm, AdamW(rate, weight_decay=0.0, global_clipnorm=10.0))
         batches = task_batches(
             tasks,
             meta_batch=config.meta_batch,
