@@ -65,6 +65,8 @@ _AT_ONCE = 20
 _VALIDATION_SEED, _TEST_SEED = 2**31, 2**31 + 1
 # By how much an export may differ from the model in Python: each step on a task enlarges what rounding does.
 _TOLERANCE = 1e-3
+# Validation tasks that TensorBoard's figures by steps are of, and how many of them it shows.
+_SHOWN, _PICTURES = 100, 3
 # Points of a sinusoid that an evaluation asks for.
 _POINTS = 100
 # Rates that the pretrained network is fine-tuned with; the best on validation tasks is taken.
@@ -164,8 +166,9 @@ class Meta(Recipe[MetaSettings]):
         if config.baseline_steps:
             model = self._pretrained(folder, config, known)
             validation = _batches(own.splits["validation"], config, 60, _VALIDATION_SEED)
-            rate = best_setting(validation, lambda rate: _fine_tune(model, rate, _STEPS), _RATES)
-            predictors[f"pretrained, fine-tuned ({_STEPS[-1]} steps)"] = _fine_tune(model, rate, _STEPS[-1:])
+            fine_tune = _fine_tuning(model)
+            rate = best_setting(validation, fine_tune, _RATES)
+            predictors[f"pretrained, fine-tuned ({_STEPS[-1]} steps)"] = fine_tune(rate)
             if tasks.ways:
                 features = keras.Model(model.input, model.layers[-1].input)
                 predictors["pretrained, logistic regression"] = logistic_regression(
@@ -180,7 +183,7 @@ class Meta(Recipe[MetaSettings]):
         if tasks.ways:
             baselines["guessing"] = {"accuracy": 1 / tasks.ways}
         if step is not None:
-            self._show(folder, step, config, algorithm, own.splits["validation"])
+            self._show(folder, step, config, steps, predictors[""], own.splits["validation"])
         where = f"{options.data or config.data} (test {'classes' if tasks.ways else 'tasks'})"
         return Evaluation(
             data=where,
@@ -203,29 +206,31 @@ class Meta(Recipe[MetaSettings]):
         return model
 
     def _show(
-        self, folder: RunFolder, step: int, config: MetaSettings, algorithm: Algorithm, tasks: Tasks
+        self,
+        folder: RunFolder,
+        step: int,
+        config: MetaSettings,
+        steps: Sequence[int],
+        predict: Predict,
+        tasks: Tasks,
     ) -> None:
-        """Writes pictures of tasks, and the figures after each step on a task, for TensorBoard."""
-        batch = _batches(tasks, config, 3, _VALIDATION_SEED)[0]
-        steps = list(_STEPS) if config.served_steps else [0]
-        answers = np.asarray(answer(algorithm, steps)(*batch[:3]))
+        """Writes pictures of tasks, and the figures by the steps on a task, for TensorBoard."""
+        batches = _batches(tasks, config, _SHOWN, _VALIDATION_SEED)
+        answers = np.asarray(predict(*batches[0][:3]))
         with event_writer(folder.path / "validation"):
-            for number, (support, labels, query, truth) in enumerate(zip(*batch, strict=True)):
+            for number, (support, labels, query, truth) in enumerate(zip(*batches[0], strict=True)):
+                if number == _PICTURES or config.kind == "texts":
+                    break
                 if config.kind == "images":
-                    found = answers[-1, number].argmax(-1)
+                    found = answers[list(steps).index(config.served_steps), number].argmax(-1)
                     picture = draw_task(support, labels, query, truth, found)
-                elif config.kind == "sinusoids":
+                else:
                     fits = {made: answers[i, number, :, 0] for i, made in enumerate(steps)}
                     picture = draw_fit((support[:, 0], labels[:, 0]), (query[:, 0], truth[:, 0]), fits)
-                else:
-                    continue
                 write_image(step, f"task_{number + 1}", picture)
-        if not config.served_steps:
-            return
-        steps = list(range(_STEPS[-1] + 1))
-        metric, scores = score(_batches(tasks, config, 100, _VALIDATION_SEED), {"": answer(algorithm, steps)})
+        metric, scores = score(batches, {"": predict})
         with event_writer(folder.path / "steps_on_a_task"):
-            for made, values in zip(steps, scores[""], strict=True):
+            for made, values in zip(steps, np.atleast_2d(scores[""]), strict=True):
                 tf.summary.scalar(f"steps_on_a_task/{metric}", float(values.mean()), made)
 
     # --- Predict and export
@@ -366,8 +371,19 @@ def answer(algorithm: Algorithm, steps: Sequence[int]) -> Predict:
     return lambda *task: predict(*map(tf.constant, task)).numpy()
 
 
-def _fine_tune(model: keras.Model, rate: float, steps: Sequence[int]) -> Predict:
-    return answer(MAML(model, inner_rate=rate), steps)
+def _fine_tuning(model: keras.Model) -> Callable[[float], Predict]:
+    """Returns what makes of a rate the fine-tuning of a network on each task; traced once for all rates."""
+    variable = tf.Variable(0.0)
+    answers = answer(MAML(model, inner_rate=variable), _STEPS[-1:])
+
+    def make(rate: float) -> Predict:
+        def predict(*task: Any) -> np.ndarray:
+            variable.assign(rate)
+            return answers(*task)
+
+        return predict
+
+    return make
 
 
 def _metrics(metric: str, scores: np.ndarray, steps: Sequence[int], served: int) -> dict[str, float]:
