@@ -78,9 +78,10 @@ class BertClassifierSettings(BertSettings):
                 f"shots does not go with method zeroshot, which learns from no rows: method fewshot does. "
                 f"Received: {self.shots}."
             )
-        if method == "zeroshot" and self.label_names == "none":
+        if method == "zeroshot" and not self.learns_from_words:
             raise UserError(
-                "method zeroshot has the words of the labels alone; label_names none leaves nothing."
+                "method zeroshot learns from the words of the labels alone, for one text: neither label_names"
+                " none nor text_b goes with it."
             )
         if cloze and not (self.pattern and self.words):
             raise UserError(
@@ -117,7 +118,7 @@ class BertClassifierSettings(BertSettings):
     @property
     def learns_from_words(self) -> bool:
         """Whether words of the labels count as rows of them."""
-        if self.method == "cloze" or self.label_names == "none":
+        if self.method == "cloze" or self.text_b or self.label_names == "none":
             return False
         return bool(self.method in ("fewshot", "zeroshot") or self.shots or self.label_names)
 

@@ -20,7 +20,7 @@ ClassifierTask = Task[BertClassifierSettings]
 # Rows that are evaluated at once.
 _AT_ONCE = 64
 # Rows of an epoch where a run learns from few: fewer are gone over several times.
-_EPOCH = 1000
+EPOCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
     """
     config, names = task.config, task.names
     if training and config.shots and config.method != "fewshot":
-        rows = rows.take([*range(len(rows))] * -(-_EPOCH // len(rows)))
+        rows = rows.take([*range(len(rows))] * -(-EPOCH // len(rows)))
     if config.method == "cloze":
         size = config.batch_size if training else _AT_ONCE
         labels = label_ids(rows.labels, names, config.data)
@@ -83,7 +83,7 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
         seed=config.seed if training else None,
         buckets=config.buckets,
         token_dropout=config.token_dropout,
-        balanced=_EPOCH if config.method == "fewshot" else 0,
+        balanced=EPOCH if config.method == "fewshot" else 0,
     )
     order = np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE)
     return Texts(batches=batches, order=order, note=note, labels=labels)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -51,67 +50,68 @@ def rows_to_learn_from(config: BertClassifierSettings, table: Table) -> Table:
     Raises:
         UserError: a label has fewer rows, or the words are not those of the labels.
     """
-    rows = table.splits["train"]
+    known = rows = table.splits["train"]
     if config.shots:
         rows = draw_shots(rows, config.shots, config.seed, config.data)
     if config.method == "cloze":
-        words = _in_order(config.words_by_label(), table.labels, "words")
-        if not config.shots:
-            rows = _as_rows(words)
+        words = _of_labels(config.words_by_label(), table, "words")
+        rows = rows if config.shots else _as_rows(words)
     elif config.learns_from_words:
-        words = label_words(config.label_names, table.labels)
-        rows = _as_rows(words, rows.take([]) if config.method == "zeroshot" else rows)
-    return dataclasses.replace(table, splits={**table.splits, "train": rows})
+        words = label_words(config.label_names, table)
+        if config.method == "zeroshot":
+            rows = _as_rows(words)
+        else:  # a label of no letters says nothing
+            words = {label: several for label, several in words.items() if any(map(str.isalpha, several[0]))}
+            rows = _as_rows(words, rows)
+    return table if rows is known else dataclasses.replace(table, splits={**table.splits, "train": rows})
 
 
 def _as_rows(words: dict[str, list[str]], rows: Rows | None = None) -> Rows:
-    """Returns rows, and behind them a row for each word of a label."""
+    """Returns rows, and behind them a row for each text of a label."""
     pairs = [(text, label) for label, several in words.items() for text in several]
     texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
-    if rows is None:
-        return Rows(texts, None, labels)
-    texts_b = None if rows.texts_b is None else [*rows.texts_b, *texts]
-    return Rows([*rows.texts, *texts], texts_b, [*rows.labels, *labels])
+    return Rows([*rows.texts, *texts], None, [*rows.labels, *labels]) if rows else Rows(texts, None, labels)
 
 
-def label_words(path: str, labels: Sequence[str]) -> dict[str, list[str]]:
-    """Returns words for each label.
+def label_words(path: str, table: Table) -> dict[str, list[str]]:
+    """Returns words for each label of a table.
 
     Args:
-        path: of a YAML file, `label: words` or `label: [words, words]` a line; empty: the labels' own words,
-            but for labels without a letter.
-        labels: all of them.
+        path: of a YAML file, `label: words` or `label: [words, words]` a line; empty: the labels' own words.
+        table: whose labels they are.
 
     Raises:
         UserError: the file cannot be read, lacks a label or has another one, or a label has no words.
     """
     if not path:
-        words = {label: [" ".join(_WORDS.findall(label))] for label in labels}
-        return {label: found for label, found in words.items() if any(map(str.isalpha, found[0]))}
+        return {label: [" ".join(_WORDS.findall(label)) or label] for label in table.labels}
     try:
         found = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
-            f"label_names: {path} cannot be read: {' '.join(str(error).split())[:200]}."
+            f"label_names: {path} cannot be read: {' '.join(str(error).split())[:200].rstrip('. ')}."
         ) from None
     if not isinstance(found, dict):
         raise UserError(f"label_names: {path} must hold one `label: words` a line.")
-    several = {
-        str(label): [str(text).strip() for text in (given if isinstance(given, list) else [given])]
-        for label, given in found.items()
-    }
-    for label, texts in several.items():
-        if not texts or not all(texts) or found.get(label, "") is None:
+    words = {}
+    for label, given in found.items():
+        several = given if isinstance(given, list) else [given]
+        words[str(label)] = ["" if text is None else str(text).strip() for text in several]
+        if not all(words[str(label)] or [""]):
             raise UserError(f'label_names: {path} has no words for "{label}".')
-    return _in_order(several, labels, f"label_names: {path}")
+    return _of_labels(words, table, f"label_names: {path}")
 
 
 # `card_arrival`, `HassTurnOn` and `card-arrival` are words, too.
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[^\W\d_]?[^\WA-Z\d_]+|\d+")
 
 
-def _in_order(words: dict[str, list[str]], labels: Sequence[str], where: str) -> dict[str, list[str]]:
-    """Returns words in the order of the labels; raises a UserError if they are not those of the labels."""
+def _of_labels(words: dict[str, list[str]], table: Table, where: str) -> dict[str, list[str]]:
+    """Returns words in the order of a table's labels; raises a UserError if they are not those of the labels.
+
+    Rows to learn from say which labels there are; without them the words do, and all that is tested on.
+    """
+    labels = table.labels if table.splits["train"] else sorted({*words, *table.labels})
     for label in words:
         if label not in labels:
             raise UserError(

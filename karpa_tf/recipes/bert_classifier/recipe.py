@@ -30,9 +30,10 @@ from karpa_tf.judging.classification import (
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
-from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
+from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
+from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -44,7 +45,7 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ABOUT, BertClassifierSettings, few
-from .batches import ClassifierTask, Texts, batch_texts
+from .batches import EPOCH, ClassifierTask, Texts, batch_texts
 from .classify import Classify
 from .cloze import Patterns
 
@@ -64,13 +65,8 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     # --- Data
 
     def open_data(self, config: BertClassifierSettings) -> Table:
-        needs_training = config.learns
-        table = open_table(
-            config.data,
-            columns_of(config),
-            needs_training=needs_training,
-            **folds.held_out_shares(config),
-        )
+        shares = folds.held_out_shares(config)
+        table = open_table(config.data, columns_of(config), needs_training=config.learns, **shares)
         splits = folds.hold_out_fold(
             config, table.splits, table.brings_test, lambda rows: (rows.keys(), rows.labels), Rows.take
         )
@@ -113,6 +109,10 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         )
 
     # --- Train
+
+    def rows_of_epoch(self, config: BertClassifierSettings, part: Rows) -> int:
+        few_rows = config.shots or config.method in ("fewshot", "zeroshot", "cloze")
+        return max(len(part), EPOCH) if few_rows else len(part)
 
     def learns(self, config: BertClassifierSettings) -> bool:
         return config.learns
@@ -215,6 +215,11 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         return explain_words(folder, self.served(task, model), inputs, claims)
 
     # --- Export
+
+    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+        if options.quantize == "int8" and folder.open_config(BertClassifierSettings).method == "cloze":
+            raise UserError("quantize int8 does not go with method cloze, whose embedding is its output too.")
+        return super().export(folder, options)
 
     def rows(self, part: Rows) -> list[dict[str, str]]:
         texts = {"text": part.texts, **({"text_b": part.texts_b} if part.texts_b else {})}

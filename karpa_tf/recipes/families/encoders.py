@@ -150,6 +150,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
         """Returns the model card, with a note on the quantization."""
 
+    def rows_of_epoch(self, config: S, part: P) -> int:
+        """Returns how many rows an epoch has, at least."""
+        return len(part)
+
     def learns(self, config: S) -> bool:
         """Returns whether there is anything to train."""
         return True
@@ -197,9 +201,8 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         config.learning_rate = config.learning_rate or config.learning_rates[kind]
         data = self.open_data(config)
         known, held_out, test = (data.splits[split] for split in ("train", "validation", "test"))
-        shrunk = ""
-        if self.learns(config):
-            shrunk = folds.shrink_batch(config, len(known), run.strategy.num_replicas_in_sync)
+        rows = self.rows_of_epoch(config, known)
+        shrunk = folds.shrink_batch(config, rows, run.strategy.num_replicas_in_sync)
         run.begin(data.record)
         start = starts.make_start(config, folder, self.vocabulary_texts(known))
         task = Task(config, data.record.labels, start.wordpiece, start.architecture)
