@@ -14,8 +14,8 @@ import numpy as np
 _BINS = 15
 # A probability of zero would make the loss infinite.
 _SMALLEST = 1e-12
-# Inverse of logistic regression's L2 penalty. For vectors of length 1, 10 and 100 are right equally often, but
-# with 100 the probabilities are about as high as that.
+# Inverse of logistic regression's L2 penalty. Vectors of length 1 are classified alike by 10 to 100, and
+# with 100 the probabilities are about right.
 _LOGISTIC_C = 100.0
 # Images that a baseline learns from: more change little and take long.
 _LEARNED_FROM = 10_000

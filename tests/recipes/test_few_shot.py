@@ -87,7 +87,7 @@ def learned(intents_file: Path, preset: Path, tmp_path_factory: pytest.TempPathF
     from karpa_tf.cli import main
 
     logs = tmp_path_factory.mktemp("fewshot") / "logs"
-    words = [*TINY, "--method", "fewshot", "--shots", 5, "--epochs", 2, "--deterministic", "--batch_size", 64]
+    words = [*TINY, "--method", "fewshot", "--shots", 5, "--epochs", 2, "--deterministic"]
     kept = ["--checkpoint_seconds", 0, "--keep_checkpoints", 1000]
     every = ["--data", intents_file, "--preset", preset, *words, *kept, "--logs", logs]
     assert main(["train", "bert-classifier", *map(str, every)]) == 0

@@ -36,6 +36,9 @@ class BertClassifierSettings(BertSettings):
     head_rate: NonNegative = option(
         5.0, "Factor of the learning rate of what a preset does not bring, with method full."
     )
+    batch_size: CountOrNone = option(
+        0, "Examples in an update of the weights, over all workers; 0: 64 with method fewshot, else 16."
+    )
     method: Literal["full", "lora", "head", "fewshot", "zeroshot", "cloze"] = option(  # type: ignore[assignment]
         "full",
         "What is trained: every weight, low-rank adapters, or the head alone; from few rows or none: "
@@ -64,7 +67,7 @@ class BertClassifierSettings(BertSettings):
 
     learning_rates: ClassVar[dict[str, float]] = {
         **BertSettings.learning_rates,
-        "fewshot": 2e-5,
+        "fewshot": 3e-5,
         "zeroshot": 0.0,
         "cloze": 1e-4,
     }

@@ -41,6 +41,7 @@ from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.contrastive import ContrastiveStep
 from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
@@ -109,6 +110,11 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         )
 
     # --- Train
+
+    def train(self, run: Run[BertClassifierSettings]) -> dict[str, float]:
+        config = run.settings
+        config.batch_size = config.batch_size or (64 if config.method == "fewshot" else 16)
+        return super().train(run)
 
     def rows_of_epoch(self, config: BertClassifierSettings, part: Rows) -> int:
         few_rows = config.shots or config.method in ("fewshot", "zeroshot", "cloze")
