@@ -7,7 +7,7 @@ and policy that `karpa_tf.rl.dqn` overrides, because their classes cannot be imp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -35,6 +35,25 @@ def has_mask(output: Any) -> bool:
 def has_compiled_metrics(model: Any) -> bool:
     """Whether a Keras model was compiled with metrics."""
     return model._compile_metrics is not None
+
+
+def graph_of(model: Any) -> Any | None:
+    """Returns the graph of layers that a Keras model is; None of one whose `call` is its own."""
+    kinds = ("keras.src.models.functional", "keras.src.models.sequential")
+    if getattr(type(model).call, "__module__", "") not in kinds:
+        return None
+    return getattr(model, "_functional", model)
+
+
+def run_graph(graph: Any, inputs: Any, operation: Callable[[Any], Callable[..., Any]]) -> Any:
+    """Returns what a graph of Keras layers gives, with something else in the place of each layer's call.
+
+    Args:
+        graph: of `graph_of`.
+        inputs: tensors, as the graph takes them.
+        operation: returns what is called instead of a layer.
+    """
+    return graph._run_through_graph(inputs, operation_fn=operation)
 
 
 # --- Optimizers of Keras --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "karpa_tf"
 
 _BELOW_RECIPES = (
-    "settings recipe data errors export judging lines models private reports rl rows training wordpiece"
+    "settings recipe data errors export judging lines meta models private reports rl rows training wordpiece"
 )
 
 # What a module or package may import of karpa_tf, beside itself, at the top of a file or within a function.
@@ -26,6 +26,7 @@ ARROWS = {
     "data": "errors lazy lines wordpiece",
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",
+    "meta": "errors lazy lines private data training.fitting training.step",
     "judging": "errors lines",
     "reports": "errors judging lazy lines private quiet",
     "training": "errors lazy lines settings recipe data.batches private reports",
@@ -43,15 +44,15 @@ ARROWS = {
 
 # Who alone may import some libraries; `tf.summary` is TensorBoard's part of TensorFlow.
 LIBRARIES = {
-    "keras": "doctor export models recipes reports training",
+    "keras": "doctor export meta models recipes reports training",
     "keras_hub": "models",
-    "PIL": "data reports",
+    "PIL": "data meta reports",
     "tensorflow_datasets": "data",
     "sklearn": "judging",
     "seqeval": "judging",
     "tensorboard": "reports",
     "tf.summary": "recipes reports",
-    "matplotlib": "reports",
+    "matplotlib": "meta reports",
     "tqdm": "reports",
     "tf_agents": "rl",
     "tf_keras": "rl",

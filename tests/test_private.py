@@ -5,6 +5,8 @@ Those of legacy Keras and TF-Agents are tested in tests/rl/legacy.py, in a proce
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import pytest
@@ -51,6 +53,28 @@ def test_the_kernel_is_what_the_file_holds() -> None:
     assert private.kernel(layer).dtype == "float32" and private.kernel(layer).shape == (2, 3)
     # Keras' own has the adapters in it.
     assert np.abs(np.asarray(layer.kernel, np.float32) - private.kernel(layer).numpy()).max() > 1e-3
+
+
+def test_a_graph_of_layers_runs_with_something_else_in_the_place_of_each() -> None:
+    model = make_model()
+    x = tf.ones([2, 2])
+    seen: list[str] = []
+
+    def doubled(layer: keras.layers.Layer) -> Callable[..., tf.Tensor]:
+        seen.append(layer.name)
+        return lambda *args, **kwargs: 2.0 * layer(*args, **kwargs)
+
+    found = private.run_graph(private.graph_of(model), x, doubled)
+    assert seen == [layer.name for layer in model.layers]
+    np.testing.assert_allclose(found, 2.0 * model.layers[2](4.0 * model.layers[0](x)), rtol=1e-5)
+    functional = keras.Model(model.inputs, model.outputs)
+    assert private.graph_of(functional) is functional
+
+    class Own(keras.Model):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return x
+
+    assert private.graph_of(Own()) is None and private.graph_of(keras.layers.Dense(1)) is None
 
 
 def test_a_mask_is_seen_on_the_output_that_carries_it() -> None:

@@ -159,7 +159,7 @@ def open_table(
         UserError: the source cannot be read, lacks a column, a text or a label, or has one label only.
     """
     name = source if isinstance(source, str) else "The table"
-    given = _read(source, columns or Columns(), needs_training)
+    given = read_given(source, columns or Columns(), needs_training)
     if "train" not in given:
         nothing = given["test"].take([])
         return Table(name, {"train": nothing, "validation": nothing, **given}, True, _notes(given.values()))
@@ -189,7 +189,7 @@ def open_test_rows(source: str | Mapping[str, Sequence[Any]], columns: Columns |
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
     """
-    given = _read(source, columns or Columns())
+    given = read_given(source, columns or Columns())
     if "test" in given:
         return given["test"]
     every = list(given.values())
@@ -327,9 +327,19 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def _read(
+def read_given(
     source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool = True
 ) -> dict[Split, Rows]:
+    """Reads labelled texts in the splits that they come in.
+
+    Args:
+        source: as for `open_table`.
+        columns: names of the columns.
+        needs_training: whether a folder must have rows to learn from.
+
+    Raises:
+        UserError: the source cannot be read, or lacks a column, a text or a label.
+    """
     if not isinstance(source, str):
         return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
     if source == "embedded":

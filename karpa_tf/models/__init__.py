@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from karpa_tf.models.bert_masked_lm import build_bert_masked_lm as build_bert_masked_lm
     from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
     from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
+    from karpa_tf.models.few_shot_cnn import build_few_shot_cnn as build_few_shot_cnn
     from karpa_tf.models.image_cnn import build_image_cnn as build_image_cnn
     from karpa_tf.models.image_mlp import build_image_mlp as build_image_mlp
     from karpa_tf.models.lora import enable_lora as enable_lora
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from karpa_tf.models.presets import Preset as Preset
     from karpa_tf.models.presets import load_preset as load_preset
     from karpa_tf.models.q_network import build_q_network as build_q_network
+    from karpa_tf.models.sinusoid_mlp import build_sinusoid_mlp as build_sinusoid_mlp
 else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
@@ -30,11 +32,13 @@ else:  # a type checker would take any name for one of these
             ".bert_masked_lm": "build_bert_masked_lm",
             ".bert_tagger": "build_bert_tagger",
             ".bidirectional_gru": "BidirectionalGRU",
+            ".few_shot_cnn": "build_few_shot_cnn",
             ".image_cnn": "build_image_cnn",
             ".image_mlp": "build_image_mlp",
             ".lora": "enable_lora freeze_encoder merge_lora",
             ".mlm_gru": "build_mlm_gru",
             ".presets": "Preset load_preset",
             ".q_network": "build_q_network",
+            ".sinusoid_mlp": "build_sinusoid_mlp",
         },
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def serve(folder: str | Path = "savedmodels", **flags: Any) -> Iterator[Serving]
     for name in flags:
         if name not in (known := types_of(ServeOptions)):
             raise UserError(f'serve has no flag "{name}"{did_you_mean(name, known)}')
-    options = ServeOptions(**{"port": 0, "rest_api_port": _free_port(), "access_log": "", **flags})
+    options = ServeOptions(**{"port": 0, "rest_api_port": free_port(), "access_log": "", **flags})
     started: Future[tuple[Serving, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
     thread = threading.Thread(target=lambda: asyncio.run(_serve(options, str(folder), started)), name="serve")
     thread.start()
@@ -93,7 +94,13 @@ async def _serve(options: ServeOptions, folder: str, started: Future[Any]) -> No
         started.set_exception(error)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Returns a port that nobody listens on.
+
+    It is below those that systems give to outgoing connections, one of which might take it in the meantime.
+    """
+    while True:
+        port = secrets.choice(range(16_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -164,7 +164,7 @@ class Step(InALine, ABC):
         def step(batch: Any, stop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return any_replica(self.strategy, self.strategy.run(replica, args=(batch, stop)))
 
-        return step if self.strategy.num_replicas_in_sync > 1 else _TracedByShape(step)
+        return step if self.strategy.num_replicas_in_sync > 1 else TracedByShape(step)
 
 
 def _checked(step: Step, given: Any) -> tuple[list[str], list[tf.Tensor]]:
@@ -184,7 +184,7 @@ def _checked(step: Step, given: Any) -> tuple[list[str], list[tf.Tensor]]:
     )
 
 
-class _TracedByShape:
+class TracedByShape:
     """A tf.function that is traced once for each shape of its arguments.
 
     Left to itself TensorFlow does the same, and warns of it as soon as batches have a third width.

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from karpa_tf.serving.in_process import free_port
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.serving.server import Server
 
@@ -100,13 +100,6 @@ def models(templates: Path, tmp_path: Path) -> Path:
     for name in ("add/1", "add/2", "words/1"):
         shutil.copytree(templates / name, tmp_path / "models" / name)
     return tmp_path / "models"
-
-
-def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

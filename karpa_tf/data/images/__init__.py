@@ -61,7 +61,7 @@ def open_images(
         UserError: the source cannot be read, or makes no sense as labelled images.
     """
     reader = Reader(size, channels, broken)
-    given = _read(source, reader)
+    given = read_given(source, reader)
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_rows(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
@@ -96,7 +96,7 @@ def open_test_images(
         UserError: the source cannot be read, or makes no sense as labelled images.
     """
     reader = Reader(size, channels, broken)
-    given = _read(source, reader, only_test=True)
+    given = read_given(source, reader, only_test=True)
     if "test" in given:
         return given["test"], reader.notes
     every = list(given.values())
@@ -105,7 +105,17 @@ def open_test_images(
     return Images(pixels, labels, [name for images in every for name in images.names]), reader.notes
 
 
-def _read(source: str, reader: Reader, only_test: bool = False) -> dict[Split, Images]:
+def read_given(source: str, reader: Reader, only_test: bool = False) -> dict[Split, Images]:
+    """Reads images in the splits that they come in.
+
+    Args:
+        source: as for `open_images`.
+        reader: gets the notes.
+        only_test: a test split alone will do.
+
+    Raises:
+        UserError: the source cannot be read, or makes no sense as labelled images.
+    """
     if source == "embedded":
         return {"train": read_embedded(reader)}
     if source.startswith("tfds:"):

@@ -94,12 +94,15 @@ class Reader:
         size: width and height that images get.
         channels: 1 or 3.
         broken: whether a file that cannot be read is left out, or ends it all.
+        nested: whether a class is the innermost folder, named with those around it (`Greek/character01`), and
+            not the outermost.
         notes: see `ImageData`.
     """
 
     size: int
     channels: int
-    broken: Broken
+    broken: Broken = "skip"
+    nested: bool = False
     notes: list[str] = field(default_factory=list)
 
     def add(self, note: str) -> None:

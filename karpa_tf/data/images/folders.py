@@ -40,7 +40,7 @@ def read_class_folders(path: Path, files: Files, reader: Reader) -> dict[Split, 
             f"files and no batches of CIFAR-10{first}."
         )
     depth = _depth(listed)
-    split_of = _splits_of(path, [parts[depth:] for parts in listed])
+    split_of = _splits_of(path, [parts[depth:] for parts in listed], reader.nested)
     groups: dict[Split, list[tuple[list[str], str]]] = {}
     odd: list[str] = []
     for parts in listed:
@@ -52,7 +52,7 @@ def read_class_folders(path: Path, files: Files, reader: Reader) -> dict[Split, 
                 continue
             split, below = split_of[below[0]], below[1:]
         groups.setdefault(split, []).append((below, "/".join(parts)))
-    found = {split: _labelled(path, split, group) for split, group in groups.items()}
+    found = {split: _labelled(path, split, group, reader.nested) for split, group in groups.items()}
     found, twice = _once(path, found, files)
     _note(path, reader, odd, "image", "outside of the splits")
     _note(path, reader, others, "file", "no image that Pillow reads")
@@ -97,7 +97,7 @@ def _split_named(name: str) -> Split | None:
     return named[0] if len(named) == 1 else None
 
 
-def _splits_of(path: Path, listed: Sequence[Sequence[str]]) -> dict[str, Split]:
+def _splits_of(path: Path, listed: Sequence[Sequence[str]], nested: bool) -> dict[str, Split]:
     """Returns the splits of the first folders by name; nothing where these are the classes.
 
     Raises:
@@ -128,7 +128,7 @@ def _splits_of(path: Path, listed: Sequence[Sequence[str]]) -> dict[str, Split]:
         plain = {parts[0] for parts in listed if parts[0].lower() in sum(FILES.values(), ())}
         return found | {name: s for name in plain for s in SPLITS if name.lower() in FILES[s]}
     first = sorted(inner)
-    if len(first) > 1 and len({parts[0] for parts in listed}) == len(first):
+    if not nested and len(first) > 1 and len({parts[0] for parts in listed}) == len(first):
         same = set.intersection(*inner.values())
         if len(same) > 1 and all(names == same for names in inner.values()):
             raise UserError(
@@ -144,7 +144,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (" and others" if len(names) > 4 else "")
 
 
-def _labelled(path: Path, split: Split, group: Sequence[tuple[list[str], str]]) -> list[tuple[str, str]]:
+def _labelled(
+    path: Path, split: Split, group: Sequence[tuple[list[str], str]], nested: bool
+) -> list[tuple[str, str]]:
     """Returns (class, name) of the images of a split."""
     # Archives often wrap a folder into one of its own name: training_set/training_set/cats.
     while all(len(below) > 2 for below, _ in group) and len({below[0] for below, _ in group}) == 1:
@@ -157,7 +159,7 @@ def _labelled(path: Path, split: Split, group: Sequence[tuple[list[str], str]]) 
                 f"{path}: {name} lies in no class folder; put the images of each class into a folder "
                 "that has its name."
             )
-    return [(below[0], name) for below, name in group]
+    return [("/".join(below[:-1]) if nested else below[0], name) for below, name in group]
 
 
 def _once(

@@ -27,7 +27,9 @@ def finished_metrics(folder: RunFolder) -> dict[str, Any]:
     return metrics
 
 
-def learned_or_refuse(folder: RunFolder, figure: str, guessing: str, force: bool) -> dict[str, Any]:
+def learned_or_refuse(
+    folder: RunFolder, figure: str, guessing: str, force: bool, *, smaller: bool = False
+) -> dict[str, Any]:
     """Returns a finished run's metrics; refuses a run that has not ended or has not learned its task.
 
     Args:
@@ -35,10 +37,11 @@ def learned_or_refuse(folder: RunFolder, figure: str, guessing: str, force: bool
         figure: what must be better than guessing.
         guessing: the baseline that guesses; "": it reaches 0.
         force: take what has not learned, too.
+        smaller: the smaller figure is the better one.
     """
     metrics = finished_metrics(folder)
     chance = metrics["baselines"].get(guessing, {}).get(figure, 0.0)
-    if metrics[figure] <= chance and not force:
+    if (metrics[figure] >= chance if smaller else metrics[figure] <= chance) and not force:
         raise UserError(
             f"{folder.path} has not learned its task: {figure} {metrics[figure]:.3f}, and guessing gives "
             f"{chance:.3f}; train longer or with another learning_rate, or --force."
