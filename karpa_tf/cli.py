@@ -591,6 +591,11 @@ def _open(args: Namespace) -> tuple[Any, RecipeFolder]:
             f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
             "its metrics.json lists them."
         )
+    if config.get("curve"):
+        raise UserError(
+            f"{folder.path} is a learning curve, and holds no model; name one of its runs: its metrics.json "
+            "lists them."
+        )
     return folder, recipe_of(folder)
 
 

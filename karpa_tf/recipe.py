@@ -229,7 +229,7 @@ class Recipe(InALine, ABC, Generic[Settings]):
     threads: ClassVar[int | None] = None
 
     def start(self, settings: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
-        """Trains into a run folder and returns the final figures; with `folds`, a run a fold.
+        """Trains into a run folder and returns the final figures; with `folds` or `curve`, several runs.
 
         Args:
             settings: of the run.
@@ -245,6 +245,10 @@ class Recipe(InALine, ABC, Generic[Settings]):
             from karpa_tf.recipes.families.folds import cross_validate
 
             return cross_validate(self, settings, folder, resume=resume)
+        if getattr(settings, "curve", ""):
+            from karpa_tf.recipes.families.folds import learning_curve
+
+            return learning_curve(self, settings, folder, resume=resume)
         run = Run(folder, settings, resume=resume, threads=self.threads, about=self.about)
         with run.noting_its_end():
             metrics = self.train(run)

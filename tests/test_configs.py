@@ -83,9 +83,14 @@ def test_no_number_is_not_a_number(name: str, value: float) -> None:
         (
             "method",
             "lorra",
-            "method must be one of full, lora, head. Received: 'lorra'; did you mean \"lora\"?",
+            "method must be one of full, lora, head, fewshot, zeroshot, cloze. Received: 'lorra'; did you "
+            'mean "lora"?',
         ),
-        ("method", ["lora"], "method must be one of full, lora, head. Received: ['lora']"),
+        (
+            "method",
+            ["lora"],
+            "method must be one of full, lora, head, fewshot, zeroshot, cloze. Received: ['lora']",
+        ),
         ("data", 3, "data must be text. Received: 3"),
         ("dropout", -0.1, "dropout must be at least 0 and below 1. Received: -0.1"),
         ("layer_decay", 1.005, "layer_decay must be at least 0 and at most 1. Received: 1.005."),

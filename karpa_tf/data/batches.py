@@ -264,3 +264,60 @@ class LengthOrder:
         epoch, index = divmod(step, self.steps_per_epoch)
         rows, widths = self._order(epoch)
         return rows[index], int(widths[index])
+
+
+class BalancedOrder:
+    """The order of rows in class-balanced batches: two rows each of half as many classes as a batch has rows.
+
+    All classes come in turn, and so do the rows of a class; those of one that has fewer come again. An epoch
+    is made of the seed and its number alone.
+
+    Args:
+        labels: int (rows,).
+        lengths: int (rows,).
+        batch_size: rows in a batch; with few classes there are more rows of each.
+        widths: that batches may have, rising; the last holds the longest row.
+        seed: of the order.
+        least: rows that an epoch has at least, however few there are.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        lengths: np.ndarray,
+        batch_size: int,
+        widths: list[int],
+        seed: int,
+        least: int = 0,
+    ) -> None:
+        _check_batch_size(batch_size)
+        self.steps_per_epoch = -(-max(len(labels), least) // batch_size)
+        classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        together = max(1, min(len(classes), batch_size // 2))
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((seed, 6, epoch))
+            turns = _in_turn(rng, np.arange(len(classes)), self.steps_per_epoch * together)
+            # The places of a batch by class: equal shares, and one more for the first ones.
+            shares = np.bincount(np.arange(batch_size) % together, minlength=together)
+            places = np.repeat(turns.reshape(-1, together), shares, axis=1)
+            rows = np.zeros_like(places)
+            for number, members in enumerate(classes):
+                mine = places == number
+                rows[mine] = _in_turn(rng, members, int(mine.sum()))
+            return rows, np.array(widths)[np.searchsorted(widths, lengths[rows].max(axis=1))]
+
+        self._order = order
+
+    def batch(self, step: int) -> tuple[np.ndarray, int]:
+        """Returns the rows int64 (batch_size,) of global batch `step`, and its width."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        rows, widths = self._order(epoch)
+        return rows[index], int(widths[index])
+
+
+def _in_turn(rng: np.random.Generator, values: np.ndarray, count: int) -> np.ndarray:
+    """Returns so many values: all of them in some order, then in another one, and so on."""
+    rounds = [rng.permutation(values) for _ in range(-(-count // len(values)))]
+    return np.concatenate([*rounds, values[:0]])[:count]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches, LengthOrder, bucket_widths, slice_part
+from karpa_tf.data.batches import BalancedOrder, Batches, LengthOrder, bucket_widths, slice_part
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.wordpiece import END, START, UNKNOWN, WordPiece
@@ -249,6 +249,7 @@ def sequence_batches(
     seed: int | None = None,
     buckets: int = 4,
     token_dropout: float = 0.0,
+    balanced: int = 0,
 ) -> Batches:
     """Returns batches of packed rows: features of `build_bert`, labels and sample weights.
 
@@ -262,9 +263,18 @@ def sequence_batches(
             `rows_of` says.
         buckets: most widths that training batches may have.
         token_dropout: share of the pieces that are replaced by [MASK] in training.
+        balanced: training: batches of two rows each of several labels, and so many rows in an epoch at
+            least; 0: each row once.
     """
-    widths = bucket_widths(sequences.lengths, buckets)
-    order = LengthOrder(sequences.lengths, batch_size, widths, seed)
+    lengths = sequences.lengths
+    order: LengthOrder | BalancedOrder
+    if balanced and seed is not None:
+        # The longest row of a batch is longer than most rows are.
+        longest = np.random.default_rng(seed).choice(lengths, (1000, batch_size)).max(axis=1)
+        widths = bucket_widths(np.append(longest, lengths.max()), buckets)
+        order = BalancedOrder(labels, lengths, batch_size, widths, seed, balanced)
+    else:
+        order = LengthOrder(lengths, batch_size, bucket_widths(lengths, buckets), seed)
     per_piece = len(labels) == len(sequences.token_ids) and len(labels) != len(sequences)
     special = np.isin(sequences.token_ids, wordpiece.special_ids)
 

@@ -107,8 +107,8 @@ class Table(InALine):
 
     @property
     def labels(self) -> list[str]:
-        """The labels to tell apart, by the alphabet: those of the training split."""
-        return sorted(set(self.splits["train"].labels))
+        """The labels to tell apart, by the alphabet: those of the training split, if it has rows."""
+        return sorted(set(self.splits["train"].labels or self.splits["test"].labels))
 
     @property
     def record(self) -> DataRecord:
@@ -137,6 +137,7 @@ def open_table(
     *,
     validation_share: float = 0.05,
     test_share: float = 0.05,
+    needs_training: bool = True,
 ) -> Table:
     """Opens labelled texts and splits them.
 
@@ -148,6 +149,7 @@ def open_table(
         validation_share: share of the training rows that become the validation split where the data
             brings none.
         test_share: the same for the test split.
+        needs_training: whether a folder must have rows to learn from; else a test.csv will do.
 
     Returns:
         Rows by split, the splits stratified by label. Rows of the same text stay on one side, and every
@@ -157,7 +159,10 @@ def open_table(
         UserError: the source cannot be read, lacks a column, a text or a label, or has one label only.
     """
     name = source if isinstance(source, str) else "The table"
-    given = read_given(source, columns or Columns())
+    given = read_given(source, columns or Columns(), needs_training)
+    if "train" not in given:
+        nothing = given["test"].take([])
+        return Table(name, {"train": nothing, "validation": nothing, **given}, True, _notes(given.values()))
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_rows(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
@@ -257,6 +262,30 @@ def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Spli
     return {split: rows.take(sorted(index)) for split, index in parts.items()}
 
 
+def draw_shots(rows: L, shots: int, seed: int, where: str = "The data") -> L:
+    """Returns so many rows of each label; with one seed, few of them are among those of more.
+
+    Args:
+        rows: to draw from.
+        shots: how many of each label.
+        seed: of the drawing.
+        where: what the error calls the data.
+
+    Raises:
+        UserError: a label has fewer rows.
+    """
+    counts = Counter(rows.labels)
+    label = min(sorted(counts), key=counts.__getitem__)
+    if counts[label] < shots:
+        raise UserError(
+            f'{where} has {counts[label]} rows of "{label}" to learn from: shots may be so many at most, or '
+            f"0 for all rows. Received: {shots}."
+        )
+    rng, labels = np.random.default_rng((seed, 5)), np.array(rows.labels)
+    drawn = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in sorted(counts)]
+    return rows.take(sorted(np.concatenate(drawn).tolist()))
+
+
 def _groups(keys: Sequence[Any], labels: Sequence[str]) -> list[list[int]]:
     """Returns the places of rows, those of one key together, shuffled and then sorted by label."""
     groups: dict[Any, list[int]] = {}
@@ -298,12 +327,15 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read_given(source: str | Mapping[str, Sequence[Any]], columns: Columns) -> dict[Split, Rows]:
+def read_given(
+    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool = True
+) -> dict[Split, Rows]:
     """Reads labelled texts in the splits that they come in.
 
     Args:
         source: as for `open_table`.
         columns: names of the columns.
+        needs_training: whether a folder must have rows to learn from.
 
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
@@ -316,7 +348,7 @@ def read_given(source: str | Mapping[str, Sequence[Any]], columns: Columns) -> d
         return _read_tfds(source, columns)
     path = Path(source)
     if path.is_dir():
-        files = find_splits(path, TABLES)
+        files = find_splits(path, TABLES, needs_training)
         return {split: read_table(file, columns) for split, file in files.items()}
     if not path.exists():
         raise no_such_path(
@@ -332,8 +364,13 @@ def no_such_path(source: str, wanted: str) -> UserError:
     return UserError(f'There is no file or folder "{source}"{near} Give {wanted}, tfds:NAME, or embedded.')
 
 
-def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
+def find_splits(folder: Path, suffixes: tuple[str, ...], needs_training: bool = True) -> dict[Split, Path]:
     """Returns the files of a folder by split: train.csv, validation.csv (or valid, val, dev), test.csv.
+
+    Args:
+        folder: where they are.
+        suffixes: that count.
+        needs_training: whether a test file alone is an error.
 
     Raises:
         UserError: there is no training file, or more than one for a split.
@@ -347,7 +384,7 @@ def find_splits(folder: Path, suffixes: tuple[str, ...]) -> dict[Split, Path]:
                         f"{folder} has two files for {split}: {found[split].name} and {path.name}."
                     )
                 found[split] = path
-    if "train" not in found:
+    if "train" not in found and (needs_training or "test" not in found):
         raise UserError(f"{folder} holds no training data: there is no train{suffixes[0]} in it.")
     return {split: found[split] for split in SPLITS if split in found}
 

@@ -14,6 +14,9 @@ import numpy as np
 _BINS = 15
 # A probability of zero would make the loss infinite.
 _SMALLEST = 1e-12
+# Inverse of logistic regression's L2 penalty. Vectors of length 1 are classified alike by 10 to 100, and
+# with 100 the probabilities are about right.
+_LOGISTIC_C = 100.0
 # Images that a baseline learns from: more change little and take long.
 _LEARNED_FROM = 10_000
 
@@ -123,6 +126,53 @@ def most_confident_errors(labels: np.ndarray, probabilities: np.ndarray, most: i
     """Returns the places int64 of the wrong predictions, the surest first, `most` at most."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:most]
+
+
+# --- Probabilities, and a classifier of vectors ---------------------------------------------------
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities float32 (n, classes) of logits (n, classes)."""
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def logistic_regression(
+    vectors: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits logistic regression with an L2 penalty; the same rows always give the same.
+
+    Args:
+        vectors: float32 (n, width), of length 1.
+        labels: int (n,), at least one row of each class.
+        classes: number of them.
+
+    Returns:
+        The kernel float32 (width, classes) and the bias float32 (classes,) of its logits.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        # With fewer than two rows a class it asks whether this is a regression.
+        warnings.filterwarnings("ignore", "The number of unique classes")
+        fitted = LogisticRegression(C=_LOGISTIC_C, max_iter=1000).fit(vectors.astype(np.float64), labels)
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if classes == 2:  # there it has the difference of the two logits
+        kernel, bias = np.concatenate([-kernel, kernel], axis=1) / 2, np.concatenate([-bias, bias]) / 2
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def equal_frequencies(logits: np.ndarray, rounds: int = 30) -> np.ndarray:
+    """Returns a bias float32 (classes,) with which all classes are equally probable over all rows.
+
+    Args:
+        logits: float32 (n, classes), of rows whose classes are not known.
+        rounds: each lowers the classes that are too probable by the logarithm of how much they are.
+    """
+    bias = np.zeros(logits.shape[1], np.float32)
+    for _ in range(rounds):
+        bias -= np.log(np.maximum(softmax(logits + bias).mean(axis=0) * len(bias), _SMALLEST))
+    return bias
 
 
 # --- The baseline ---------------------------------------------------------------------------------

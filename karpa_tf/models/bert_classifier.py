@@ -16,6 +16,7 @@ def build_bert_classifier(
     *,
     pooling: Literal["mean", "cls"] = "mean",
     dropout: float = 0.1,
+    unit: bool = False,
 ) -> keras.Model:
     """Builds a classifier on an encoder.
 
@@ -27,6 +28,7 @@ def build_bert_classifier(
         pooling: `mean` of the vectors of all pieces, or `cls`: that of the first one, `[CLS]`, through
             BERT's own dense layer with tanh.
         dropout: share of the pooled vector dropped in training.
+        unit: scale that vector to length 1 first, in the layer `unit`.
 
     Raises:
         ValueError: `pooling` is neither.
@@ -47,6 +49,8 @@ def build_bert_classifier(
     if pooling == "cls":
         width = pooled.shape[-1]
         pooled = keras.layers.Dense(width, "tanh", dtype="float32", name="pooled")(pooled)
+    if unit:
+        pooled = keras.layers.UnitNormalization(dtype="float32", name="unit")(pooled)
     return keras.Model(inputs, head(drop(pooled)), name="bert_classifier")
 
 

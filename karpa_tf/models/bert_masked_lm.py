@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,7 +23,8 @@ def build_bert_masked_lm(bert: keras.Model) -> BertMaskedLM:
     # === Layers ===
     embeddings = bert.get_layer("embeddings")
     dtype = embeddings.dtype_policy
-    head = MaskedHead(embeddings, dtype=dtype, name="masked_head")
+    # As in BERT itself, the transform has the encoder's activation and epsilon.
+    head = MaskedHead(embeddings, bert.get_layer("block_0").activation, dtype=dtype, name="masked_head")
 
     # === Functional Model ===
     token_ids = keras.Input([None], dtype="int32", name="token_ids")
@@ -54,8 +56,11 @@ class BertMaskedLM(keras.Model):
 class MaskedHead(keras.layers.Layer):
     """(batch, time, width) and positions (batch, n) to float32 logits (batch, n, vocabulary)."""
 
-    def __init__(self, embeddings: BertEmbeddings, **kwargs: Any) -> None:
+    def __init__(
+        self, embeddings: BertEmbeddings, activation: Callable[[Any], Any] = gelu, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.activation = activation
         # Not tracked as a part: the table belongs to the encoder.
         object.__setattr__(self, "_embeddings", embeddings)
 
@@ -63,13 +68,14 @@ class MaskedHead(keras.layers.Layer):
         width = x_shape[-1]
         self.transform = keras.layers.Dense(width, dtype=self.dtype_policy, name="transform")
         self.transform.build(x_shape)
-        self.norm = LayerNorm(dtype=self.dtype_policy, name="norm")
+        epsilon = self._embeddings.config["epsilon"]
+        self.norm = LayerNorm(epsilon, dtype=self.dtype_policy, name="norm")
         self.norm.build(x_shape)
         words = self._embeddings.config["vocabulary_size"]
         self.bias = self.add_weight(shape=(words,), initializer="zeros", name="bias", autocast=False)
 
     def call(self, x: Any, positions: Any) -> Any:
-        x = self.norm(gelu(self.transform(tf.gather(x, positions, batch_dims=1))))
+        x = self.norm(self.activation(self.transform(tf.gather(x, positions, batch_dims=1))))
         table = tf.cast(self._embeddings.tokens.embeddings, x.dtype)
         logits = tf.matmul(x, table, transpose_b=True)
         return tf.cast(logits, tf.float32) + self.bias

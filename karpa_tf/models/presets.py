@@ -42,6 +42,7 @@ class Preset(InALine):
         lowercase: whether it reads text in lower case.
         weights: the arrays, by name.
         tokenization: how else it reads text, where that is not as usual: options of `WordPiece`.
+        head: the arrays of its masked language model's head, by name; empty: it brings none.
     """
 
     architecture: dict[str, Any]
@@ -49,6 +50,7 @@ class Preset(InALine):
     lowercase: bool
     weights: dict[str, np.ndarray]
     tokenization: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def wordpiece(self) -> WordPiece:
@@ -70,6 +72,9 @@ class Preset(InALine):
             if name.startswith("pooled/") and name not in self.weights:
                 continue  # a checkpoint without a pooler: it starts afresh
             variable.assign(np.reshape(self.weights[name], variable.shape))
+        for layer in model.layers:
+            if layer.name == "masked_head" and self.head:
+                layer.set_weights([self.head[variable.path.split("/", 1)[1]] for variable in layer.weights])
 
 
 def load_preset(name: str) -> Preset:
@@ -160,8 +165,8 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> Preset:
         rows = config["vocab_size"]
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} is damaged: it lacks {error}.") from None
-    weights = _read_weights(files, architecture)
-    return _preset(str(folder), architecture, vocabulary, lowercase, rows, weights, tokenization)
+    weights, head = _read_weights(files, architecture)
+    return _preset(str(folder), architecture, vocabulary, lowercase, rows, weights, tokenization, head)
 
 
 def _looks_like_bert(config: Mapping[str, Any]) -> bool:
@@ -207,8 +212,13 @@ _PARTS = {
 }
 
 
-def _read_weights(files: Sequence[Path], architecture: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Reads .safetensors files; keras-hub's reader wants a pooler, which many checkpoints lack."""
+def _read_weights(
+    files: Sequence[Path], architecture: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Reads .safetensors files: an encoder's arrays, and those of the masked language model's head, if any.
+
+    keras-hub's reader wants a pooler, which many checkpoints lack.
+    """
     from safetensors.tensorflow import load_file
 
     tensors: dict[str, Any] = {}
@@ -254,7 +264,13 @@ def _read_weights(files: Sequence[Path], architecture: dict[str, Any]) -> dict[s
             weights |= norm(*names) if ours.endswith("norm") else dense(*names)
     if "pooler.dense.weight" in tensors:
         weights |= dense("pooled", "pooler.dense")
-    return weights
+    head: dict[str, np.ndarray] = {}
+    at, decoder = "cls.predictions", tensors.get("cls.predictions.decoder.weight")
+    tied = decoder is None or np.array_equal(np.asarray(decoder), weights["token_embedding"])
+    if f"{at}.transform.dense.weight" in tensors and tied:
+        head = dense("transform", f"{at}.transform.dense") | norm("norm", f"{at}.transform.LayerNorm")
+        head["bias"] = read(f"{at}.bias", f"{at}.decoder.bias")
+    return weights, head
 
 
 # --- keras-hub's form -----------------------------------------------------------------------------
@@ -298,6 +314,7 @@ def _preset(
     rows: int,
     weights: dict[str, np.ndarray],
     tokenization: dict[str, Any] | None = None,
+    head: dict[str, np.ndarray] | None = None,
 ) -> Preset:
     width = architecture["width"]
     expected = {
@@ -322,7 +339,7 @@ def _preset(
         )
     # Some checkpoints have rows to spare beyond their vocabulary.
     architecture["vocabulary_size"] = rows
-    return Preset(architecture, list(vocabulary), lowercase, weights, dict(tokenization or {}))
+    return Preset(architecture, list(vocabulary), lowercase, weights, dict(tokenization or {}), head or {})
 
 
 # --- Weights by name ------------------------------------------------------------------------------

@@ -132,6 +132,14 @@ class Run(InALine, Generic[S]):
                 "with as many outputs, and with method full where there is one."
             ) from None
 
+    def keep(self, model: Any) -> None:
+        """Keeps the weights of a model that needs no training, as those of the best epoch are kept."""
+        best = self.best_weights()
+        best.set_model(model)
+        best.on_train_end()
+        if self.chief:
+            self.folder.checkpoints.mkdir(exist_ok=True)  # the sign of a run that has begun
+
     def is_over(self, stage: str) -> bool:
         """Whether a resumed run had left that stage behind: its model need not be made again."""
         if stage in self._stages:

@@ -113,6 +113,10 @@ class SupervisedStep(Step):
         *values, total = tf.unstack(sums)
         return dict(zip(self._names, values, strict=True)), total
 
+    def loss_and_sums(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss of a batch summed over its weights, and `[loss, *metrics, 1]` summed likewise."""
+        return loss_and_sums(self.model, self.metrics, batch, training=True)
+
     def _gradients(self, batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         if self.adversary is None:
             return self._plain_gradients(batch, weight)
@@ -135,7 +139,7 @@ class SupervisedStep(Step):
             batch = (tf.stop_gradient(self.attack(features, labels)), labels, *weights)
         with tf.GradientTape() as tape:
             tape.watch(others)  # a frozen one too
-            loss, sums = loss_and_sums(self.model, self.metrics, batch, training=True)
+            loss, sums = self.loss_and_sums(batch)
             loss /= weight
         sources = [*(v.value for v in self.model.trainable_variables), *others]
         grads = tape.gradient(loss, sources, unconnected_gradients="zero")

@@ -13,11 +13,14 @@ from karpa_tf.recipes.families.encoders import Examples, Task
 from karpa_tf.training.evaluation import Outputs
 
 from . import BertClassifierSettings
+from .cloze import Patterns
 
 ClassifierTask = Task[BertClassifierSettings]
 
 # Rows that are evaluated at once.
 _AT_ONCE = 64
+# Rows of an epoch where a run learns from few: fewer are gone over several times.
+EPOCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,15 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
         UserError: a label that the model does not have.
     """
     config, names = task.config, task.names
+    if training and config.shots and config.method != "fewshot":
+        rows = rows.take([*range(len(rows))] * -(-EPOCH // len(rows)))
+    if config.method == "cloze":
+        size = config.batch_size if training else _AT_ONCE
+        labels = label_ids(rows.labels, names, config.data)
+        seed = config.seed if training else None
+        batches = Patterns(task).batches(rows.texts, labels, size, seed)
+        order = np.pad(np.arange(len(rows)), (0, -len(rows) % size), constant_values=-1)
+        return Texts(batches=batches, order=order, labels=labels)
     sequences = encode_texts(task.wordpiece, rows.texts, rows.texts_b, config.sequence_length)
     note = ""
     if sequences.cut:
@@ -71,6 +83,7 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
         seed=config.seed if training else None,
         buckets=config.buckets,
         token_dropout=config.token_dropout,
+        balanced=EPOCH if config.method == "fewshot" else 0,
     )
     order = np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE)
     return Texts(batches=batches, order=order, note=note, labels=labels)

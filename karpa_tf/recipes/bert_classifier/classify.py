@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -22,12 +22,14 @@ class Classify(InALine):
         wordpiece: its vocabulary.
         names: the labels, in the order of the logits.
         length: most pieces that are read of a text.
+        pack: makes the model's features of texts (n,), where it is no encoder with a head.
     """
 
     model: keras.Model
     wordpiece: WordPiece
     names: Sequence[str]
     length: int
+    pack: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
 
     def __call__(self, text: tf.Tensor, text_b: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Classifies texts, or pairs of them.
@@ -39,8 +41,12 @@ class Classify(InALine):
         Returns:
             `label` string (n,) and `probabilities` float32 (n, classes).
         """
-        token_ids, segment_ids = pack_texts(self.wordpiece, text, text_b, length=self.length)
-        logits = self.model(dense_features(token_ids, segment_ids, self.wordpiece.pad_id), training=False)
+        if self.pack:
+            features = self.pack(text)
+        else:
+            token_ids, segment_ids = pack_texts(self.wordpiece, text, text_b, length=self.length)
+            features = dense_features(token_ids, segment_ids, self.wordpiece.pad_id)
+        logits = self.model(features, training=False)
         probabilities = tf.nn.softmax(logits)
         label = tf.gather(tf.constant(self.names), tf.argmax(probabilities, axis=1))
         return {"label": label, "probabilities": probabilities}

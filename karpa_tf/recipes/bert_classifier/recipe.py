@@ -10,7 +10,7 @@ What it reaches stands in the header of each YAML file beside this one. How it i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,20 +28,27 @@ from karpa_tf.judging.classification import (
     svm_baseline,
 )
 from karpa_tf.models.bert_classifier import build_bert_classifier
-from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
+from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
+from karpa_tf.models.cloze import build_cloze
+from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import folds
-from karpa_tf.recipes.families.encoders import EncoderRecipe
+from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
+from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
+from karpa_tf.training.contrastive import ContrastiveStep
 from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.training.supervised import SupervisedStep
 
-from . import ABOUT, BertClassifierSettings
-from .batches import ClassifierTask, Texts, batch_texts
+from . import ABOUT, BertClassifierSettings, few
+from .batches import EPOCH, ClassifierTask, Texts, batch_texts
 from .classify import Classify
+from .cloze import Patterns
 
 # Texts shown in the projector.
 _PROJECTED = 1000
@@ -59,14 +66,15 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     # --- Data
 
     def open_data(self, config: BertClassifierSettings) -> Table:
-        table = open_table(config.data, columns_of(config), **folds.held_out_shares(config))
+        shares = folds.held_out_shares(config)
+        table = open_table(config.data, columns_of(config), needs_training=config.learns, **shares)
         splits = folds.hold_out_fold(
             config, table.splits, table.brings_test, lambda rows: (rows.keys(), rows.labels), Rows.take
         )
         table = dataclasses.replace(table, splits=splits)
         for split, rows in splits.items():  # before training, not after it
             label_ids(rows.labels, table.record.labels, f"{config.data} ({split} split)")
-        return table
+        return few.rows_to_learn_from(config, table)
 
     def open_other(self, task: ClassifierTask, source: str) -> tuple[Rows, Sequence[str]]:
         rows = open_test_rows(source, columns_of(task.config))
@@ -89,9 +97,52 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     def build(self, task: ClassifierTask, encoder: keras.Model) -> keras.Model:
         config = task.config
-        return build_bert_classifier(encoder, len(task.names), pooling=config.pooling, dropout=config.dropout)
+        if config.method == "cloze":
+            patterns = Patterns(task)
+            masked_lm = encoder if "units" in task.architecture else build_bert_masked_lm(encoder)
+            return build_cloze(masked_lm, patterns.words, len(config.patterns()))
+        return build_bert_classifier(
+            encoder,
+            len(task.names),
+            pooling=config.pooling,
+            dropout=config.dropout,
+            unit=config.method in ("fewshot", "zeroshot"),
+        )
 
     # --- Train
+
+    def train(self, run: Run[BertClassifierSettings]) -> dict[str, float]:
+        config = run.settings
+        config.batch_size = config.batch_size or (64 if config.method == "fewshot" else 16)
+        return super().train(run)
+
+    def rows_of_epoch(self, config: BertClassifierSettings, part: Rows) -> int:
+        few_rows = config.shots or config.method in ("fewshot", "zeroshot", "cloze")
+        return max(len(part), EPOCH) if few_rows else len(part)
+
+    def learns(self, config: BertClassifierSettings) -> bool:
+        return config.learns
+
+    def make_step(self, task: ClassifierTask, model: keras.Model) -> SupervisedStep:
+        if task.config.method == "fewshot":
+            return ContrastiveStep(model, few.vectors_of(model), accumulate=task.config.accumulate)
+        return super().make_step(task, model)
+
+    def compute(self, task: ClassifierTask, model: keras.Model, data: Data[Rows]) -> Callable[[], None]:
+        method, splits = task.config.method, data.splits
+        if method == "fewshot":
+            return few.FitHead(task, model, splits["train"])
+        if method == "zeroshot":
+            few.name_head(task, model, splits["train"], splits["validation"])
+        elif method == "cloze" and task.config.calibrate:
+            logits = model(Patterns(task)(tf.constant([""])), training=False)[0]
+            bias = model.get_layer("verbalizer").bias
+            bias.assign(bias - logits + tf.reduce_mean(logits))
+        return super().compute(task, model, data)
+
+    def options_of_best(self, config: BertClassifierSettings) -> dict[str, Any]:
+        # With few rows the validation split would be most of what was learned from: it decides nothing.
+        return {"last": True} if config.shots else super().options_of_best(config)
 
     def monitor(self, config: BertClassifierSettings) -> str:
         return config.metric
@@ -103,7 +154,9 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         """Returns the vectors that stand for the first texts, with their labels."""
         shown = part.take(range(min(_PROJECTED, len(part))))
         texts = self.batch(task, shown)
-        pooled = keras.Model(model.input, model.get_layer("pool").output)
+        pooled = model
+        if task.config.method != "cloze":
+            pooled = keras.Model(model.input, model.get_layer("pool").output)
         return texts.rows(Outputs(pooled, texts.batches)), {
             "label": shown.labels,
             "text": [text[:80] for text in shown.texts],
@@ -122,10 +175,14 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         if step is not None:
             write_classification(folder.path / "validation", step, labels, probabilities, names, joined(rows))
         known_labels = label_ids(known.labels, names, task.config.data)
+        more = {}
+        if few.has_frozen_baseline(task.config):
+            more["frozen encoder"] = few.frozen_baseline(task, known, rows)
         return Evaluation(
             data=where,
             metrics=classification_metrics(labels, probabilities),
             baselines={
+                **more,
                 "tf-idf + svm": svm_baseline(joined(known), known_labels, joined(rows), labels),
                 "most frequent": most_frequent_baseline(known_labels, labels),
             },
@@ -148,7 +205,8 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
                 if not str(row[name]).strip():
                     raise UserError(f"Row {number} has an empty {name}: there is nothing to classify.")
 
-        function = Classify(model, task.wordpiece, task.names, task.config.sequence_length)
+        pack = Patterns(task) if task.config.method == "cloze" else None
+        function = Classify(model, task.wordpiece, task.names, task.config.sequence_length, pack)
         # Keras' `weights` leave the states of random numbers out.
         return Signature(function, inputs, variables=model.weights, check=check, names=task.names)
 
@@ -163,6 +221,11 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         return explain_words(folder, self.served(task, model), inputs, claims)
 
     # --- Export
+
+    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+        if options.quantize == "int8" and folder.open_config(BertClassifierSettings).method == "cloze":
+            raise UserError("quantize int8 does not go with method cloze, whose embedding is its output too.")
+        return super().export(folder, options)
 
     def rows(self, part: Rows) -> list[dict[str, str]]:
         texts = {"text": part.texts, **({"text_b": part.texts_b} if part.texts_b else {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -17,7 +17,6 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.export.signature import Signature
 from karpa_tf.lines import InALine
-from karpa_tf.models.bert import build_bert
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, folds, starts
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
@@ -81,11 +80,13 @@ class Task(InALine, Generic[S]):
         config: of the run.
         names: labels or tags, in the order of the logits.
         wordpiece: cuts texts into pieces.
+        architecture: arguments by which the encoder is built.
     """
 
     config: S
     names: list[str]
     wordpiece: WordPiece
+    architecture: Mapping[str, Any]
 
 
 class EncoderRecipe(Recipe[S], Generic[S, P, E]):
@@ -149,6 +150,39 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
         """Returns the model card, with a note on the quantization."""
 
+    def rows_of_epoch(self, config: S, part: P) -> int:
+        """Returns how many rows an epoch has, at least."""
+        return len(part)
+
+    def learns(self, config: S) -> bool:
+        """Returns whether there is anything to train."""
+        return True
+
+    def make_step(self, task: Task[S], model: keras.Model) -> SupervisedStep:
+        """Returns the step that trains a compiled model."""
+        config, adversary = task.config, None
+        if config.adversarial:
+            adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
+        metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
+        return SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
+
+    def compute(self, task: Task[S], model: keras.Model, data: Data[P]) -> Callable[[], None]:
+        """Sets what of a model is computed and not trained, if there is any.
+
+        Args:
+            task: of the model.
+            model: with the weights that it starts from.
+            data: of the run.
+
+        Returns:
+            What is to be called before each evaluation, to compute it anew.
+        """
+        return lambda: None
+
+    def options_of_best(self, config: S) -> dict[str, Any]:
+        """Returns how the best weights are chosen and kept: arguments of `BestWeights`."""
+        return {"patience": config.patience, "trained_only": config.method in starts.ADDED}
+
     def monitor(self, config: S) -> str:
         """Returns the figure by which the best epoch is chosen."""
         return self.figure
@@ -162,14 +196,16 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """
         config, folder = run.settings, run.folder
         starts.refuse_older(run)
+        starts.resolve_preset(config, folder)
         kind = "scratch" if config.preset == "scratch" else config.method
         config.learning_rate = config.learning_rate or config.learning_rates[kind]
         data = self.open_data(config)
         known, held_out, test = (data.splits[split] for split in ("train", "validation", "test"))
-        shrunk = folds.shrink_batch(config, len(known), run.strategy.num_replicas_in_sync)
+        rows = self.rows_of_epoch(config, known)
+        shrunk = folds.shrink_batch(config, rows, run.strategy.num_replicas_in_sync)
         run.begin(data.record)
         start = starts.make_start(config, folder, self.vocabulary_texts(known))
-        task = Task(config, data.record.labels, start.wordpiece)
+        task = Task(config, data.record.labels, start.wordpiece, start.architecture)
         kinds, found = self.kinds(task.names, test)
         examples, labels = self.counted
         run.say(
@@ -179,7 +215,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             shrunk,
             folds.thin_test(config, len(test), found, kinds, data.brings_test),
         )
-        learned, validation = self.batch(task, known, training=True), self.batch(task, held_out)
+        learned = self.batch(task, known, training=True)
         run.say(learned.note)
         if run.chief:
             starts.save_start(start, folder)
@@ -187,33 +223,44 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
         pretrained = starts.pretrain(run, start, self.texts(known))
         with run.strategy.scope():
-            encoder = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
+            encoder = start.build_encoder(dropout=config.dropout, dtype=config.precision)
             model = self.build(task, encoder)
             starts.put_weights(model, start, pretrained, run)
             starts.apply_method(model, config)
             steps = config.epochs * learned.batches.steps_per_epoch
             optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)
             model.compile(optimizer, SparseCrossEntropy())
-        run.say(starts.describe_training(config, model, learned.batches))
-        self._fine_tune(run, task, model, learned.batches, validation, held_out)
+        again = self.compute(task, model, data)
+        if self.learns(config):
+            run.say(starts.describe_training(config, model, learned.batches))
+            self._fine_tune(run, task, model, learned.batches, held_out, again)
+        else:
+            run.keep(model)
         return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
 
     def _fine_tune(
-        self, run: Run[S], task: Task[S], model: keras.Model, batches: Batches, examples: E, held_out: P
+        self,
+        run: Run[S],
+        task: Task[S],
+        model: keras.Model,
+        batches: Batches,
+        held_out: P,
+        again: Callable[[], None],
     ) -> None:
         config, monitor = run.settings, self.monitor(run.settings)
-        adversary = None
-        if config.adversarial:
-            adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
-        metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
-        step = SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
+        step = self.make_step(task, model)
+        examples = self.batch(task, held_out)
         outputs = Outputs(model, examples.batches)
         features, _, _ = next(iter(batches.dataset(0, 1)))
-        trained_only, patience = config.method != "full", config.patience
+
+        def validate() -> dict[str, float]:
+            again()
+            return self.metrics(task, outputs, examples)
+
         run.fit(
-            Stage(step, batches, config.epochs, validation=lambda: self.metrics(task, outputs, examples)),
-            best=run.best_weights(f"val_{monitor}", mode="max", patience=patience, trained_only=trained_only),
-            shown=(*metrics, monitor),
+            Stage(step, batches, config.epochs, validation=validate),
+            best=run.best_weights(f"val_{monitor}", mode="max", **self.options_of_best(config)),
+            shown=(*step.names[1:], monitor),
             units_per_step=batches.batch_size,
             example=features,
             projector=lambda: self.vectors(task, model, held_out),
@@ -226,7 +273,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, self.labels_file)
         start = starts.read_start(folder)
-        task: Task[S] = Task(config, names, start.wordpiece)
+        task: Task[S] = Task(config, names, start.wordpiece, start.architecture)
         return task, starts.open_trained(config, folder, start, partial(self.build, task))
 
     def held_out(self, folder: RunFolder, task: Task[S], options: EvaluateOptions) -> tuple[P, P, str]:

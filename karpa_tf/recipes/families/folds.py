@@ -2,7 +2,7 @@
 
 Every fold is a run like any other, with `fold` in its settings: it resumes, is evaluated and exported by
 itself. The run that was asked for holds no model, but which runs they are and what their figures say
-together.
+together. A learning curve by `--curve` is trained likewise: a run a method and number of shots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from karpa_tf.recipe import Recipe
 from karpa_tf.recipes.families.settings import SplitSettings
 from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused, write_json
 
-_RUNS = "folds.json"
+_FOLDS, _CURVE = "folds.json", "curve.json"
 # Below so many rows to test on, or of a class, a figure says little.
 _ENOUGH = 50
 _ENOUGH_OF_CLASS = 5
@@ -42,36 +42,9 @@ def cross_validate(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resum
         folder: of the run that was asked for; its metrics.json gets the means and deviations.
         resume: go on with the folds that have begun.
     """
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    if config.strategy == "multi-worker":
-        raise UserError("--folds trains on one machine. Received: strategy multi-worker.")
-    runs: dict[str, str] = {}
-    if resume and (folder.assets / _RUNS).exists():
-        runs = folder.read_json(f"assets/{_RUNS}")
-    figures: list[dict[str, Any]] = []
-    for number in range(1, config.folds + 1):
-        mine = dataclasses.replace(config, fold=number)
-        begun = str(number) in runs
-        fold = RunFolder(folder.path.parent / runs[str(number)]) if begun else _new_run(folder)
-        say(f"fold {number} of {config.folds}: {fold.path}")
-        done = fold.read_metrics() if begun else None
-        if done is None or fold.read_config().get("epochs") != config.epochs:
-            runs[str(number)] = fold.path.name
-            _note(folder, config, runs)
-            try:
-                keras.utils.clear_session()
-                with locked(fold.path), _traced_once_more():
-                    recipe.start(mine, fold, resume=begun)
-            finally:
-                if not begun and not fold.begun:  # it could not even start
-                    remove_if_unused(fold)
-                    del runs[str(number)]
-                    _note(folder, config, runs)
-            done = fold.read_metrics() or {}
-        figures.append({"run": str(fold.path), **{k: v for k, v in done.items() if isinstance(v, float)}})
+    every = {str(number): dataclasses.replace(config, fold=number) for number in range(1, config.folds + 1)}
+    titles = [f"fold {number} of {config.folds}" for number in every]
+    figures = _train_each(recipe, config, every, titles, folder, _FOLDS, resume=resume)
     names = [name for name in figures[0] if name != "run"]
     values = {name: [row[name] for row in figures] for name in names}
     means = {name: float(np.mean(value)) for name, value in values.items()}
@@ -80,8 +53,101 @@ def cross_validate(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resum
     for name in names:
         if not name.startswith("validation_"):
             each = ", ".join(f"{value:.4f}" for value in values[name])
-            say(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
+            _say(f"{name} {means[name]:.4f} +- {deviations[name]:.4f} ({each})")
     return means
+
+
+def learning_curve(recipe: Recipe[Any], config: Any, folder: RunFolder, *, resume: bool) -> dict[str, float]:
+    """Trains a run of the method, and one of method full, for each number of shots; says which one is better.
+
+    Args:
+        recipe: what is trained.
+        config: with `curve`.
+        folder: of the run that was asked for; its metrics.json gets a figure a run, as `fewshot_5`.
+        resume: go on with the runs that have begun.
+
+    Returns:
+        The figures by method and number of shots, and `full_wins_from`: the least number of shots from which
+        on full is the better one, if there is one but all rows.
+    """
+    numbers, methods = config.curve_shots(), (config.method, "full")
+    every = {
+        f"{method}_{shots or 'all'}": dataclasses.replace(config, curve="", method=method, shots=shots)
+        for shots in numbers
+        for method in methods
+    }
+    titles = [name.replace("_", ", shots ") for name in every]
+    found = _train_each(recipe, config, every, titles, folder, _CURVE, resume=resume)
+    figure = recipe.about.figure
+    figures = {name: row[figure] for name, row in zip(every, found, strict=True)}
+    _say(f"{figure:<10} {methods[0]:>8} {methods[1]:>8}")
+    wins: list[int] = []
+    for shots in numbers:
+        own, full = (figures[f"{method}_{shots or 'all'}"] for method in methods)
+        wins = [*wins, shots] if full > own else []
+        _say(f"shots {shots or 'all':<4} {own:>8.4f} {full:>8.4f}")
+    last = f"full is better than {config.method} from shots {wins[0] or 'all'} on" if wins else ""
+    _say(f"{last or f'full is not better than {config.method} with the most shots'}.")
+    metrics = {**figures, **({"full_wins_from": float(wins[0])} if wins and wins[0] else {})}
+    folder.write_metrics({**metrics, "runs": dict(zip(every, found, strict=True))})
+    return metrics
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _train_each(
+    recipe: Recipe[Any],
+    config: Any,
+    every: Mapping[str, Any],
+    titles: Sequence[str],
+    folder: RunFolder,
+    file: str,
+    *,
+    resume: bool,
+) -> list[dict[str, Any]]:
+    """Trains a run for each of several settings, one after the other.
+
+    Args:
+        recipe: what is trained.
+        config: of the run that was asked for.
+        every: the settings by name.
+        titles: what the lines of progress call them.
+        folder: of the run that was asked for.
+        file: in its assets, with the runs by name.
+        resume: go on with the runs that have begun.
+
+    Returns:
+        The path and the figures of each.
+    """
+    if config.strategy == "multi-worker":
+        flag = "folds" if file == _FOLDS else "curve"
+        raise UserError(f"--{flag} trains on one machine. Received: strategy multi-worker.")
+    runs: dict[str, str] = {}
+    if resume and (folder.assets / file).exists():
+        runs = folder.read_json(f"assets/{file}")
+    figures: list[dict[str, Any]] = []
+    for (name, mine), title in zip(every.items(), titles, strict=True):
+        begun = name in runs
+        run = RunFolder(folder.path.parent / runs[name]) if begun else _new_run(folder)
+        _say(f"{title}: {run.path}")
+        done = run.read_metrics() if begun else None
+        if done is None or run.read_config().get("epochs") != config.epochs:
+            runs[name] = run.path.name
+            _note(folder, config, file, runs)
+            try:
+                keras.utils.clear_session()
+                with locked(run.path), _traced_once_more():
+                    recipe.start(mine, run, resume=begun)
+            finally:
+                if not begun and not run.begun:  # it could not even start
+                    remove_if_unused(run)
+                    del runs[name]
+                    _note(folder, config, file, runs)
+            done = run.read_metrics() or {}
+        figures.append({"run": str(run.path), **{k: v for k, v in done.items() if isinstance(v, float)}})
+    return figures
 
 
 @contextmanager
@@ -104,9 +170,9 @@ def _new_run(folder: RunFolder) -> RunFolder:
     return create_run(folder.path.parent.parent, folder.recipe, command[1:], folder.code)
 
 
-def _note(folder: RunFolder, config: SplitSettings, runs: Mapping[str, str]) -> None:
-    """Makes of the folder a run that can be resumed; if no fold has begun, one that nothing is kept of."""
-    write_json(folder.assets / _RUNS, runs)
+def _note(folder: RunFolder, config: SplitSettings, file: str, runs: Mapping[str, str]) -> None:
+    """Makes of the folder a run that can be resumed; if none has begun, one that nothing is kept of."""
+    write_json(folder.assets / file, runs)
     folder.write_environment(config.seed)
     folder.write_config(config)
     if runs:

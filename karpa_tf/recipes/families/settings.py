@@ -126,6 +126,11 @@ class BertSettings(SplitSettings):
         if self.width % self.heads:
             raise UserError(f"width must be a multiple of heads. Received: {self.width} and {self.heads}.")
 
+    @property
+    def needs_masked_lm(self) -> bool:
+        """Whether the preset must bring the head of a masked language model."""
+        return False
+
     def targets(self) -> list[str]:
         """Returns the names in `lora_targets`."""
         return [name.strip() for name in self.lora_targets.split(",") if name.strip()]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import Corpus, split_documents
 from karpa_tf.data.text import load_text
 from karpa_tf.errors import UserError
+from karpa_tf.lines import InALine
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
+from karpa_tf.models.mlm_gru import build_mlm_gru
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
 from karpa_tf.recipes.families import common
 from karpa_tf.recipes.families.settings import BertSettings
@@ -29,7 +32,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, write_json
+from karpa_tf.training.run_folder import RunFolder, open_run, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
@@ -37,9 +40,77 @@ from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 # The name of the stage, and the peak of its learning rate, which did well on held-out rows.
 PRETRAINING = "pretraining"
 _PRETRAINING_RATE = 1e-3
+# Methods whose weights are kept without the preset's, to which they were added.
+ADDED = ("lora", "head")
 
 
 # --- The encoder and its vocabulary ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class MaskedRun(InALine):
+    """The masked language model of a run of mlm-gru, to start from in the place of a preset.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    folder: RunFolder
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `build_mlm_gru`."""
+        config = self.folder.read_config()
+        sizes = {name: config[name] for name in ("embedding_size", "units", "objective")}
+        return {"vocabulary_size": len(self.wordpiece), **sizes}
+
+    @cached_property
+    def wordpiece(self) -> WordPiece:
+        """What cuts texts into its pieces."""
+        return WordPiece.load(self.folder.assets / "vocab.txt", self.folder.read_config()["lowercase"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights."""
+        with common.reading_weights(self.folder):
+            return hashlib.blake2b(self.folder.best_weights.read_bytes(), digest_size=16).hexdigest()
+
+    def assign(self, model: keras.Model) -> None:
+        """Puts the weights into a model that has the layers of the run's."""
+        own = build_mlm_gru(**self.architecture)
+        common.load_weights(own, self.folder)
+        for layer in own.layers:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def open_preset(config: BertSettings) -> Preset | MaskedRun:
+    """Reads a preset, or opens a run of mlm-gru.
+
+    Raises:
+        UserError: it is not there, or no masked language model where one is needed, or such a one elsewhere.
+    """
+    name = config.preset
+    if not (Path(name) / "config.yaml").is_file():
+        preset = load_preset(name)
+        if config.needs_masked_lm and not preset.head:
+            raise UserError(
+                f"method {config.method} needs a masked language model, and {name} brings no head of one "
+                "(cls.predictions): give a BERT that does, or a run of mlm-gru."
+            )
+        return preset
+    run = open_run(name)
+    if run.recipe != "mlm-gru" or not config.needs_masked_lm:
+        raise UserError(
+            f"--preset: a run of mlm-gru goes with method cloze, and a pretrained BERT with any. Received: "
+            f"{run.path}, a run of {run.recipe}, and method {config.method}."
+        )
+    return MaskedRun(run)
+
+
+def resolve_preset(config: BertSettings, folder: RunFolder) -> None:
+    """Puts the path of the run that is meant by `mlm-gru/latest` into `config.preset`."""
+    if Path(config.preset).name == "latest":
+        config.preset = str(open_run(config.preset, folder.path.parent.parent).path.resolve())
 
 
 @dataclass(frozen=True)
@@ -48,11 +119,16 @@ class Start:
 
     architecture: dict[str, Any]
     wordpiece: WordPiece
-    preset: Preset | None = None
+    preset: Preset | MaskedRun | None = None
 
     @property
     def fingerprint(self) -> str:
         return self.preset.fingerprint if self.preset else ""
+
+    def build_encoder(self, **options: Any) -> keras.Model:
+        """Builds the encoder, or a run's masked language model; `options` are `dropout` and `dtype`."""
+        build = build_mlm_gru if "units" in self.architecture else build_bert
+        return build(**self.architecture, **options)
 
 
 def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
@@ -64,12 +140,13 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
         texts: of the training split.
     """
     if config.preset != "scratch":
-        preset = load_preset(config.preset)
+        preset = open_preset(config)
         _same_preset(preset, config, folder)
-        if config.sequence_length > preset.architecture["positions"]:
+        most = preset.architecture.get("positions", config.sequence_length)
+        if config.sequence_length > most:
             raise UserError(
-                f"sequence_length may be {preset.architecture['positions']} at most with {config.preset}. "
-                f"Received: {config.sequence_length}."
+                f"sequence_length may be {most} at most with {config.preset}. Received: "
+                f"{config.sequence_length}."
             )
         return Start(preset.architecture, preset.wordpiece, preset)
     path: Path | str = folder.assets / "vocab.txt"
@@ -93,7 +170,7 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
     return Start(architecture, wordpiece)
 
 
-def _same_preset(preset: Preset, config: BertSettings, folder: RunFolder) -> None:
+def _same_preset(preset: Preset | MaskedRun, config: BertSettings, folder: RunFolder) -> None:
     """Raises a UserError if the run began with another preset than lies there now."""
     path = folder.assets / "encoder.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
@@ -230,6 +307,8 @@ def apply_method(model: keras.Model, config: BertSettings) -> None:
         freeze_encoder(model)
     elif config.method == "lora":
         enable_lora(model, config.lora_rank, config.targets())
+    elif config.method == "fewshot":
+        model.get_layer("logits").trainable = False  # computed from the vectors
 
 
 def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: float) -> AdamW:
@@ -249,7 +328,7 @@ def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]
 
     `head_rate` for what is not pretrained; `layer_decay` for the last block, its square for the one below.
     """
-    stack = [model.get_layer("embeddings"), *blocks(model)]
+    stack = [*(layer for layer in model.layers if layer.name == "embeddings"), *blocks(model)]
     rates = {
         variable.path: config.layer_decay ** (len(stack) - depth)
         for depth, layer in enumerate(stack)
@@ -288,13 +367,13 @@ def open_trained(
     Raises:
         UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
     """
-    plain = build(build_bert(**start.architecture, dropout=config.dropout))
-    if config.method == "full":
+    plain = build(start.build_encoder(dropout=config.dropout))
+    if config.method not in ADDED:
         common.load_weights(plain, folder)
         return plain
     preset = load_preset(config.preset)
     _same_preset(preset, config, folder)
-    model = build(build_bert(**start.architecture, dropout=config.dropout))
+    model = build(start.build_encoder(dropout=config.dropout))
     preset.assign(model)
     apply_method(model, config)
     common.load_weights(model, folder, load_trained)
