@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.data.augmentation import Augmentation, augment
 from karpa_tf.data.batches import Batches, slice_part
 from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.lines import InALine
+
+# Numbers that keep the random streams of a step apart.
+_SUPPORT, _QUERY = 7, 8
 
 
 class TaskBatch(NamedTuple):
@@ -78,7 +82,14 @@ class TaskData(InALine):
 
 
 def task_batches(
-    tasks: Tasks, *, meta_batch: int, shots: int, queries: int, seed: int, steps_per_epoch: int
+    tasks: Tasks,
+    *,
+    meta_batch: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    steps_per_epoch: int,
+    augmentation: Augmentation | None = None,
 ) -> Batches:
     """Returns batches of tasks; an element is a `TaskBatch` of tensors.
 
@@ -89,6 +100,7 @@ def task_batches(
         queries: the same to answer.
         seed: batch number i depends on the seed and i alone.
         steps_per_epoch: there is no pass over all tasks: how many batches are called one.
+        augmentation: how images are changed, each in its own way; None: not at all.
     """
 
     def sample(step: np.ndarray) -> list[np.ndarray]:
@@ -98,13 +110,21 @@ def task_batches(
 
     example = tasks.sample(np.random.default_rng(seed), 1, shots=shots, queries=queries)
 
+    def changed(images: tf.Tensor, step: tf.Tensor, stream: int) -> tf.Tensor:
+        assert augmentation
+        flat = tf.reshape(images, [-1, *tasks.shape])
+        numbers = tf.random.experimental.stateless_fold_in([seed, stream], tf.cast(step, tf.int32))
+        random = tf.random.stateless_uniform([flat.shape[0], 8], numbers)
+        return tf.reshape(augment(flat, augmentation, random), images.shape)
+
     def load(step: tf.Tensor, part: int, parts: int) -> TaskBatch:
         arrays = tf.numpy_function(sample, [step], [array.dtype for array in example], stateful=False)
-        return TaskBatch(
-            *(
-                slice_part(tf.ensure_shape(array, [meta_batch, *of.shape[1:]]), part, parts)
-                for array, of in zip(arrays, example, strict=True)
+        shapes = [[meta_batch, *of.shape[1:]] for of in example]
+        batch = TaskBatch(*map(tf.ensure_shape, arrays, shapes))
+        if augmentation:
+            batch = batch._replace(
+                support=changed(batch.support, step, _SUPPORT), query=changed(batch.query, step, _QUERY)
             )
-        )
+        return TaskBatch(*(slice_part(array, part, parts) for array in batch))
 
     return Batches(load, steps_per_epoch, meta_batch)

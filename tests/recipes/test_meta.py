@@ -23,7 +23,6 @@ from tests.models.test_presets import write_folder
 TINY = ["--iterations", 8, "--evaluate_every", 4, "--validation_tasks", 4, "--meta_batch", 2]
 TINY += ["--deterministic", "true", "--keep_checkpoints", 100, "--checkpoint_seconds", 0]
 IMAGES = [*TINY, "--ways", 3, "--shots", 2, "--queries", 2, "--image_size", 8, "--filters", 4]
-EVALUATED = ["--tasks", 12, "--json"]
 
 
 def train(logs: Path, *words: object) -> Path:
@@ -103,9 +102,9 @@ def test_runs_are_resumed_to_the_bit(images, karpa) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fomaml", "reptile", "imaml", "anil"])
-def test_every_algorithm_trains_and_is_exported(algorithm, folders, karpa, tmp_path) -> None:
-    words = ["--data", folders, *IMAGES, "--algorithm", algorithm, "--baseline_steps", 0, "--logs", tmp_path]
-    assert karpa("train", "meta", *words).status == 0
+def test_every_algorithm_trains_and_is_exported(algorithm, karpa, tmp_path) -> None:
+    words = ["--algorithm", algorithm, "--units", "4", "--baseline_steps", 0, "--inner_steps", 2]
+    assert karpa("train", "meta", *TINY, *words, "--logs", tmp_path).status == 0
     result = karpa("export", "meta/latest", "--logs", tmp_path, "--to", tmp_path / "models", "--force")
     assert result.status == 0, result.err
 
@@ -128,16 +127,16 @@ def test_evaluate_says_again_what_training_said(images, karpa) -> None:
     before = json.loads((images / "metrics.json").read_text())
     assert result.json["metrics"]["accuracy"] == before["accuracy"]
     assert result.json["baselines"] == before["baselines"]
-    fewer = karpa("evaluate", "meta/latest", "--logs", logs, "--shots", 1, *EVALUATED)
-    assert fewer.status == 0 and fewer.json["facts"] | {"tasks": 12, "shots": 1} == fewer.json["facts"]
+    fewer = karpa("evaluate", "meta/latest", "--logs", logs, "--shots", 1, "--tasks", 12)
+    assert fewer.status == 0 and "shots: 1" in fewer.out and "tasks: 12" in fewer.out
 
 
 def test_other_data_is_evaluated_whole(images, folders, karpa, tmp_path) -> None:
     pixels, labels = make_images(40, 8, 1, classes=4, seed=3)
     other = write_class_folders(tmp_path / "other", 255 - pixels, labels, [f"new {n}" for n in range(4)])
-    result = karpa("evaluate", "meta/latest", "--logs", images.parent.parent, "--data", other, *EVALUATED)
+    result = karpa("evaluate", "meta/latest", "--logs", images.parent.parent, "--data", other, "--tasks", 12)
     assert result.status == 0, result.err
-    assert result.json["facts"]["classes"] == 4
+    assert "classes: 4" in result.out
 
 
 def task(folders: Path, names: dict[str, str], queries: int = 2) -> dict[str, Any]:

@@ -141,13 +141,7 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
     """
     if config.preset != "scratch":
         preset = open_preset(config)
-        _same_preset(preset, config, folder)
-        most = preset.architecture.get("positions", config.sequence_length)
-        if config.sequence_length > most:
-            raise UserError(
-                f"sequence_length may be {most} at most with {config.preset}. Received: "
-                f"{config.sequence_length}."
-            )
+        check_preset(preset, config, folder)
         return Start(preset.architecture, preset.wordpiece, preset)
     path: Path | str = folder.assets / "vocab.txt"
     if not Path(path).exists():
@@ -170,8 +164,19 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
     return Start(architecture, wordpiece)
 
 
-def _same_preset(preset: Preset | MaskedRun, config: BertSettings, folder: RunFolder) -> None:
-    """Raises a UserError if the run began with another preset than lies there now."""
+def check_preset(preset: Preset | MaskedRun, config: Any, folder: RunFolder) -> None:
+    """Raises a UserError if a preset reads no texts so long, or is not the one that a run began with.
+
+    Args:
+        preset: what lies there now.
+        config: of the run; it has `preset` and `sequence_length`.
+        folder: of the run.
+    """
+    most = preset.architecture.get("positions", config.sequence_length)
+    if config.sequence_length > most:
+        raise UserError(
+            f"sequence_length may be {most} at most with {config.preset}. Received: {config.sequence_length}."
+        )
     path = folder.assets / "encoder.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["preset"] != preset.fingerprint:
         raise UserError(
@@ -372,7 +377,7 @@ def open_trained(
         common.load_weights(plain, folder)
         return plain
     preset = load_preset(config.preset)
-    _same_preset(preset, config, folder)
+    check_preset(preset, config, folder)
     model = build(start.build_encoder(dropout=config.dropout))
     preset.assign(model)
     apply_method(model, config)

@@ -94,13 +94,14 @@ class MetaSettings(RunSettings):
     rotations: bool = option(
         False, "Images turned by 90, 180 and 270 degrees are further classes to train on."
     )
+    augment: bool = option(True, "Images to train on are moved, turned, scaled and slanted a little.")
     image_size: Annotated[int, Bounds(least=8, most=256)] = option(28, "Width and height of the images.")
     color: bool = option(False, "Images have colours; else they are grey.")
     filters: Count = option(32, "Filters of each of the four convolutions.")
     units: str = option("40,40", "Units of each hidden layer, for sinusoids.")
     preset: str = option("", "Texts: the BERT that reads them, a folder or a name as for bert-classifier.")
-    text: str = option("", "Texts: the column of the texts; empty: text, or the like.")
-    label: str = option("", "Texts: the column of the labels; empty: label, or the like.")
+    text: str = option("text", "Texts: the column of the texts.")
+    label: str = option("label", "Texts: the column of the labels.")
     sequence_length: Annotated[int, Bounds(least=8)] = option(128, "Texts: most pieces of a text.")
     evaluate_every: Count = option(250, "Updates between two evaluations on tasks of the validation split.")
     validation_tasks: Annotated[int, Bounds(least=2)] = option(100, "Tasks of such an evaluation.")

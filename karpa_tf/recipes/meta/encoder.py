@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from karpa_tf.data.sequences import dense_features, pack_texts
 from karpa_tf.lines import InALine
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import Pool
+from karpa_tf.models.presets import load_preset
 from karpa_tf.recipes.families import common, starts
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
@@ -60,11 +60,12 @@ class Encoder(InALine):
 
 def first_encoder(run: Run[MetaSettings]) -> Encoder:
     """Reads the preset that a run names, and keeps it in the run folder: predicting needs no preset."""
-    config: Any = run.settings
-    start = starts.make_start(config, run.folder, [])
+    config = run.settings
+    preset = load_preset(config.preset)
+    starts.check_preset(preset, config, run.folder)
+    start = starts.Start(preset.architecture, preset.wordpiece, preset)
     encoder = Encoder(start, config.sequence_length)
-    assert start.preset
-    start.preset.assign(encoder.model)
+    preset.assign(encoder.model)
     if run.chief:
         starts.save_start(start, run.folder)
         encoder.model.save_weights(_weights(run.folder))

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.data.augmentation import Augmentation
 from karpa_tf.data.tables import Columns
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.few_shot import (
@@ -58,6 +59,7 @@ from .encoder import Encoder, first_encoder, read_encoder
 from .network import build_network, make_algorithm
 from .served import signature_of
 
+_AUGMENTATION = Augmentation(shift=2, rotate=12.0, scale=0.15, shear=0.2)
 # After these numbers of steps on a task a run is evaluated.
 _STEPS = (0, 1, 5, 10)
 # Tasks of a batch in evaluation, and the seeds of what is drawn there: no training draws the same.
@@ -115,6 +117,7 @@ class Meta(Recipe[MetaSettings]):
             queries=config.queries,
             seed=config.seed,
             steps_per_epoch=every,
+            augmentation=_AUGMENTATION if config.augment and config.kind == "images" else None,
         )
         held_out = _batches(data.splits["validation"], config, config.validation_tasks, _VALIDATION_SEED)
         predict = answer(algorithm, [config.served_steps])
