@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf import data, export, models, reports, serving, settings, training
+from karpa_tf import data, export, meta, models, reports, serving, settings, training
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import (
     EvaluateOptions,
@@ -58,8 +58,11 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     sentences = [data.Sentence(*zip(*words, strict=True)) for words in make_tagged(MANY)]
     model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
     model.compile(training.AdamW(0.1), "mse")
+    deep = keras.Sequential([keras.Input([4]), keras.layers.Dense(3), keras.layers.Dense(2)])
     batches = data.array_batches(np.zeros([MANY, 4]), np.zeros([MANY, 2]), batch_size=10)
     stage = training.Stage(training.SupervisedStep(model), batches)
+    tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
+    algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
     run_folder = RunFolder(folder / "mlm-gru" / "1")
     run_settings = find_recipe("mlm-gru").about.settings(epochs=3, precision="float32")
     found = [
@@ -82,6 +85,14 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text.wordpiece,
         models.Preset({"layers": 2}, text.wordpiece.pieces, True, {"x": np.zeros([MANY, MANY])}),
         export.Signature(lambda x: {"y": x}, {"x": tf.TensorSpec([None, 4])}, model.variables),
+        tasks,
+        meta.open_sinusoids(),
+        meta.Sinusoids(),
+        tasks.sample(np.random.default_rng(0), MANY, shots=1, queries=1),
+        meta.Functional(deep),
+        *algorithms,
+        meta.ProtoNet(deep, ways=2),
+        meta.MetaStep(algorithms[0], training.AdamW(0.1)),
         reports.TensorBoard(folder, hparams={f"field_{i}": i for i in range(MANY)}, example=pixels),
         reports.Progress(),
         serving.Serving("http://127.0.0.1:8501", None, {f"model {i}": [1] for i in range(MANY)}),

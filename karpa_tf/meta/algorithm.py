@@ -133,6 +133,9 @@ class Algorithm(InALine, ABC):
             steps: after which numbers of steps to answer, rising; None: after `inner_steps`.
             row_weights: [t, k]; rows of padding have 0. Classes without a row get next to no probability.
             portable: see `Functional`; for what is exported.
+
+        Raises:
+            UserError: the numbers of steps do not rise, or are below 0.
         """
         steps = [self.inner_steps] if steps is None else list(steps)
         if steps != sorted(set(steps)) or not steps or steps[0] < 0:

@@ -74,6 +74,12 @@ class ClassTasks(Tasks):
     def sample(self, rng: np.random.Generator, count: int, *, shots: int, queries: int) -> TaskBatch:
         """Draws tasks: classes in any order, so that a class is another number in each task.
 
+        Args:
+            rng: which ones, together with its state alone.
+            count: of tasks.
+            shots: examples of each class in the support set.
+            queries: the same in the query set.
+
         Raises:
             UserError: there are fewer classes, or examples of one, than a task needs.
         """

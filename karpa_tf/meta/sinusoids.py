@@ -19,7 +19,14 @@ class Sinusoids(Tasks):
     shape, ways, outputs = (1,), 0, 1
 
     def sample(self, rng: np.random.Generator, count: int, *, shots: int, queries: int) -> TaskBatch:
-        """Draws tasks: a sinusoid each, `shots` points of it and `queries` others."""
+        """Draws tasks: a sinusoid each.
+
+        Args:
+            rng: which ones, together with its state alone.
+            count: of tasks.
+            shots: points of each to learn from.
+            queries: others to answer.
+        """
         amplitude, phase = (rng.uniform(*bounds, (count, 1, 1)) for bounds in (AMPLITUDES, PHASES))
         x = rng.uniform(*INPUTS, (count, shots + queries, 1))
         y = amplitude * np.sin(x - phase)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from karpa_tf.data.augmentation import Augmentation, augment
 from karpa_tf.data.batches import Batches, slice_part
 from karpa_tf.data.sources import DataRecord, Split
-from karpa_tf.lines import InALine
+from karpa_tf.lines import InALine, in_a_line
 
 # Numbers that keep the random streams of a step apart.
 _SUPPORT, _QUERY = 7, 8
@@ -32,6 +32,9 @@ class TaskBatch(NamedTuple):
     support_labels: Any
     query: Any
     query_labels: Any
+
+    def __repr__(self) -> str:
+        return in_a_line("TaskBatch", self._asdict())
 
 
 class Tasks(InALine, ABC):

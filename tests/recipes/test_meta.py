@@ -267,7 +267,7 @@ def test_the_export_answers_as_the_run_does(images, texts, sinusoids, folders, k
         (tmp_path / "row.jsonl").write_text(json.dumps(row) + "\n")
         answers = [
             karpa("predict", model, "--logs", logs, "--input", tmp_path / "row.jsonl", "--json").json
-            for model in ("meta/latest", result.json["path"])
+            for model in ("meta/latest", to / "meta" / "1")
         ]
         first, second = (answer["predictions"][0] for answer in answers)
         assert set(first) == set(second)
