@@ -1,6 +1,6 @@
 """A recipe of each family is trained, evaluated and exported on a GPU; the export is checked on the CPU.
 
-Skipped where there is none. It has never run on one: docs/deploy.md says so.
+Skipped where there is none. docs/deploy.md says on which one it has passed.
 """
 
 from __future__ import annotations
