@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from karpa_tf.meta.sinusoids import Sinusoids as Sinusoids
     from karpa_tf.meta.sinusoids import open_sinusoids as open_sinusoids
     from karpa_tf.meta.step import MetaStep as MetaStep
-    from karpa_tf.meta.tasks import TaskBatch as TaskBatch
     from karpa_tf.meta.tasks import TaskData as TaskData
     from karpa_tf.meta.tasks import Tasks as Tasks
     from karpa_tf.meta.tasks import task_batches as task_batches
@@ -41,7 +40,7 @@ else:  # a type checker would take any name for one of these
             ".reptile": "Reptile",
             ".sinusoids": "Sinusoids open_sinusoids",
             ".step": "MetaStep",
-            ".tasks": "TaskBatch TaskData Tasks task_batches",
+            ".tasks": "TaskData Tasks task_batches",
             ".texts": "open_text_tasks",
         },
     )
