@@ -38,7 +38,7 @@ class ContrastiveStep(SupervisedStep):
     Args:
         model: the classifier, compiled; of its layers those behind the vectors must not be trained.
         vectors: of the same layers, gives vectors float32 (batch, width) of length 1.
-        temperature: of the loss; 0.07 did best on held-out training rows of banking77.
+        temperature: of the loss, e.g. 0.07.
         accumulate: must be 1.
 
     Raises:
