@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,3 +137,9 @@ def test_private_parts_of_others_stand_in_their_files() -> None:
                 wrong.append((str(file), ast.unparse(node)))
     assert [use for use in wrong if use[0] not in PRIVATE] == []
     assert {file for file, _ in wrong} == set(PRIVATE), "a row of PRIVATE is not needed"
+
+
+def test_no_test_imports_a_test() -> None:
+    files = Path(__file__).parent.rglob("*.py")
+    found = {str(file): re.findall(r"^from (tests\S*\.test_\w+)", file.read_text(), re.M) for file in files}
+    assert {file: modules for file, modules in found.items() if modules} == {}

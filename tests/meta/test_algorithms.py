@@ -24,7 +24,7 @@ from karpa_tf.meta.tasks import TaskBatch, task_batches
 from karpa_tf.models import build_few_shot_cnn, build_sinusoid_mlp
 from karpa_tf.training import SGD, AdamW, Checkpoints, Stage, train
 from tests.meta.helpers import WAYS, assign, call_with, make_dense, make_images, make_tasks
-from tests.training.test_step import StopAt
+from tests.training.helpers import StopAt
 
 SHAPE = (6, 6, 2)
 

@@ -18,7 +18,7 @@ from karpa_tf.recipes.meta.served import number_labels
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import kill_in_the_middle, make_images, write_class_folders
 from tests.events import read_events, tags_of
-from tests.models.test_presets import write_folder
+from tests.presets import write_folder
 
 TINY = ["--iterations", 8, "--evaluate_every", 4, "--validation_tasks", 4, "--meta_batch", 2]
 TINY += ["--deterministic", "true", "--keep_checkpoints", 100, "--checkpoint_seconds", 0]

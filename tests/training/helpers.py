@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -103,3 +105,17 @@ def make_wide_model(optimizer=None) -> keras.Model:
 def make_lookahead() -> SGD:
     """Gradient descent whose weights meet the slow ones after five of the eight steps and after the last."""
     return SGD(0.3, 0.8, lookahead=8)
+
+
+class StopAt(keras.callbacks.Callback):
+    """A Ctrl-C at a step of the run."""
+
+    clock = 0
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.clock == self.step:
+            signal.raise_signal(signal.SIGINT)

@@ -21,7 +21,7 @@ from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.step import Figures
 from tests.events import read_events as read_event_files
-from tests.training.helpers import make_batches, read_events
+from tests.training.helpers import StopAt, make_batches, read_events
 
 
 def numbers(steps_per_epoch: int = 4) -> Batches:
@@ -65,22 +65,6 @@ class Gan(Step):
             updates.append((optimizer, tape.gradient(loss, weights), model.trainable_variables))
         self.apply_gradients(figures, *updates)
         return figures, 1.0
-
-
-class StopAt(keras.callbacks.Callback):
-    """A Ctrl-C at a step of the run."""
-
-    clock = 0
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.clock == self.step:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
 
 
 def weights(step: Step) -> list[np.ndarray]:
