@@ -34,7 +34,8 @@ class TaskBatch(NamedTuple):
     query_labels: Any
 
     def __repr__(self) -> str:
-        return in_a_line("TaskBatch", self._asdict())
+        names = ("support", "support_labels", "query", "query_labels")
+        return in_a_line("TaskBatch", dict(zip(names, self, strict=True)))
 
 
 class Tasks(InALine, ABC):
@@ -125,9 +126,9 @@ def task_batches(
         shapes = [[meta_batch, *of.shape[1:]] for of in example]
         batch = TaskBatch(*map(tf.ensure_shape, arrays, shapes))
         if augmentation:
-            batch = batch._replace(
-                support=changed(batch.support, step, _SUPPORT), query=changed(batch.query, step, _QUERY)
-            )
+            support = changed(batch.support, step, _SUPPORT)
+            query = changed(batch.query, step, _QUERY)
+            batch = TaskBatch(support, batch.support_labels, query, batch.query_labels)
         return TaskBatch(*(slice_part(array, part, parts) for array in batch))
 
     return Batches(load, steps_per_epoch, meta_batch)
