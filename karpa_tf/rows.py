@@ -52,18 +52,26 @@ def read_value(value: Any, spec: Any) -> Any:
     """Returns the pixels of the image whose path was given to an input of images; else the value itself.
 
     Args:
-        value: of a row.
-        spec: the input's `tf.TensorSpec`, (n, size, size) for grey images, or (n, size, size, channels).
+        value: of a row; a list of paths where a row has several images.
+        spec: the input's `tf.TensorSpec`, (n, size, size) for grey images, or (n, size, size, channels); with
+            several images a row (n, images, size, size), or the same with channels.
 
     Raises:
         UserError: the file is not there or is no image.
     """
+    of_texts = spec.dtype.name == "string"
+    if isinstance(value, list) and value and isinstance(value[0], str) and not of_texts:
+        return [_read_image(path, spec.shape[2:]) if isinstance(path, str) else path for path in value]
     if not isinstance(value, str) or spec.shape.rank not in (3, 4):
         return value
+    return _read_image(value, spec.shape[1:])
+
+
+def _read_image(path: str, shape: Any) -> Any:
     from karpa_tf.data.images import read_image
 
-    grey = spec.shape.rank == 3
-    image = read_image(value, int(spec.shape[1]), 1 if grey else int(spec.shape[3]))
+    grey = len(shape) == 2
+    image = read_image(path, int(shape[0]), 1 if grey else int(shape[2]))
     return image[..., 0] if grey else image
 
 

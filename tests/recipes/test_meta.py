@@ -167,6 +167,28 @@ def test_predict_learns_classes_of_any_name(images, folders, karpa, tmp_path) ->
         assert sum(probabilities[:2]) == pytest.approx(1, abs=1e-5)
 
 
+def test_predict_takes_the_paths_of_images(images, folders, karpa, tmp_path) -> None:
+    names = {"a": "Alpha/character1", "b": "Gamma/character2"}
+    row = task(folders, names)
+    files = {label: sorted((folders / folder).iterdir()) for label, folder in names.items()}
+    paths = {
+        "support": [str(path) for several in files.values() for path in several[:3]],
+        "labels": row["labels"],
+        "query": [str(path) for several in files.values() for path in several[3:5]],
+    }
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, paths)))
+    words = ["predict", "meta/latest", "--logs", images.parent.parent, "--input", tmp_path / "tasks.jsonl"]
+    result = karpa(*words, "--json")
+    assert result.status == 0, result.err
+    first, second = result.json["predictions"]
+    np.testing.assert_allclose(first["probabilities"], second["probabilities"], atol=1e-5)
+    assert first["label"] == second["label"]
+    paths["query"] = [str(folders / "nowhere.png")]
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(paths) + "\n")
+    result = karpa(*words)
+    assert result.status == 2 and "nowhere.png" in result.err and "Traceback" not in result.err
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [
