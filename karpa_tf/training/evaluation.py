@@ -28,11 +28,13 @@ class Outputs:
 
     def __init__(self, model: keras.Model, data: Batches) -> None:
         self._dataset = data.dataset()
-        self._forward = tf.function(
+        forward = tf.function(
             lambda features: model(features, training=False),
             input_signature=[self._dataset.element_spec[0]],
             autograph=False,
         )
+        # Calls of the function itself are counted, and TensorFlow warns where several models are evaluated.
+        self._forward = forward.get_concrete_function()
 
     def __iter__(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         """Yields (outputs, labels, sample weights) of each batch, as arrays."""

@@ -68,8 +68,9 @@ class RunFolder(InALine):
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is something to predict with: weights, or a table of values."""
-        return self.best_weights.exists() or (self.assets / "q_values.npy").exists()
+        """Whether there is something to predict with: weights, a table of values, or an ensemble's members."""
+        others = (self.assets / "q_values.npy", self.path / "members")
+        return self.best_weights.exists() or any(path.exists() for path in others)
 
     @property
     def assets(self) -> Path:
@@ -314,6 +315,11 @@ def resolve_init(config: RunSettings, logs: str | Path) -> None:
     init = getattr(config, "init", "")
     if init:
         config.init = str(open_run(init, logs).path.resolve())  # type: ignore[attr-defined]
+    # What a run that goes on, or has a copy, may not need any more.
+    for name in ("teacher", "ensemble"):
+        paths = getattr(config, name, "").split(",")
+        found = [path if Path(path).is_absolute() else str(open_run(path, logs).path.resolve()) for path in paths if path]
+        setattr(config, name, ",".join(found)) if found else None
 
 
 def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:

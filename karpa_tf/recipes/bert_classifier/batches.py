@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,9 @@ class Texts(Examples):
         result = np.zeros_like(batches[: len(self.labels)])
         result[self.order[self.order >= 0]] = batches[self.order >= 0]
         return result
+
+    def labelled(self, outputs: Outputs, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.labels, self.probabilities(outputs)
 
     def probabilities(self, outputs: Outputs) -> np.ndarray:
         """Returns probabilities float32 (rows, classes), in the order of the rows."""

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from karpa_tf.data.sequences import dense_features, pack_texts
 from karpa_tf.lines import InALine
+from karpa_tf.models.ensemble import logits_and_more
 from karpa_tf.wordpiece import WordPiece
 
 
@@ -39,14 +40,15 @@ class Classify(InALine):
             text_b: string (n,), for a model of pairs.
 
         Returns:
-            `label` string (n,) and `probabilities` float32 (n, classes).
+            `label` string (n,) and `probabilities` float32 (n, classes); of an ensemble also `disagreement`
+            float32 (n,).
         """
         if self.pack:
             features = self.pack(text)
         else:
             token_ids, segment_ids = pack_texts(self.wordpiece, text, text_b, length=self.length)
             features = dense_features(token_ids, segment_ids, self.wordpiece.pad_id)
-        logits = self.model(features, training=False)
+        logits, more = logits_and_more(self.model, features)
         probabilities = tf.nn.softmax(logits)
         label = tf.gather(tf.constant(self.names), tf.argmax(probabilities, axis=1))
-        return {"label": label, "probabilities": probabilities}
+        return {"label": label, "probabilities": probabilities, **more}

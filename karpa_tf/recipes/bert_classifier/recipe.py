@@ -31,7 +31,7 @@ from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
-from karpa_tf.recipes.families import folds
+from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
@@ -175,7 +175,10 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         if step is not None:
             write_classification(folder.path / "validation", step, labels, probabilities, names, joined(rows))
         known_labels = label_ids(known.labels, names, task.config.data)
-        more = {}
+        more = ensembles.beside_members(
+            model,
+            lambda m: classification_metrics(labels, texts.probabilities(Outputs(m, texts.batches))),
+        )
         if few.has_frozen_baseline(task.config):
             more["frozen encoder"] = few.frozen_baseline(task, known, rows)
         return Evaluation(

@@ -61,13 +61,21 @@ class Words(Examples):
         best = traced_decoder(tuple(names))(log_probabilities, lengths).numpy()
         return self.by_sentence([names[tag] for tag in best]), np.exp(log_probabilities)
 
+    def labelled(self, outputs: Outputs, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        words, tags = self._known(names)
+        return tags, tf.nn.softmax(self.at_words(outputs)).numpy()[words]
+
     def loss(self, probabilities: np.ndarray, names: Sequence[str]) -> float:
         """Returns the mean negative log likelihood a word; of tags that the model has."""
+        words, tags = self._known(names)
+        return float(-np.log(np.maximum(probabilities[words, tags], 1e-30)).mean())
+
+    def _known(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the places of the words whose tags the model has, and these tags."""
         ids = {name: index for index, name in enumerate(names)}
         flat = [ids.get(tag, -1) for tag in chain.from_iterable(self.tags)]
-        known = [(row, tag) for row, tag in enumerate(flat) if tag >= 0]
-        rows, tags = np.array(known).T
-        return float(-np.log(np.maximum(probabilities[rows, tags], 1e-30)).mean())
+        words, tags = np.array([(word, tag) for word, tag in enumerate(flat) if tag >= 0]).T
+        return words, tags
 
 
 def batch_words(task: TaggerTask, sentences: Sequence[Sentence], training: bool) -> Words:

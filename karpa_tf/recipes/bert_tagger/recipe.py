@@ -31,7 +31,7 @@ from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert_tagger import build_bert_tagger
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
-from karpa_tf.recipes.families import folds
+from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import EncoderRecipe
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -131,11 +131,14 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
         if step is not None:
             scores = coded.by_sentence(probabilities)
             write_tagging(folder.path / "validation", step, words, true, predicted, scores, names)
+        beside = ensembles.beside_members(
+            model, lambda m: self.metrics(task, Outputs(m, coded.batches), coded)
+        )
         baseline = gazetteer_baseline([s.words for s in known], [s.tags for s in known], words, true)
         return Evaluation(
             data=where,
             metrics=tag_metrics(true, predicted) | {"loss": coded.loss(probabilities, names)},
-            baselines={"gazetteer": baseline},
+            baselines={**beside, "gazetteer": baseline},
             facts={
                 "sentences": len(sentences),
                 "sentences that are in training": shared_sentences(known, sentences),

@@ -12,6 +12,7 @@ import tensorflow as tf
 from karpa_tf.data.sequences import dense_features, letter_cases, pack_words, split_words
 from karpa_tf.data.tags import OUTSIDE
 from karpa_tf.lines import InALine
+from karpa_tf.models.ensemble import logits_and_more
 from karpa_tf.wordpiece import WordPiece
 
 
@@ -39,7 +40,8 @@ class TagWords(InALine):
 
         Returns:
             `tokens` and `tags` string, `scores` float32 (n, words): the words, their tags in IOB2 and the
-            tags' probabilities; `words` int32 (n,), how many a text has: "" and 0 lie beyond.
+            tags' probabilities; `words` int32 (n,), how many a text has: "" and 0 lie beyond. Of an ensemble
+            also `disagreement` float32 (n, words).
         """
         words = split_words(text)
         token_ids, first = pack_words(self.wordpiece, words, length=self.length)
@@ -51,7 +53,7 @@ class TagWords(InALine):
         # A batch of empty texts has no row, and the model wants one.
         none = tf.cast(tf.equal(token_ids.nrows(), 0), tf.int32)
         features = {name: tf.pad(value, [[0, none], [0, none]]) for name, value in features.items()}
-        logits = self.model(features, training=False)
+        logits, more = logits_and_more(self.model, features)
         scores = tf.nn.log_softmax(tf.gather_nd(logits, place))
         tag = decode_tags(scores, words.row_lengths(), self.names)
         score = tf.exp(tf.gather(scores, tag, batch_dims=1))
@@ -61,6 +63,10 @@ class TagWords(InALine):
             "tags": words.with_values(tf.gather(tf.constant(self.names), tag)).to_tensor("", shape=shape),
             "scores": words.with_values(score).to_tensor(0.0, shape=shape),
             "words": tf.cast(words.row_lengths(), tf.int32),
+            **{
+                name: words.with_values(tf.gather_nd(value, place)).to_tensor(0.0, shape=shape)
+                for name, value in more.items()
+            },
         }
 
 

@@ -18,7 +18,7 @@ from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.export.signature import Signature
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import common, folds, starts
+from karpa_tf.recipes.families import common, ensembles, folds, starts
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training.evaluation import Outputs
@@ -48,6 +48,10 @@ class Examples(InALine):
     batches: Batches
     order: np.ndarray
     note: str = ""
+
+    def labelled(self, outputs: Outputs, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns labels int (n,) as places in `names`, and probabilities float32 (n, classes) for them."""
+        raise NotImplementedError
 
 
 S = TypeVar("S", bound=BertSettings)
@@ -187,6 +191,23 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns the figure by which the best epoch is chosen."""
         return self.figure
 
+    # --- Ensembles
+
+    def reads(self, folder: RunFolder) -> dict[str, Any]:
+        config: Any = folder.open_config(self.about.settings)
+        names = ("sequence_length", "text_b", "pattern", "words")
+        pieces = starts.read_start(folder).wordpiece
+        vocabulary = (pieces.pieces, pieces.lowercase, pieces.options)
+        return {"vocabulary": vocabulary, **{name: getattr(config, name, "") for name in names}}
+
+    def member(self, folder: RunFolder) -> keras.Model:
+        return self.open_model(folder)[1]
+
+    def validation(self, folder: RunFolder) -> ensembles.Labelled:
+        task, _ = self._open_task(folder)
+        examples = self.batch(task, self.open_data(task.config).splits["validation"])
+        return lambda model: examples.labelled(Outputs(model, examples.batches), task.names)
+
     # --- Train
 
     def train(self, run: Run[S]) -> dict[str, float]:
@@ -195,6 +216,8 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         A small BERT of its own may learn masked words first, a stage before the fine-tuning.
         """
         config, folder = run.settings, run.folder
+        if config.ensemble:
+            return ensembles.join(self, run)
         starts.refuse_older(run)
         starts.resolve_preset(config, folder)
         kind = "scratch" if config.preset == "scratch" else config.method
@@ -270,11 +293,16 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     def open_model(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
         """Returns what a run reads and gives, and its model with the best weights, in float32."""
+        task, start = self._open_task(folder)
+        if task.config.ensemble:
+            return task, ensembles.open_ensemble(self, folder)
+        return task, starts.open_trained(task.config, folder, start, partial(self.build, task))
+
+    def _open_task(self, folder: RunFolder) -> tuple[Task[S], starts.Start]:
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, self.labels_file)
         start = starts.read_start(folder)
-        task: Task[S] = Task(config, names, start.wordpiece, start.architecture)
-        return task, starts.open_trained(config, folder, start, partial(self.build, task))
+        return Task(config, names, start.wordpiece, start.architecture), start
 
     def held_out(self, folder: RunFolder, task: Task[S], options: EvaluateOptions) -> tuple[P, P, str]:
         """Returns what a run is evaluated on, what it has learned from, and for people where that lies.

@@ -29,7 +29,7 @@ from karpa_tf.judging.classification import (
     pixel_baselines,
 )
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import common, folds
+from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
 from karpa_tf.recipes.families.image_export import export_images
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, with_flip
@@ -113,6 +113,9 @@ class ImageRecipe(Recipe[S]):
         """
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, "labels.json")
+        if config.ensemble:  # its members see mirror images themselves
+            model = ensembles.open_ensemble(self, folder)
+            return Trained(dataclasses.replace(config, test_flip=False), names, model)
         shape = (config.image_size, config.image_size, self.channels)
         with common.reading_weights(folder):
             measured = folder.read_json("assets/images.json")
@@ -121,11 +124,27 @@ class ImageRecipe(Recipe[S]):
             model.load_weights(folder.best_weights)
         return Trained(config, names, model)
 
+    # --- Ensembles
+
+    def reads(self, folder: RunFolder) -> dict[str, Any]:
+        return {"image_size": folder.open_config(self.about.settings).image_size}  # type: ignore[attr-defined]
+
+    def member(self, folder: RunFolder) -> keras.Model:
+        return self.open_model(folder).served
+
+    def validation(self, folder: RunFolder) -> ensembles.Labelled:
+        config: Any = folder.open_config(self.about.settings)
+        part = self.open_data(config).splits["validation"]
+        labels = label_ids(part.labels, common.read_labels(folder, "labels.json"), config.data)
+        return lambda model: (labels, Logits(model, part.pixels).probabilities())
+
     # --- Train
 
     def train(self, run: Run[S]) -> dict[str, float]:
         """Trains into a run folder and returns the final figures, those of the test split."""
         config, folder = run.settings, run.folder
+        if config.ensemble:
+            return ensembles.join(self, run)
         data = self.open_data(config)
         names, images = data.labels, data.splits
         shrunk = folds.shrink_batch(config, len(images["train"]), run.strategy.num_replicas_in_sync)
@@ -222,6 +241,10 @@ class ImageRecipe(Recipe[S]):
             data=where,
             metrics=classification_metrics(labels, probabilities),
             baselines={
+                **ensembles.beside_members(
+                    model,
+                    lambda m: classification_metrics(labels, Logits(m, images.pixels).probabilities()),
+                ),
                 **pixel_baselines(training.pixels, training_labels, images.pixels, labels),
                 "most frequent": most_frequent_baseline(training_labels, labels),
             },

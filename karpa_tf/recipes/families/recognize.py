@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import image_batches
 from karpa_tf.export.signature import Signature
+from karpa_tf.models.ensemble import logits_and_more
 from karpa_tf.recipes.families.settings import ImageSettings
 from karpa_tf.training.evaluation import Outputs
 
@@ -34,13 +35,15 @@ class Recognize:
         """Recognizes images float32 (n, height, width), or with 3 channels behind, of 0 to 255.
 
         Returns:
-            `label` string (n,) and `probabilities` float32 (n, classes).
+            `label` string (n,) and `probabilities` float32 (n, classes); of an ensemble also `disagreement`
+            float32 (n,).
         """
         if image.shape.rank == 3:
             image = image[..., None]
-        probabilities = tf.nn.softmax(self.model(image, training=False))
+        logits, more = logits_and_more(self.model, image)
+        probabilities = tf.nn.softmax(logits)
         label = tf.gather(tf.constant(self.names), tf.argmax(probabilities, axis=1))
-        return {"label": label, "probabilities": probabilities}
+        return {"label": label, "probabilities": probabilities, **more}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.recipe import EvaluateOptions, ExportOptions, Input
@@ -51,11 +52,48 @@ class SplitSettings(TrainingSettings):
             )
 
 
+# --- Runs that come of others ---------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class JoinedSettings(SplitSettings):
+    """Ensembles: runs that are the mean of others."""
+
+    ensemble: str = option(
+        "", "Runs, apart by commas, whose mean this one is; `karpa-tf ensemble` sets it, and trains nothing."
+    )
+    weights: Literal["equal", "validation"] = option(
+        "equal",
+        "ensemble: the plain mean; or weights of the runs and a temperature of their mean, fitted on the "
+        "validation split.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for an ensemble of less than two runs."""
+        super().__post_init__()
+        names = self.members()
+        if self.ensemble and len(set(names)) < max(2, len(names)):
+            raise UserError(f"An ensemble takes two runs at least, each once. Received: {', '.join(names)}.")
+
+    def members(self) -> list[str]:
+        """Returns the runs in `ensemble`."""
+        return [name.strip() for name in self.ensemble.split(",") if name.strip()]
+
+    def joined(self, ensemble: str, weights: str = "equal") -> Self:
+        """Returns the settings of an ensemble whose first member has these."""
+        names = {field.name: field.default for field in dataclasses.fields(self) if field.name in _OF_TRAINING}
+        return dataclasses.replace(self, **names | {"ensemble": ensemble, "weights": weights})
+
+
+# What the settings of an ensemble do not take over from its first member's.
+_OF_TRAINING = ("strategy", "init", "teacher")
+
+
 # --- BERT -----------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
-class BertSettings(SplitSettings):
+class BertSettings(JoinedSettings):
     """Settings of fine-tuning a BERT, whatever for."""
 
     epochs: Count = option(6, "Most passes over the training data.")
@@ -147,7 +185,7 @@ class BertExportOptions(ExportOptions):
 
 
 @dataclass(kw_only=True)
-class ImageSettings(SplitSettings):
+class ImageSettings(JoinedSettings):
     """Settings of recognizing images, whatever the network."""
 
     batch_size: Count = option(512, "Images in an update of the weights, over all workers.")
