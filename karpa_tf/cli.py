@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from karpa_tf.recipe import (
     recipe_name,
     recipe_of,
 )
+from karpa_tf.reports.tables import format_table
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 
@@ -131,13 +132,19 @@ def _train(words: Sequence[str]) -> int:
     typed = {name: value for name, value in vars(args).items() if name in types_of(recipe.about.settings)}
     from karpa_tf.training import run_folder
 
+    if not args.resume:
+        return _start(recipe, _config(recipe, args.config, typed), typed, args)
+    folder = run_folder.open_run(args.resume, args.logs)
+    return _start(recipe, _config_to_resume(recipe, folder, typed, args.config), typed, args, folder)
+
+
+def _start(
+    recipe: RecipeFolder, config: RunSettings, typed: Mapping[str, Any], args: Namespace, folder: Any = None
+) -> int:
+    """Trains a new run with settings of which some were typed, or goes on with the run of a folder."""
+    from karpa_tf.training import run_folder
+
     code = str(recipe.path) if recipe.own else ""
-    if args.resume:
-        folder = run_folder.open_run(args.resume, args.logs)
-        config = _config_to_resume(recipe, folder, typed, args.config)
-    else:
-        config = _config(recipe, args.config, typed)
-        folder = None
     run_folder.resolve_init(config, args.logs)
     if args.seeds is not None:
         if "seed" in typed:
@@ -148,8 +155,9 @@ def _train(words: Sequence[str]) -> int:
 
     if not runtime.will_be_chief(config):
         # One worker makes the folder, writes and speaks; the others only read from it, to resume.
-        loaded.start(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(args.resume))
+        loaded.start(config, folder or run_folder.no_run(args.logs, recipe.name), resume=bool(folder))
         return _done(args, {"run": None, "metrics": {}})
+    resume = folder is not None
     if folder is None:
         folder = run_folder.create_run(args.logs, recipe.name, sys.argv[1:], code)
     try:
@@ -162,7 +170,7 @@ def _train(words: Sequence[str]) -> int:
                     )
                 # It was moved.
                 folder.write_environment(config.seed, code=code)
-            metrics = loaded.start(config, folder, resume=bool(args.resume))
+            metrics = loaded.start(config, folder, resume=resume)
     except KeyboardInterrupt:
         said = "Stopped before the first step; nothing is kept."
         go_on = folder.resume_command
@@ -174,11 +182,15 @@ def _train(words: Sequence[str]) -> int:
         print(said, file=sys.stderr)
         raise
     finally:
-        if not args.resume:
+        if not resume:
             run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
     _print_table({recipe.name: metrics}, args)
-    return _done(args, {"run": str(folder.path), "metrics": _numbers(metrics)})
+    result = {"run": str(folder.path), "metrics": _numbers(metrics)}
+    if costs := (folder.read_metrics() or {}).get("costs"):
+        print("", *format_table(costs["table"]), f"({costs['how']})", sep="\n", file=_text(args))
+        result["costs"] = costs
+    return _done(args, result)
 
 
 def _train_seeds(recipe: RecipeFolder, config: RunSettings, folder: Any, args: Namespace) -> int:
@@ -642,19 +654,4 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _print_table(table: dict[str, dict[str, Any]], args: Namespace) -> None:
-    names = list(dict.fromkeys(name for row in table.values() for name in _numbers(row)))
-    width = max([len(row) for row in table] + [5])
-    widths = [max(len(name), 8) for name in names]
-    cells = [f"{name:>{size}}" for name, size in zip(names, widths, strict=True)]
-    print(" ".join([" " * width, *cells]), file=_text(args))
-    for row, values in table.items():
-        cells = [
-            f"{_figure(values[name]):>{size}}" if name in values else " " * size
-            for name, size in zip(names, widths, strict=True)
-        ]
-        print(" ".join([f"{row:<{width}}", *cells]), file=_text(args))
-
-
-def _figure(value: float) -> str:
-    """Returns a figure as a table shows it: four digits, but counts whole."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    print(*format_table(table), sep="\n", file=_text(args))

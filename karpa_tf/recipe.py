@@ -25,6 +25,8 @@ from karpa_tf.lines import InALine
 from karpa_tf.settings import Count, Fields, NonNegative, RunSettings, Seed, option, read_settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from karpa_tf.export.signature import Signature
     from karpa_tf.training.run import Run
     from karpa_tf.training.run_folder import RunFolder
@@ -257,6 +259,12 @@ class Recipe(InALine, ABC, Generic[Settings]):
                     f"{type(self).__name__}.train must return figures by name, those of run.finish. "
                     f"Received: {metrics!r}."
                 )
+            if run.chief:
+                from karpa_tf.recipes.families.costs import compare_with_parents, parents_of
+
+                if parents := parents_of(settings):
+                    run.say("Measuring what it costs beside the run that it comes of")
+                    compare_with_parents(self, folder, parents)
         return metrics
 
     @abstractmethod
@@ -294,6 +302,18 @@ class Recipe(InALine, ABC, Generic[Settings]):
             folder: of the run.
             options: of the command: where to, in which format.
         """
+
+    def served_rows(self, folder: RunFolder, count: int) -> dict[str, np.ndarray]:
+        """Returns held-out rows as a run's signature takes them; only where runs come of others.
+
+        Args:
+            folder: of the run.
+            count: rows at most.
+
+        Returns:
+            Arrays (n, ...) by input.
+        """
+        raise NotImplementedError
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: Any) -> Explanation:
         """Says what in inputs speaks for what a run says of them; only where `about.explain` is given.

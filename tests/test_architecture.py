@@ -23,7 +23,7 @@ ARROWS = {
     "private": "",
     "wordpiece": "errors lines",
     "settings": "errors",
-    "recipe": "errors lines settings recipes.families.folds training",
+    "recipe": "errors lines settings recipes.families.costs recipes.families.folds training",
     "data": "errors lazy lines wordpiece",
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",

@@ -232,8 +232,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     def rows(self, part: Rows) -> list[dict[str, str]]:
         texts = {"text": part.texts, **({"text_b": part.texts_b} if part.texts_b else {})}
-        rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
-        return [*rows[:4], dict.fromkeys(texts, "[MASK] Ça va naïve 日本 🙂")]
+        return [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
 
     def model_card(
         self, folder: RunFolder, task: ClassifierTask, metrics: Mapping[str, Any], note: str

@@ -180,7 +180,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
     # --- Export
 
     def rows(self, part: list[Sentence]) -> list[dict[str, str]]:
-        return [{"text": text} for text in [*self.texts(part[:4]), "Ça va, naïve O'Brien? 日本 🙂"]]
+        return [{"text": text} for text in self.texts(part)]
 
     def model_card(self, folder: RunFolder, task: TaggerTask, metrics: Mapping[str, Any], note: str) -> str:
         config = task.config

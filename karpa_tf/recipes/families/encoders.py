@@ -15,7 +15,7 @@ import numpy as np
 from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import DataRecord, Split
-from karpa_tf.export.signature import Signature
+from karpa_tf.export.signature import Signature, stack
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, ensembles, folds, starts
@@ -33,6 +33,8 @@ from karpa_tf.wordpiece import WordPiece
 # their largest value; where one lies between two steps, the last bit of float32 decides, and that shows in
 # the fourth digit of the probabilities. Labels and tags must stay the same.
 _INT8_TOLERANCE = 1e-3
+# A text that an export is checked with beside some of the data's.
+_ODD = "[MASK] Ça va, naïve O'Brien? 日本 🙂"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -148,7 +150,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     @abstractmethod
     def rows(self, part: P) -> list[dict[str, str]]:
-        """Returns rows to try an export with."""
+        """Returns the rows of a part, as the signature takes them."""
 
     @abstractmethod
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
@@ -324,6 +326,13 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns what a run predicts with, and `export` writes: in float32."""
         return self.served(*self.open_model(folder))
 
+    def served_rows(self, folder: RunFolder, count: int) -> dict[str, np.ndarray]:
+        """Returns held-out texts, evenly spaced."""
+        task, model = self.open_model(folder)
+        data = self.open_data(task.config)
+        rows = self.rows(data.splits[_held_out(data)])
+        return stack(rows[:: -(-len(rows) // count)], self.served(task, model).inputs)
+
     # --- Export
 
     def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
@@ -332,11 +341,12 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         metrics = common.learned_or_refuse(folder, self.figure, self.baseline, options.force)
         data = self.open_data(task.config)
         note = self._quantize(task, model, data) if options.quantize == "int8" else ""
+        rows = self.rows(data.splits["validation"])
         return common.export(
             folder,
             options,
             self.served(task, model),
-            examples=self.rows(data.splits["validation"]),
+            examples=[*rows[:4], dict.fromkeys(rows[0], _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
                 "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),

@@ -31,7 +31,7 @@ from karpa_tf.judging.classification import (
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
-from karpa_tf.recipes.families.image_export import export_images
+from karpa_tf.recipes.families.image_export import export_images, served_pixels
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, with_flip
 from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
 from karpa_tf.reports.classification import (
@@ -281,6 +281,12 @@ class ImageRecipe(Recipe[S]):
     def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
         """Returns the network of a run, as `predict` calls it and `export` writes it: in float32."""
         return self.open_model(folder).signature()
+
+    def served_rows(self, folder: RunFolder, count: int) -> dict[str, np.ndarray]:
+        """Returns held-out images, evenly spaced."""
+        data = self.open_data(self.open_model(folder).config)
+        pixels = served_pixels(data.splits[data.held_out])
+        return {"image": pixels[:: -(-len(pixels) // count)].astype(np.float32)}
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what in images speaks for the label that a run gives them: integrated gradients.
