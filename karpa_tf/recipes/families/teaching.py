@@ -1,0 +1,106 @@
+"""A run as a teacher: what it says of the rows that another run learns from. It is asked by its signature alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from karpa_tf.errors import UserError
+from karpa_tf.export.signature import Signature
+from karpa_tf.lines import InALine
+from karpa_tf.recipe import recipe_of
+from karpa_tf.recipes.families import ensembles
+from karpa_tf.training.run import Run
+from karpa_tf.training.run_folder import RunFolder, open_run
+
+# In the assets of the run that is taught: a hash of the teacher's weights.
+_NOTE = "teacher.json"
+# Rows that a teacher is asked at once, and the least probability that it can give.
+_AT_ONCE = 64
+_SMALLEST = 1e-30
+
+
+class Teacher(InALine):
+    """The run that the setting `teacher` names.
+
+    Args:
+        run: the one that is taught; it notes which weights taught it, and does not go on with others.
+        names: its labels.
+        inputs: of its signature.
+
+    Raises:
+        UserError: the teacher is not there, has not ended, is no classifier, reads other inputs, has other
+            labels, or is not what it was when the run began.
+    """
+
+    def __init__(self, run: Run[Any], names: Sequence[str], inputs: Mapping[str, tf.TensorSpec]) -> None:
+        self.folder = open_teacher(run.settings.teacher)
+        where = str(self.folder.path)
+        recipe = recipe_of(self.folder).load()
+        self.signature: Signature = recipe.signature(self.folder, recipe.about.predict())
+        if not self.signature.names:
+            raise UserError(f"{where} gives no probabilities of labels: a run of {self.folder.recipe} cannot teach.")
+        ensembles.check_labels(self.signature.names, names, where, f"the data {run.settings.data}")
+        own, others = ({name: str(spec) for name, spec in x.items()} for x in (self.signature.inputs, inputs))
+        if own != others:
+            raise UserError(
+                f"{where} reads {_shown(self.signature.inputs)}, and what it is to teach reads {_shown(inputs)}: "
+                "both must have the same signature."
+            )
+        digest, path = weights_digest(self.folder), run.folder.assets / _NOTE
+        if run.resume and path.exists() and run.folder.read_json(f"assets/{_NOTE}") != digest:
+            raise UserError(
+                f"{where} has other weights than the run that {run.folder.path} has learned from so far; bring "
+                "those back, or train a new run."
+            )
+        run.write_asset(_NOTE, digest)
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns logits float32 (rows, classes) of arrays (rows, ...) by input."""
+        rows = len(next(iter(arrays.values())))
+        answer = tf.function(
+            lambda **tensors: self.ask(tensors), input_signature=None, autograph=False, reduce_retracing=True
+        ).get_concrete_function(**self.signature.inputs)
+        parts = [
+            answer(**{k: tf.constant(v[i : i + _AT_ONCE], self.signature.inputs[k].dtype) for k, v in arrays.items()})
+            for i in range(0, rows, _AT_ONCE)
+        ]
+        return np.concatenate([part.numpy() for part in parts])
+
+    def ask(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns logits float32 (rows, classes) of tensors by input, in graph ops."""
+        return tf.math.log(tf.maximum(self.signature.function(**tensors)["probabilities"], _SMALLEST))
+
+
+def open_teacher(path: str) -> RunFolder:
+    """Returns the folder of the run that teaches; raises a UserError if it is not there, or has not ended."""
+    try:
+        folder = open_run(path)
+    except UserError:
+        raise UserError(
+            f"The run {path} is not there any more, and without its teacher a run cannot be trained: bring it back."
+        ) from None
+    folder.final_metrics()
+    return folder
+
+
+def weights_digest(folder: RunFolder) -> str:
+    """Returns a hash of a run's weights, or of those of an ensemble's members."""
+    files = sorted([*folder.path.glob("best.weights.h5"), *folder.path.glob("members/**/best.weights.h5")])
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _shown(inputs: Mapping[str, tf.TensorSpec]) -> str:
+    return ", ".join(
+        f"{name} {spec.dtype.name} [{', '.join('n' if d is None else str(d) for d in spec.shape)}]"
+        for name, spec in inputs.items()
+    )
+
+
