@@ -205,6 +205,57 @@ def _train_seeds(recipe: RecipeFolder, config: RunSettings, folder: Any, args: N
     return _done(args, {**group, "curves": path and str(path), "line": line})
 
 
+# What `prune` removes a share of, and the setting of the new run that holds it.
+_REMOVED = {"--sparsity": "sparsity", "--heads": "prune_heads", "--neurons": "prune_neurons"}
+
+
+def _prune(words: Sequence[str]) -> int:
+    """Trains a run's recipe from its weights, of which a share goes."""
+    folder, recipe = _first_run("prune", words)
+    kind = recipe.about.settings
+    fields, helps = types_of(kind), {field.name: help_of(field) for field in dataclasses.fields(kind)}
+    takers = {
+        flag: [x.name for x in all_recipes().values() if name in types_of(x.about.settings)]
+        for flag, name in _REMOVED.items()
+    }
+    if "sparsity" not in fields:
+        raise UserError(
+            f"prune does not go with {recipe.name}; it goes with {', '.join(takers['--sparsity'])}."
+        )
+    removed = {flag: name for flag, name in _REMOVED.items() if name in fields}
+    parser = _child_parser("prune", recipe)
+    for flag, name in removed.items():
+        parser.add_field(flag, fields[name], helps[name])
+    for name in fields:
+        if f"--{name}" not in removed and name not in ("init", *removed.values()):
+            parser.add_field(f"--{name}", fields[name], helps[name])
+
+    def elsewhere(flag: str) -> str:
+        if flag not in takers:
+            return ""
+        none = f"A network of {recipe.name} has no {flag[2:]} that can be removed"
+        return f"{none}; {flag} goes with {', '.join(takers[flag])}."
+
+    args = parser.read(words[1:], elsewhere)
+    shares = {name: getattr(args, flag[2:], 0.0) for flag, name in removed.items()}
+    if not any(shares.values()):
+        raise UserError(f"prune takes {' or '.join(removed)}, a share above 0.")
+    if shares["sparsity"] and sum(map(bool, shares.values())) > 1:
+        raise UserError(
+            "--sparsity does not go with --heads and --neurons: prune twice, the second time the run that came "
+            "of the first."
+        )
+    folder.final_metrics()
+    if not folder.has_weights:
+        raise UserError(f"{folder.path} has no weights any more; train it again.")
+    typed = {n: value for n, value in vars(args).items() if n in fields and f"--{n}" not in removed}
+    config = folder.open_config(kind)
+    config = dataclasses.replace(
+        config, **{**config.of_pruned(), **shares, **typed, "init": str(folder.path)}
+    )
+    return _start(recipe, config, typed, args)
+
+
 def _new(words: Sequence[str]) -> int:
     parser = _parser("new", {"folder": "Of the recipe; its name is the recipe's."})
     parser.add_field("--like", str, "The recipe to begin with. (default: bert-classifier)")
@@ -397,6 +448,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
+    "prune": ("Train a run further with a share of its weights, heads or neurons removed.", _prune),
     "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
@@ -500,6 +552,26 @@ def _options_by_recipe(verb: str) -> dict[str, dict[str, list[str]]]:
         for field in dataclasses.fields(options) if options else ():
             found.setdefault(f"--{field.name}", {}).setdefault(help_of(field), []).append(recipe.name)
     return found
+
+
+def _first_run(verb: str, words: Sequence[str]) -> tuple[Any, RecipeFolder]:
+    """Returns the run that the words of a verb begin with, and its recipe, which knows the other words."""
+    if not words or words[0].startswith("-"):
+        first = f"karpa-tf {verb}: RUN comes before its options."
+        _parser(verb, {"run": "A run's folder, or RECIPE/latest."}).read(words, lambda flag: first)
+        raise UserError(first)
+    options = [word for word in words[1:] if word not in ("--help", "-h")]
+    args, _ = _parser(verb).read_known(options)
+    args.run = words[0]
+    return _open(args)
+
+
+def _child_parser(verb: str, recipe: RecipeFolder) -> Parser:
+    """Returns the parser of a verb that trains a new run of a recipe out of another one."""
+    parser = Parser(f"{verb} {recipe.name}/RUN", _VERBS[verb][0])
+    parser.add_argument("--seeds", default=None, help="Train a run each with several seeds, as for train.")
+    parser.flags.append("--seeds")
+    return parser
 
 
 def _find_run(verb: str, words: Sequence[str]) -> Namespace:

@@ -25,6 +25,7 @@ class BestWeights(InALine, keras.callbacks.Callback):
         mode: whether it should be small (`min`) or large (`max`).
         patience: epochs without a better one before training stops; 0 never stops.
         last: keep the last epoch's weights instead, whatever their figure.
+        after: epochs at the beginning that do not count, whatever their figure.
         trained_only: write the trained weights alone, not the frozen ones; `load_trained` reads them.
         writes: whether this process writes the file: the chief alone.
     """
@@ -40,6 +41,7 @@ class BestWeights(InALine, keras.callbacks.Callback):
         mode: str = "min",
         patience: int = 0,
         last: bool = False,
+        after: int = 0,
         trained_only: bool = False,
         writes: bool = True,
     ) -> None:
@@ -50,6 +52,7 @@ class BestWeights(InALine, keras.callbacks.Callback):
         self.sign = -1.0 if mode == "max" else 1.0
         self.patience = patience
         self.last = last
+        self.after = after
         self.writes = writes
         self.best: float | None = None
         self.best_loss = float("inf")
@@ -59,7 +62,7 @@ class BestWeights(InALine, keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         value = (logs or {}).get(self.monitor)
-        if value is None:
+        if value is None or epoch < self.after:
             return
         loss = (logs or {}).get("val_loss", float("inf"))
         # Of equal figures, as accuracies often are, the one of the smaller loss is the better.

@@ -232,6 +232,12 @@ class RunFolder(InALine):
                 f"{self.path / 'metrics.json'} is damaged: train --resume writes it again."
             ) from None
 
+    def final_metrics(self) -> dict[str, Any]:
+        """Returns the final figures; raises a UserError if the run has not ended."""
+        if (metrics := self.read_metrics()) is None:
+            raise UserError(f"{self.path} has not ended: go on with `{self.resume_command}`.")
+        return metrics
+
 
 def create_run(logs: str | Path, recipe: str, command: Sequence[str], code: str = "") -> RunFolder:
     """Makes the next numbered folder; two processes never get the same one.

@@ -16,6 +16,7 @@ from karpa_tf import private
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.training.optimizers import rows_with_gradient
+from karpa_tf.training.pruning import Sparsity, masked
 from karpa_tf.training.step import Step, all_reduce, values_of
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
@@ -51,6 +52,7 @@ class SupervisedStep(Step):
         accumulate: compute each batch in so many parts, one after the other, to save memory.
         adversary: train on each batch a second time, with an embedding moved to where the loss rises.
         attack: train on features that it has changed, instead of those of the batch.
+        sparsity: prune the model as it is trained.
 
     Raises:
         UserError: the model is not compiled, or does what this step cannot do (a `train_step` of its own, a
@@ -67,6 +69,7 @@ class SupervisedStep(Step):
         accumulate: int = 1,
         adversary: Adversary | None = None,
         attack: Attack | None = None,
+        sparsity: Sparsity | None = None,
     ) -> None:
         check_model(model)
         super().__init__(private.strategy_of(model.optimizer))
@@ -76,6 +79,8 @@ class SupervisedStep(Step):
         self.accumulate = accumulate
         self.adversary = adversary
         self.attack = attack
+        self.sparsity = sparsity
+        self._made = 0
         self.parts *= accumulate
         if adversary and self.strategy.num_replicas_in_sync > 1:
             raise UserError(
@@ -108,10 +113,24 @@ class SupervisedStep(Step):
                 variable.value.assign(total / self.strategy.num_replicas_in_sync)
         if not self._whole:
             grads = [rows_with_gradient(g) if i in self._sparse else g for i, g in enumerate(grads)]
+        masks = self.sparsity.masks(variables) if self.sparsity else {}
+        grads = [masked(g, masks[i]) if i in masks else g for i, g in enumerate(grads)]
         # Every replica makes the same update of its own copy of the weights.
         self.apply_gradients(sums, (self.model.optimizer, grads, variables))
+        for place, mask in masks.items():  # momentum moves pruned weights as well
+            variable = variables[place].value
+            # The handle is this replica's own.
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=variable * mask)
         *values, total = tf.unstack(sums)
         return dict(zip(self._names, values, strict=True)), total
+
+    def __call__(self, batch: Any, stop: bool = False) -> Mapping[str, float]:
+        """Makes the update, prunes if it is time for that, and returns the figures of the update."""
+        figures = super().__call__(batch, stop)
+        if self.sparsity:
+            self._made += 1
+            self.sparsity.prune(self._made)
+        return figures
 
     def loss_and_sums(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the loss of a batch summed over its weights, and `[loss, *metrics, 1]` summed likewise."""
@@ -168,6 +187,7 @@ class SupervisedStep(Step):
 
         The first one keeps those that it has, and with them what a checkpoint holds.
         """
+        self._made = int(np.asarray(self.model.optimizer.iterations))
         seeds = [v for v in self.model.non_trainable_variables if v.path.endswith("seed_generator_state")]
 
         def replica() -> None:
@@ -186,7 +206,10 @@ class SupervisedStep(Step):
             yield
             return
         weights = [np.asarray(v) for v in model.trainable_variables]
+        masks = self.sparsity.masks(model.trainable_variables) if self.sparsity else {}
         model.optimizer.finalize_variable_values(model.trainable_variables)
+        for place, mask in masks.items():  # the average still has what was pruned lately
+            model.trainable_variables[place].assign(model.trainable_variables[place] * mask)
         try:
             yield
         finally:

@@ -41,6 +41,7 @@ from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.contrastive import ContrastiveStep
 from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
@@ -123,10 +124,12 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def learns(self, config: BertClassifierSettings) -> bool:
         return config.learns
 
-    def make_step(self, task: ClassifierTask, model: keras.Model) -> SupervisedStep:
+    def make_step(
+        self, task: ClassifierTask, model: keras.Model, sparsity: Sparsity | None = None
+    ) -> SupervisedStep:
         if task.config.method == "fewshot":
             return ContrastiveStep(model, few.vectors_of(model), accumulate=task.config.accumulate)
-        return super().make_step(task, model)
+        return super().make_step(task, model, sparsity)
 
     def compute(self, task: ClassifierTask, model: keras.Model, data: Data[Rows]) -> Callable[[], None]:
         method, splits = task.config.method, data.splits

@@ -10,22 +10,16 @@ from typing import Any
 
 import keras
 
+from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.reports.model_card import costs_section
-from karpa_tf.training.run import RECORD
+from karpa_tf.training.pruning import Sparsity
+from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 from karpa_tf.wordpiece import WordPiece
-
-
-def finished_metrics(folder: RunFolder) -> dict[str, Any]:
-    """Returns a run's metrics; raises a UserError if it has not ended."""
-    metrics = folder.read_metrics()
-    if metrics is None:
-        raise UserError(f"{folder.path} has not ended: go on with `{folder.resume_command}`.")
-    return metrics
 
 
 def learned_or_refuse(
@@ -40,7 +34,7 @@ def learned_or_refuse(
         force: take what has not learned, too.
         smaller: the smaller figure is the better one.
     """
-    metrics = finished_metrics(folder)
+    metrics = folder.final_metrics()
     chance = metrics["baselines"].get(guessing, {}).get(figure, 0.0)
     if (metrics[figure] >= chance if smaller else metrics[figure] <= chance) and not force:
         raise UserError(
@@ -70,6 +64,19 @@ def same_vocabulary(init: str, wordpiece: WordPiece, advice: str) -> None:
     """Raises a UserError if the run that another begins with has other pieces than this one."""
     if init and WordPiece.load(open_run(init).assets / "vocab.txt").pieces != wordpiece.pieces:
         raise UserError(f"--init: {init} has another vocabulary; {advice.format(open_run(init).assets)}.")
+
+
+def make_sparsity(run: Run[Any], model: keras.Model, batches: Batches) -> Sparsity | None:
+    """Returns how a run prunes its model as it is trained, and says so; None: it does not."""
+    config = run.settings
+    if not config.sparsity:
+        return None
+    sparsity = Sparsity(model, config.sparsity, config.epochs * batches.steps_per_epoch)
+    run.say(
+        f"Pruning: {config.sparsity:.0%} of the weights of each of {len(sparsity.matrices)} matrices become "
+        f"zero by step {sparsity.end}. It makes files smaller when they are compressed, and nothing faster."
+    )
+    return sparsity
 
 
 def load_weights(

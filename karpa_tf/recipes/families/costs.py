@@ -15,9 +15,9 @@ from karpa_tf.export.savedmodel import write_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.costs import Costs, measure_costs
 from karpa_tf.recipe import Recipe, recipe_of
-from karpa_tf.recipes.families.common import finished_metrics
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
+from karpa_tf.training.pruning import zeros
 from karpa_tf.training.run_folder import RunFolder, open_run
 
 # Held-out rows that are measured with, at most.
@@ -63,15 +63,17 @@ def compare_with_parents(recipe: Recipe[Any], folder: RunFolder, parents: list[s
         folder: of the run.
         parents: paths of runs.
     """
-    metrics = finished_metrics(folder)
+    metrics = folder.final_metrics()
     signatures, figures = {}, {}
     for run in [*map(open_run, parents), folder]:
         own = recipe if run is folder else recipe_of(run).load()
-        reached = finished_metrics(run)
+        reached = run.final_metrics()
         figure = own.about.figure or next(iter(reached))
         name = f"{run.recipe}/{run.path.resolve().name}"
         name = str(run.path) if name in signatures else name
         signatures[name] = own.signature(run, own.about.predict())
         figures[name] = {figure: reached[figure]}
+        if getattr(folder.open_config(recipe.about.settings), "sparsity", 0):
+            figures[name]["zeros"] = zeros(signatures[name].variables)
     costs = compare_signatures(signatures, recipe.served_rows(folder, ROWS), figures)
     folder.write_metrics({**metrics, "costs": dataclasses.asdict(costs)})

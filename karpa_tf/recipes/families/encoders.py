@@ -24,6 +24,7 @@ from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
+from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import Adversary, SupervisedStep
@@ -164,13 +165,16 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns whether there is anything to train."""
         return True
 
-    def make_step(self, task: Task[S], model: keras.Model) -> SupervisedStep:
-        """Returns the step that trains a compiled model."""
+    def make_step(
+        self, task: Task[S], model: keras.Model, sparsity: Sparsity | None = None
+    ) -> SupervisedStep:
+        """Returns the step that trains a compiled model, and prunes it if it is to."""
         config, adversary = task.config, None
         if config.adversarial:
             adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
         metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
-        return SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary)
+        more: dict[str, Any] = {"adversary": adversary, "sparsity": sparsity}
+        return SupervisedStep(model, metrics, accumulate=config.accumulate, **more)
 
     def compute(self, task: Task[S], model: keras.Model, data: Data[P]) -> Callable[[], None]:
         """Sets what of a model is computed and not trained, if there is any.
@@ -273,7 +277,11 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         again: Callable[[], None],
     ) -> None:
         config, monitor = run.settings, self.monitor(run.settings)
-        step = self.make_step(task, model)
+        sparsity = common.make_sparsity(run, model, batches)
+        step = self.make_step(task, model, sparsity)
+        options = self.options_of_best(config)
+        if sparsity:
+            options["after"] = sparsity.first_epoch(batches.steps_per_epoch)
         examples = self.batch(task, held_out)
         outputs = Outputs(model, examples.batches)
         features, _, _ = next(iter(batches.dataset(0, 1)))
@@ -284,7 +292,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
         run.fit(
             Stage(step, batches, config.epochs, validation=validate),
-            best=run.best_weights(f"val_{monitor}", mode="max", **self.options_of_best(config)),
+            best=run.best_weights(f"val_{monitor}", mode="max", **options),
             shown=(*step.names[1:], monitor),
             units_per_step=batches.batch_size,
             example=features,

@@ -193,12 +193,19 @@ class ImageRecipe(Recipe[S]):
             return Logits(inner, shown.pixels)(), {"label": shown.labels, "image": shown.names}
 
         attack = training_attack(model, config)
-        step = SupervisedStep(model, TRAINING_METRICS, accumulate=config.accumulate, attack=attack)
+        sparsity = common.make_sparsity(run, model, batches)
+        step = SupervisedStep(
+            model, TRAINING_METRICS, accumulate=config.accumulate, attack=attack, sparsity=sparsity
+        )
         first = next(iter(batches.dataset(0, 1)))[0]
         run.fit(
             Stage(step, batches, config.epochs, validation=validation),
             best=run.best_weights(
-                "val_accuracy", mode="max", patience=config.patience, last=config.keep == "last"
+                "val_accuracy",
+                mode="max",
+                patience=config.patience,
+                last=config.keep == "last",
+                after=sparsity.first_epoch(batches.steps_per_epoch) if sparsity else 0,
             ),
             shown=("accuracy",),
             units_per_step=config.batch_size,

@@ -41,6 +41,9 @@ class SplitSettings(TrainingSettings):
     fold: CountOrNone = option(
         0, "With folds: only the run that is tested on this part, from 1; 0: all of them."
     )
+    sparsity: Share = option(
+        0.0, "Share of the weights of each matrix that become zero in training; see `karpa-tf prune`."
+    )
 
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
@@ -50,6 +53,10 @@ class SplitSettings(TrainingSettings):
                 f"folds must be 0, or 2 at least, and fold one of them. Received: {self.folds} and "
                 f"{self.fold}."
             )
+
+    def of_pruned(self) -> dict[str, Any]:
+        """Returns what a run that prunes the weights of this one has otherwise."""
+        return {}
 
 
 # --- Runs that come of others ---------------------------------------------------------------------
@@ -143,6 +150,10 @@ class BertSettings(JoinedSettings):
         "", "scratch: text to learn by masked words first: same (the training texts), or as for mlm-gru."
     )
     pretrain_epochs: Count = option(10, "scratch: passes over pretrain_data.")
+    prune_heads: Share = option(
+        0.0, "Share of the attention heads of each block of init that is removed; see `karpa-tf prune`."
+    )
+    prune_neurons: Share = option(0.0, "The same of the neurons between the two dense layers of each block.")
 
     # What `learning_rate: 0` stands for, by method.
     learning_rates: ClassVar[dict[str, float]] = {"scratch": 5e-4, "full": 1e-4, "lora": 1e-3, "head": 5e-3}
@@ -161,8 +172,20 @@ class BertSettings(JoinedSettings):
             raise UserError(f"pretrain_data goes with preset scratch alone. Received: preset {self.preset}.")
         if self.preset == "scratch" and self.method != "full":
             raise UserError(f"method {self.method} needs a preset: from scratch every weight must learn.")
+        removed = {name: getattr(self, name) for name in ("sparsity", "prune_heads", "prune_neurons")}
+        if any(removed.values()) and self.method != "full":
+            raise UserError(f"Pruning trains every weight: method full. Received: method {self.method}.")
+        if (self.prune_heads or self.prune_neurons) and not self.init:
+            raise UserError(
+                "prune_heads and prune_neurons remove something of a trained run: give it as init."
+            )
         if self.width % self.heads:
             raise UserError(f"width must be a multiple of heads. Received: {self.width} and {self.heads}.")
+
+    def of_pruned(self) -> dict[str, Any]:
+        # The weights are trained already; adapters have been merged into them.
+        again = {} if self.method == "full" else {"method": "full", "learning_rate": 0.0}
+        return {"pretrain_data": "", **again}
 
     @property
     def needs_masked_lm(self) -> bool:
