@@ -185,9 +185,15 @@ def _start(
         if not resume:
             run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
-    _print_table({recipe.name: metrics}, args)
+    written = folder.read_metrics() or {}
+    beside: dict[str, Any] = written.get("baselines", {}) if getattr(config, "ensemble", "") else {}
+    _print_table({recipe.name: metrics, **beside}, args)
     result = {"run": str(folder.path), "metrics": _numbers(metrics)}
-    if costs := (folder.read_metrics() or {}).get("costs"):
+    if beside:
+        result["baselines"] = beside
+    for fact, said in written.get("facts", {}).items() if beside else ():
+        print(f"{fact}: {said}", file=_text(args))
+    if costs := written.get("costs"):
         print("", *format_table(costs["table"]), f"({costs['how']})", sep="\n", file=_text(args))
         result["costs"] = costs
     return _done(args, result)
@@ -203,6 +209,73 @@ def _train_seeds(recipe: RecipeFolder, config: RunSettings, folder: Any, args: N
     print(*seeds.format_group(group), sep="\n", file=_text(args))
     print(*filter(None, [path and f"curves: {path}", line]), sep="\n", file=_text(args))
     return _done(args, {**group, "curves": path and str(path), "line": line})
+
+
+def _ensemble(words: Sequence[str]) -> int:
+    """Makes a run that is the mean of others, with the settings of the first one."""
+    from karpa_tf.training import run_folder
+
+    parser = _parser("ensemble", {"runs*": "Two runs of one recipe at least, by their folders."})
+    joining = [recipe for recipe in all_recipes().values() if "ensemble" in types_of(recipe.about.settings)]
+    fields = {field.name: field for field in dataclasses.fields(joining[0].about.settings)}
+    parser.add_field("--weights", types_of(joining[0].about.settings)["weights"], help_of(fields["weights"]))
+    args = parser.read(words)
+    if len(args.runs) < 2:
+        raise UserError(f"ensemble takes two runs at least. Received: {', '.join(args.runs) or 'none'}.")
+    found = [_open(Namespace(run=run, logs=args.logs)) for run in args.runs]
+    first, recipe = found[0]
+    for folder, other in found:
+        if "ensemble" not in types_of(other.about.settings):
+            raise _takes("ensemble", "ensemble", other)
+        if other.name != recipe.name:
+            raise UserError(
+                f"{first.path} and {folder.path} are runs of different recipes, {recipe.name} and "
+                f"{other.name}: an ensemble's members are of one."
+            )
+        folder.final_metrics()
+    paths = [str(run_folder.open_run(run, args.logs).path.resolve()) for run in args.runs]
+    config = first.open_config(recipe.about.settings)
+    config = config.joined(",".join(paths), getattr(args, "weights", "equal"))
+    args.seeds = None
+    return _start(recipe, config, {}, args)
+
+
+def _distill(words: Sequence[str]) -> int:
+    """Trains a smaller network with a run as its teacher."""
+    folder, recipe = _first_run("distill", words)
+    into = _parser("distill")
+    into.add_field("--into", str, "")
+    asked, _ = into.read_known([word for word in words[1:] if word not in ("--help", "-h")])
+    teachers, recipe = recipe, find_recipe(asked.into) if "into" in asked else recipe
+    for one in (teachers, recipe):
+        if "teacher" not in types_of(one.about.settings):
+            raise _takes("distill", "teacher", one)
+    kind = recipe.about.settings
+    parser = _child_parser("distill", recipe)
+    parser.add_field("--into", str, "The recipe that learns, of the same signature. (default: the run's own)")
+    for field in dataclasses.fields(kind):
+        if field.name not in ("teacher", "ensemble", "weights"):
+            parser.add_field(f"--{field.name}", types_of(kind)[field.name], help_of(field))
+    args = parser.read(words[1:])
+    folder.final_metrics()
+    typed = {name: value for name, value in vars(args).items() if name in types_of(kind)}
+    before = folder.open_config(teachers.about.settings)
+    values = before.student(str(folder.path.resolve()), folder.assets, kind)
+    if (
+        teachers.name == recipe.name
+        and not before.ensemble
+        and not {**before.smaller(folder.assets), **typed}
+    ):
+        raise UserError(
+            f"Say what is smaller than {folder.path}: a field of `karpa-tf train {recipe.name} --help`."
+        )
+    return _start(recipe, kind(**{**values, **typed}), typed, args)
+
+
+def _takes(verb: str, field: str, recipe: RecipeFolder) -> UserError:
+    """Returns the error of a recipe whose runs a verb does not take: their settings lack a field."""
+    takers = [one.name for one in all_recipes().values() if field in types_of(one.about.settings)]
+    return UserError(f"{verb} does not go with {recipe.name}; it goes with {', '.join(takers)}.")
 
 
 # What `prune` removes a share of, and the setting of the new run that holds it.
@@ -448,6 +521,8 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
+    "ensemble": ("Make one run of several: the mean of their probabilities.", _ensemble),
+    "distill": ("Train a smaller network with a run as its teacher.", _distill),
     "prune": ("Train a run further with a share of its weights, heads or neurons removed.", _prune),
     "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),

@@ -262,8 +262,8 @@ class Recipe(InALine, ABC, Generic[Settings]):
             if run.chief:
                 from karpa_tf.recipes.families.costs import compare_with_parents, parents_of
 
-                if parents := parents_of(settings):
-                    run.say("Measuring what it costs beside the run that it comes of")
+                if parents := parents_of(folder, settings):
+                    run.say("Measuring what it costs beside the runs that it comes of")
                     compare_with_parents(self, folder, parents)
         return metrics
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ class Signature(InALine):
         resources: what else it holds: lookup tables, tokenizers.
         check: given the number of a row and the row, raises a `UserError` for one that makes no sense.
         names: the classes, in the order of the output `probabilities`.
+        scales: by name of an output the size that its numbers are compared by, where those of the examples of
+            an export are smaller: a difference of probabilities may be nearly 0 for all of them.
         shown: how outputs read in a terminal: a name, or several in one string, lists that are to stand side
             by side, as `"tokens tags scores"`; `""` in the first list is padding. Empty: every output.
     """
@@ -41,6 +43,7 @@ class Signature(InALine):
     check: Callable[[int, Mapping[str, Any]], None] | None = None
     names: Sequence[str] = ()
     shown: Sequence[str] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def predict(
         self,

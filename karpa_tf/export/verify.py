@@ -5,8 +5,8 @@ Imports tensorflow and tensorflow_text, nothing of karpa_tf, and calls nothing o
 
     python verify.py SAVEDMODEL CASES.npz [TOLERANCE]
 
-CASES.npz holds `SIGNATURE|in|NAME` and `SIGNATURE|out|NAME` arrays, as `arrays_file.pack` makes them. Prints
-one JSON object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
+CASES.npz holds `SIGNATURE|in|NAME`, `SIGNATURE|out|NAME` and perhaps `SIGNATURE|scale|NAME` arrays, as
+`arrays_file.pack` makes them. Prints one JSON object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def _signature_problems(session, name, signature, arrays, tolerance) -> list[str
         else:
             # Small numbers by their own scale, and large ones by theirs; what is no number must be none here.
             finite = np.abs(value[np.isfinite(value)])
-            least = tolerance * min(float(finite.max(initial=0)), 1.0)
+            scale = float(arrays.get(f"{name}|scale|{key}", 0.0))
+            least = tolerance * min(float(finite.max(initial=scale)), 1.0)
             if not np.allclose(got, value, rtol=tolerance, atol=least, equal_nan=True):
                 with np.errstate(invalid="ignore"):
                     most = np.nanmax(np.abs(got.astype(np.float64) - value))

@@ -1,4 +1,4 @@
-"""What is fitted to a mixture of classifiers on held-out rows: weights, a temperature. Arrays in, figures out."""
+"""What is fitted to a mixture of classifiers on held-out rows. Arrays in, figures out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _SMALLEST = 1e-12
 def mixture_weights(probabilities: np.ndarray, labels: np.ndarray, rounds: int = 100) -> np.ndarray:
     """Returns the weights under which the labels are the most probable, by expectation maximization.
 
-    From equal ones, each round makes the weight of a member its mean share of the probability that the mixture
-    gives to a row's label; the likelihood rises with each (Dempster et al. 1977).
+    From equal ones, each round makes the weight of a member its mean share of the probability that the
+    mixture gives to a row's label; the likelihood rises with each (Dempster et al. 1977).
 
     Args:
         probabilities: float (members, n, classes).
@@ -50,8 +50,6 @@ def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     def loss(exponent: float) -> float:
         scaled = log_softmax(logs / np.exp(exponent), axis=1)
-        return float(
-            (spread - 1) * scaled[np.arange(len(labels)), labels].mean() - spread * scaled.mean()
-        )
+        return float((spread - 1) * scaled[np.arange(len(labels)), labels].mean() - spread * scaled.mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))

@@ -1,4 +1,4 @@
-"""Several classifiers of the same inputs as one: the mean of their probabilities, and how far they disagree."""
+"""Several classifiers of the same inputs as one: the mean of their probabilities, and a disagreement."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+# What an ensemble's exports are compared by: the disagreement is a small difference of large numbers.
+SCALES = {"disagreement": 1.0}
 
 
 class Ensemble(keras.Model):
@@ -59,9 +62,10 @@ class MeanOfProbabilities(keras.layers.Layer):
     """A list of logits (..., classes) to the logits of the mean of their probabilities, and the disagreement.
 
     With members' probabilities p_i and weights w_i the mean is p = sum_i w_i p_i, and the disagreement is the
-    generalized Jensen-Shannon divergence H(p) - sum_i w_i H(p_i) in nats, float32 (...): the mutual information
-    between the label and the member that is asked (Houlsby et al. 2011, https://arxiv.org/abs/1112.5745). It
-    is 0 where all members say the same, and at most the entropy of the weights.
+    generalized Jensen-Shannon divergence H(p) - sum_i w_i H(p_i) in nats, float32 (...): the mutual
+    information between the label and the member that is asked (Houlsby et al. 2011,
+    https://arxiv.org/abs/1112.5745). It is 0 where all members say the same, and at most the entropy of the
+    weights.
 
     Args:
         shares: the weights, adding up to 1.
@@ -107,4 +111,3 @@ def logits_and_more(model: keras.Model, features: Any) -> tuple[tf.Tensor, dict[
         return model(features, training=False), {}
     logits, disagreement = model.with_disagreement(features)
     return logits, {"disagreement": disagreement}
-

@@ -1,9 +1,9 @@
 """Distillation: a classifier that learns from another one's probabilities (Hinton et al. 2015).
 
-https://arxiv.org/abs/1503.02531. `keras.distillation.LogitsDistillation` is the same function of logits (a test
-compares them). Its `Distiller` is not used: it is a model around both models, which asks the teacher anew for
-every batch, drops the sample weights, by which our batches say what fills them up, and takes means over a
-replica's rows where our steps sum over all of them. Here the loss is a part of `SupervisedStep`.
+https://arxiv.org/abs/1503.02531. `keras.distillation.LogitsDistillation` is the same function of logits (a
+test compares them). Its `Distiller` is not used: it is a model around both models, which asks the teacher
+anew for every batch, drops the sample weights, by which our batches say what fills them up, and takes means
+over a replica's rows where our steps sum over all of them. Here the loss is a part of `SupervisedStep`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def distillation_loss(teacher: tf.Tensor, student: tf.Tensor, temperature: float
 
 @dataclass(frozen=True, repr=False)
 class Distillation(InALine):
-    """The loss of a model that is taught: (1 - share) of its own, on the labels, and a share of the teacher's.
+    """The loss of a model that is taught: 1 - share of its own, on the labels, and a share of the teacher's.
 
     Attributes:
         lesson: what the teacher says of a batch.

@@ -68,7 +68,7 @@ class RunFolder(InALine):
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is something to predict with: weights, a table of values, or an ensemble's members."""
+        """Whether there is something to predict with: weights, a table of values, or members of it."""
         others = (self.assets / "q_values.npy", self.path / "members")
         return self.best_weights.exists() or any(path.exists() for path in others)
 
@@ -321,11 +321,14 @@ def resolve_init(config: RunSettings, logs: str | Path) -> None:
     init = getattr(config, "init", "")
     if init:
         config.init = str(open_run(init, logs).path.resolve())  # type: ignore[attr-defined]
-    # What a run that goes on, or has a copy, may not need any more.
     for name in ("teacher", "ensemble"):
-        paths = getattr(config, name, "").split(",")
-        found = [path if Path(path).is_absolute() else str(open_run(path, logs).path.resolve()) for path in paths if path]
-        setattr(config, name, ",".join(found)) if found else None
+        # A path is left as it is: an ensemble has copies, and whoever needs the run says that it is gone.
+        runs = [run for run in getattr(config, name, "").split(",") if run]
+        if runs:
+            found = [
+                run if Path(run).is_absolute() else str(open_run(run, logs).path.resolve()) for run in runs
+            ]
+            setattr(config, name, ",".join(found))
 
 
 def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:

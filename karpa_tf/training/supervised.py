@@ -15,6 +15,7 @@ import tensorflow as tf
 from karpa_tf import private
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
+from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.optimizers import rows_with_gradient
 from karpa_tf.training.pruning import Sparsity, masked
 from karpa_tf.training.step import Step, all_reduce, values_of
@@ -53,6 +54,7 @@ class SupervisedStep(Step):
         adversary: train on each batch a second time, with an embedding moved to where the loss rises.
         attack: train on features that it has changed, instead of those of the batch.
         sparsity: prune the model as it is trained.
+        distillation: learn from a teacher as well as from the labels.
 
     Raises:
         UserError: the model is not compiled, or does what this step cannot do (a `train_step` of its own, a
@@ -70,6 +72,7 @@ class SupervisedStep(Step):
         adversary: Adversary | None = None,
         attack: Attack | None = None,
         sparsity: Sparsity | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         check_model(model)
         super().__init__(private.strategy_of(model.optimizer))
@@ -80,6 +83,7 @@ class SupervisedStep(Step):
         self.adversary = adversary
         self.attack = attack
         self.sparsity = sparsity
+        self.distillation = distillation
         self._made = 0
         self.parts *= accumulate
         if adversary and self.strategy.num_replicas_in_sync > 1:
@@ -134,6 +138,8 @@ class SupervisedStep(Step):
 
     def loss_and_sums(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the loss of a batch summed over its weights, and `[loss, *metrics, 1]` summed likewise."""
+        if self.distillation:
+            return self.distillation.loss_and_sums(self.model, self.metrics, batch)
         return loss_and_sums(self.model, self.metrics, batch, training=True)
 
     def _gradients(self, batch: Any, weight: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipe import About, ExplainOptions, Input
-from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
+from karpa_tf.recipes.families.settings import TEACHER, BertExportOptions, BertSettings, TaughtSettings
 from karpa_tf.settings import CountOrNone, NonNegative, defaults_of, option
 
 # What stands for the text and for the word that is looked for, in a pattern.
@@ -17,7 +19,7 @@ TEXT, MASK = "{text}", "[MASK]"
 
 @dataclass(kw_only=True)
 @defaults_of(__file__)
-class BertClassifierSettings(BertSettings):
+class BertClassifierSettings(BertSettings, TaughtSettings):
     """A BERT that says which label a text has."""
 
     data: str = option(
@@ -65,6 +67,10 @@ class BertClassifierSettings(BertSettings):
         "gives.",
     )
 
+    extra_data: str = option(
+        "", "teacher: more texts to learn from, without labels: a .txt of a text a line, or a table."
+    )
+
     learning_rates: ClassVar[dict[str, float]] = {
         **BertSettings.learning_rates,
         "fewshot": 3e-5,
@@ -76,6 +82,15 @@ class BertClassifierSettings(BertSettings):
         """Raises a UserError for settings that make no sense."""
         super().__post_init__()
         cloze, method = self.method == "cloze", self.method
+        if self.teacher and method not in ("full", "lora", "head"):
+            raise UserError(f"A teacher goes with method full, lora or head. Received: method {method}.")
+        if self.extra_data and not self.teacher:
+            raise UserError("extra_data has no labels: only a run with a teacher can learn from it.")
+        if self.preset == TEACHER and (not self.teacher or method != "full"):
+            raise UserError(
+                f"preset {TEACHER} begins with blocks of the teacher, and goes with teacher and method full. "
+                f"Received: {self.teacher or 'no teacher'}, method {method}."
+            )
         if method == "zeroshot" and self.shots:
             raise UserError(
                 f"shots does not go with method zeroshot, which learns from no rows: method fewshot does. "
@@ -107,6 +122,14 @@ class BertClassifierSettings(BertSettings):
             self.patterns(), self.words_by_label()
         if self.curve:
             self.curve_shots()
+
+    def smaller(self, assets: Path) -> dict[str, Any]:
+        layers = json.loads((assets / "encoder.json").read_text(encoding="utf-8"))["architecture"].get(
+            "layers", 2
+        )
+        # The rate of a run from scratch is too high for trained blocks.
+        rate = {"learning_rate": 0.0} if self.preset == "scratch" else {}
+        return {"preset": TEACHER, "method": "full", "layers": max(1, layers // 2), **rate}
 
     @property
     def learns(self) -> bool:

@@ -49,13 +49,13 @@ class Texts(Examples):
         return tf.nn.softmax(self.rows(outputs)).numpy()
 
 
-def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
-    """Cuts texts into pieces and puts texts of like length into a batch.
+def batch_texts(task: ClassifierTask, rows: Rows, training: bool, numbered: bool = False) -> Texts:
+    """Cuts texts into pieces and puts texts of like length into a batch; `numbered`: by row, not label.
 
     Raises:
         UserError: a label that the model does not have.
     """
-    config, names = task.config, task.names
+    config, names, given = task.config, task.names, len(rows)
     if training and config.shots and config.method != "fewshot":
         rows = rows.take([*range(len(rows))] * -(-EPOCH // len(rows)))
     if config.method == "cloze":
@@ -80,7 +80,7 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool) -> Texts:
         weights = (len(rows) / (len(names) * np.maximum(counts, 1)))[labels].astype(np.float32)
     batches = sequence_batches(
         sequences,
-        labels,
+        np.arange(len(rows)) % given if numbered else labels,
         weights,
         task.wordpiece,
         batch_size=config.batch_size if training else _AT_ONCE,

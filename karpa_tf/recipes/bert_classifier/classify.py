@@ -9,9 +9,15 @@ import keras
 import tensorflow as tf
 
 from karpa_tf.data.sequences import dense_features, pack_texts
+from karpa_tf.export.signature import text_input
 from karpa_tf.lines import InALine
 from karpa_tf.models.ensemble import logits_and_more
 from karpa_tf.wordpiece import WordPiece
+
+
+def text_inputs(text_b: str) -> dict[str, tf.TensorSpec]:
+    """Returns the inputs of the signature; `text_b` is the column of the second text, if there is one."""
+    return {**text_input(), **({"text_b": tf.TensorSpec([None], tf.string)} if text_b else {})}
 
 
 @dataclass(frozen=True, repr=False)

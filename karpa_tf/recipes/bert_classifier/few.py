@@ -25,6 +25,7 @@ from karpa_tf.lines import InALine
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.presets import load_preset
+from karpa_tf.recipes.families.settings import TEACHER
 from karpa_tf.settings import read_yaml
 from karpa_tf.training.evaluation import Outputs
 
@@ -192,7 +193,7 @@ def name_head(task: ClassifierTask, model: keras.Model, words: Rows, texts: Rows
 def has_frozen_baseline(config: BertClassifierSettings) -> bool:
     """Whether a run learns from few rows with a preset that gives vectors."""
     few = config.method == "fewshot" or (config.shots and config.method != "cloze")
-    return bool(few and config.preset != "scratch")
+    return bool(few and config.preset not in ("scratch", TEACHER))
 
 
 def frozen_baseline(task: ClassifierTask, known: Rows, rows: Rows) -> dict[str, float]:

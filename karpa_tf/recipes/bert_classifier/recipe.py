@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from karpa_tf.data.tables import Columns, Rows, Table, label_ids, open_table, open_test_rows, shared_rows
 from karpa_tf.errors import UserError
-from karpa_tf.export.signature import Signature, text_input
+from karpa_tf.export.signature import Signature
 from karpa_tf.judging.classification import (
     class_table,
     classification_metrics,
@@ -30,6 +30,7 @@ from karpa_tf.judging.classification import (
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
+from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
@@ -40,16 +41,17 @@ from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.contrastive import ContrastiveStep
+from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.evaluation import Outputs
-from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ABOUT, BertClassifierSettings, few
 from .batches import EPOCH, ClassifierTask, Texts, batch_texts
-from .classify import Classify
+from .classify import Classify, text_inputs
 from .cloze import Patterns
+from .teaching import teach_texts
 
 # Texts shown in the projector.
 _PROJECTED = 1000
@@ -124,12 +126,15 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def learns(self, config: BertClassifierSettings) -> bool:
         return config.learns
 
-    def make_step(
-        self, task: ClassifierTask, model: keras.Model, sparsity: Sparsity | None = None
-    ) -> SupervisedStep:
+    def teach(
+        self, run: Run[BertClassifierSettings], task: ClassifierTask, data: Data[Rows]
+    ) -> tuple[Texts, Distillation | None]:
+        return teach_texts(run, task, data.splits) if task.config.teacher else super().teach(run, task, data)
+
+    def make_step(self, task: ClassifierTask, model: keras.Model, **more: Any) -> SupervisedStep:
         if task.config.method == "fewshot":
             return ContrastiveStep(model, few.vectors_of(model), accumulate=task.config.accumulate)
-        return super().make_step(task, model, sparsity)
+        return super().make_step(task, model, **more)
 
     def compute(self, task: ClassifierTask, model: keras.Model, data: Data[Rows]) -> Callable[[], None]:
         method, splits = task.config.method, data.splits
@@ -178,21 +183,26 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         if step is not None:
             write_classification(folder.path / "validation", step, labels, probabilities, names, joined(rows))
         known_labels = label_ids(known.labels, names, task.config.data)
-        more = ensembles.beside_members(
-            model,
-            lambda m: classification_metrics(labels, texts.probabilities(Outputs(m, texts.batches))),
+        metrics = classification_metrics(labels, probabilities)
+        members = ensembles.beside_members(
+            model, lambda m: self.metrics(task, Outputs(m, texts.batches), texts)
         )
+        more = dict(members)
         if few.has_frozen_baseline(task.config):
             more["frozen encoder"] = few.frozen_baseline(task, known, rows)
         return Evaluation(
             data=where,
-            metrics=classification_metrics(labels, probabilities),
+            metrics=metrics,
             baselines={
                 **more,
                 "tf-idf + svm": svm_baseline(joined(known), known_labels, joined(rows), labels),
                 "most frequent": most_frequent_baseline(known_labels, labels),
             },
-            facts={"rows": len(rows), "rows whose text is in training": shared_rows(known, rows)},
+            facts={
+                "rows": len(rows),
+                "rows whose text is in training": shared_rows(known, rows),
+                **ensembles.errors_beside(len(rows), metrics, members),
+            },
             tables=[
                 format_class_table(class_table(labels, probabilities, names)),
                 format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
@@ -202,9 +212,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     # --- Predict and explain
 
     def served(self, task: ClassifierTask, model: keras.Model) -> Signature:
-        inputs = text_input()
-        if task.config.text_b:
-            inputs["text_b"] = tf.TensorSpec([None], tf.string)
+        inputs = text_inputs(task.config.text_b)
 
         def check(number: int, row: Mapping[str, Any]) -> None:
             for name in inputs:
@@ -214,7 +222,9 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         pack = Patterns(task) if task.config.method == "cloze" else None
         function = Classify(model, task.wordpiece, task.names, task.config.sequence_length, pack)
         # Keras' `weights` leave the states of random numbers out.
-        return Signature(function, inputs, variables=model.weights, check=check, names=task.names)
+        return Signature(
+            function, inputs, variables=model.weights, check=check, names=task.names, scales=SCALES
+        )
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of their label."""

@@ -30,6 +30,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature, text_input
 from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert_tagger import build_bert_tagger
+from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
 from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import EncoderRecipe
@@ -155,7 +156,9 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
 
         function = TagWords(model, task.wordpiece, task.names, task.config.sequence_length)
         shown = ["tokens tags scores"]
-        return Signature(function, text_input(), variables=model.weights, check=check, shown=shown)
+        return Signature(
+            function, text_input(), variables=model.weights, check=check, shown=shown, scales=SCALES
+        )
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of every tag that is not `O`."""

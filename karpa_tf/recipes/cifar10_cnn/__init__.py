@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipe import About, ExplainOptions
@@ -47,6 +48,11 @@ class Cifar10CnnSettings(ImageSettings):
                 f"{len(self.block_widths())} widths need an image_size above {smallest}. "
                 f"Received: {self.image_size}."
             )
+
+    def smaller(self, assets: Path) -> dict[str, Any]:
+        if self.ensemble or self.network != "airbench":
+            return {}
+        return {"widths": ",".join(str(max(1, width // 2)) for width in self.block_widths())}
 
     def block_widths(self) -> list[int]:
         """Returns the numbers in `widths`."""

@@ -15,6 +15,7 @@ from karpa_tf.export.savedmodel import write_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.costs import Costs, measure_costs
 from karpa_tf.recipe import Recipe, recipe_of
+from karpa_tf.recipes.families.ensembles import members_of
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
 from karpa_tf.training.pruning import zeros
@@ -24,9 +25,11 @@ from karpa_tf.training.run_folder import RunFolder, open_run
 ROWS = 256
 
 
-def parents_of(settings: RunSettings) -> list[str]:
-    """Returns the runs that a run comes of, whose costs stand beside its own; none of an ordinary run."""
-    return [init] if (init := getattr(settings, "init", "")) and is_pruned(settings) else []
+def parents_of(folder: RunFolder, settings: RunSettings) -> dict[str, RunFolder]:
+    """Returns the runs, by name, that a run comes of, whose costs stand beside its own; of most runs none."""
+    members = {f"member {number}": member for number, member in enumerate(members_of(folder), 1)}
+    paths = [getattr(settings, "teacher", ""), getattr(settings, "init", "") if is_pruned(settings) else ""]
+    return members or {_name(run): run for run in map(open_run, filter(None, paths))}
 
 
 def is_pruned(settings: RunSettings) -> bool:
@@ -55,21 +58,20 @@ def compare_signatures(
         return measure_costs(models, rows, figures, threads=runtime.usable_cores())
 
 
-def compare_with_parents(recipe: Recipe[Any], folder: RunFolder, parents: list[str]) -> None:
+def compare_with_parents(recipe: Recipe[Any], folder: RunFolder, parents: Mapping[str, RunFolder]) -> None:
     """Measures a finished run and those that it comes of, and keeps that as `costs` of its metrics.
 
     Args:
         recipe: of the run.
         folder: of the run.
-        parents: paths of runs.
+        parents: the latter by name.
     """
     metrics = folder.final_metrics()
     signatures, figures = {}, {}
-    for run in [*map(open_run, parents), folder]:
+    for name, run in [*parents.items(), (_name(folder), folder)]:
         own = recipe if run is folder else recipe_of(run).load()
         reached = run.final_metrics()
         figure = own.about.figure or next(iter(reached))
-        name = f"{run.recipe}/{run.path.resolve().name}"
         name = str(run.path) if name in signatures else name
         signatures[name] = own.signature(run, own.about.predict())
         figures[name] = {figure: reached[figure]}
@@ -77,3 +79,7 @@ def compare_with_parents(recipe: Recipe[Any], folder: RunFolder, parents: list[s
             figures[name]["zeros"] = zeros(signatures[name].variables)
     costs = compare_signatures(signatures, recipe.served_rows(folder, ROWS), figures)
     folder.write_metrics({**metrics, "costs": dataclasses.asdict(costs)})
+
+
+def _name(folder: RunFolder) -> str:
+    return f"{folder.recipe}/{folder.path.resolve().name}"

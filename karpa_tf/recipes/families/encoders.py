@@ -21,10 +21,10 @@ from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, ensembles, folds, starts
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
 from karpa_tf.reports.tensorboard import Labels
+from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
-from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import Adversary, SupervisedStep
@@ -165,16 +165,17 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns whether there is anything to train."""
         return True
 
-    def make_step(
-        self, task: Task[S], model: keras.Model, sparsity: Sparsity | None = None
-    ) -> SupervisedStep:
-        """Returns the step that trains a compiled model, and prunes it if it is to."""
+    def teach(self, run: Run[S], task: Task[S], data: Data[P]) -> tuple[E, Distillation | None]:
+        """Returns what is learned from in batches, and what the teacher says of it, where there is one."""
+        return self.batch(task, data.splits["train"], training=True), None
+
+    def make_step(self, task: Task[S], model: keras.Model, **more: Any) -> SupervisedStep:
+        """Returns the step that trains a compiled model; `more` are further arguments of `SupervisedStep`."""
         config, adversary = task.config, None
         if config.adversarial:
             adversary = Adversary(model.get_layer("embeddings").tokens.embeddings, config.adversarial)
         metrics = {"accuracy": keras.metrics.sparse_categorical_accuracy}
-        more: dict[str, Any] = {"adversary": adversary, "sparsity": sparsity}
-        return SupervisedStep(model, metrics, accumulate=config.accumulate, **more)
+        return SupervisedStep(model, metrics, accumulate=config.accumulate, adversary=adversary, **more)
 
     def compute(self, task: Task[S], model: keras.Model, data: Data[P]) -> Callable[[], None]:
         """Sets what of a model is computed and not trained, if there is any.
@@ -244,7 +245,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             shrunk,
             folds.thin_test(config, len(test), found, kinds, data.brings_test),
         )
-        learned = self.batch(task, known, training=True)
+        learned, distillation = self.teach(run, task, data)
         run.say(learned.note)
         if run.chief:
             starts.save_start(start, folder)
@@ -262,7 +263,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         again = self.compute(task, model, data)
         if self.learns(config):
             run.say(starts.describe_training(config, model, learned.batches))
-            self._fine_tune(run, task, model, learned.batches, held_out, again)
+            self._fine_tune(run, task, model, learned.batches, held_out, again, distillation)
         else:
             run.keep(model)
         return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
@@ -275,10 +276,11 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         batches: Batches,
         held_out: P,
         again: Callable[[], None],
+        distillation: Distillation | None,
     ) -> None:
         config, monitor = run.settings, self.monitor(run.settings)
         sparsity = common.make_sparsity(run, model, batches)
-        step = self.make_step(task, model, sparsity)
+        step = self.make_step(task, model, sparsity=sparsity, distillation=distillation)
         options = self.options_of_best(config)
         if sparsity:
             options["after"] = sparsity.first_epoch(batches.steps_per_epoch)

@@ -18,13 +18,14 @@ from karpa_tf.errors import UserError
 from karpa_tf.judging.mixtures import best_temperature, mixture_weights
 from karpa_tf.models.ensemble import Ensemble
 from karpa_tf.recipe import About, Evaluation
-from karpa_tf.recipes.families import common
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 
 _MEMBERS = "members"
 # What of a run its copy has.
 _KEPT = ("config.yaml", "environment.json", "metrics.json", "best.weights.h5", "assets", _MEMBERS)
+# The row of a table that has the means of the members' figures.
+_MEAN = "members' mean"
 # In the assets of the ensemble: what was fitted on the validation split.
 _FITTED = "ensemble.json"
 
@@ -83,7 +84,9 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
         parents = [open_run(path) for path in config.members()]
         check_members(recipe, parents)
         if config != parents[0].open_config(type(config)).joined(config.ensemble, config.weights):
-            raise UserError("An ensemble has the settings of its first member: `karpa-tf ensemble RUN...` takes them.")
+            raise UserError(
+                "An ensemble has the settings of its first member: `karpa-tf ensemble RUN...` takes them."
+            )
         for number, parent in enumerate(parents, 1):
             _copy(parent, folder.path / _MEMBERS / folder.recipe / str(number))
     members = members_of(folder)
@@ -106,7 +109,9 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
         temperature = best_temperature(np.tensordot(weights, each, axes=1), labels)
         run.write_asset(_FITTED, {"weights": weights.tolist(), "temperature": temperature})
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
-        run.say(f"Fitted on {len(labels):,} rows of validation: weights {shares}; temperature {temperature:.3f}")
+        run.say(
+            f"Fitted on {len(labels):,} rows of validation: weights {shares}; temperature {temperature:.3f}"
+        )
     folder.checkpoints.mkdir(exist_ok=True)  # the sign of a run that has begun
     return run.finish(lambda: recipe.evaluate(folder, recipe.about.evaluate(), 0))
 
@@ -115,7 +120,7 @@ def check_members(recipe: Joins, parents: Sequence[RunFolder]) -> None:
     """Raises a UserError unless these are two finished runs at least, of one task, that read inputs alike."""
     first, *others = parents
     for parent in parents:
-        common.finished_metrics(parent)
+        parent.final_metrics()
     labels, reads = labels_of(first), recipe.reads(first)
     for other in others:
         check_labels(labels, labels_of(other), str(first.path), str(other.path))
@@ -134,7 +139,7 @@ def labels_of(folder: RunFolder) -> list[str]:
 
 
 def check_labels(labels: Sequence[str], others: Sequence[str], first: str, second: str) -> None:
-    """Raises a UserError that says in which labels two runs differ, if they do; `first` and `second` name them."""
+    """Raises a UserError that says in which labels two runs, `first` and `second`, differ, if they do."""
     if list(labels) == list(others):
         return
     only = [
@@ -164,7 +169,24 @@ def beside_members(
         return {}
     each = [dict(evaluate(member)) for member in model.members]
     rows = {f"member {number}": row for number, row in enumerate(each, 1)}
-    return {"members' mean": {name: float(np.mean([row[name] for row in each])) for name in each[0]}, **rows}
+    return {_MEAN: {name: float(np.mean([row[name] for row in each])) for name in each[0]}, **rows}
+
+
+def errors_beside(
+    rows: int, metrics: Mapping[str, float], members: Mapping[str, Mapping[str, float]]
+) -> dict[str, str]:
+    """Returns the fact of how many errors an ensemble makes, and its members; nothing of another model.
+
+    Args:
+        rows: that it was evaluated on.
+        metrics: its figures; they have the `accuracy`.
+        members: what `beside_members` gave.
+    """
+    if not members:
+        return {}
+    own, mean = (rows * (1 - x["accuracy"]) for x in (metrics, members[_MEAN]))
+    fewer = f", {1 - own / mean:.0%} fewer than theirs" if mean else ""
+    return {"errors": f"{own:.0f} of {rows:,}; its members make {mean:.1f} on average{fewer}"}
 
 
 def _copy(source: RunFolder, target: Path) -> None:

@@ -32,8 +32,9 @@ from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, P
 from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
 from karpa_tf.recipes.families.image_export import export_images, served_pixels
-from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, with_flip
+from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, image_input, with_flip
 from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
+from karpa_tf.recipes.families.teaching import Teacher
 from karpa_tf.reports.classification import (
     event_writer,
     format_class_table,
@@ -44,6 +45,7 @@ from karpa_tf.reports.classification import (
 from karpa_tf.reports.pictures import error_grid, sample_grid, write_png
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
+from karpa_tf.training.distillation import Distillation, TaughtRows
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import SGD, AdamW
@@ -158,9 +160,11 @@ class ImageRecipe(Recipe[S]):
         run.begin(data.record)
         labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
         pixels = images["train"].pixels
+        distillation = teach_images(run, pixels, labels["train"], names) if config.teacher else None
+        written = distillation and isinstance(distillation.lesson, TaughtRows)
         batches = image_batches(
             pixels,
-            labels["train"],
+            np.arange(len(pixels)) if written else labels["train"],
             batch_size=config.batch_size,
             seed=config.seed,
             augmentation=augmentation(config),
@@ -195,7 +199,12 @@ class ImageRecipe(Recipe[S]):
         attack = training_attack(model, config)
         sparsity = common.make_sparsity(run, model, batches)
         step = SupervisedStep(
-            model, TRAINING_METRICS, accumulate=config.accumulate, attack=attack, sparsity=sparsity
+            model,
+            TRAINING_METRICS,
+            accumulate=config.accumulate,
+            attack=attack,
+            sparsity=sparsity,
+            distillation=distillation,
         )
         first = next(iter(batches.dataset(0, 1)))[0]
         run.fit(
@@ -242,20 +251,25 @@ class ImageRecipe(Recipe[S]):
         for line in filter(None, (*notes, note)):
             print(line, file=sys.stderr)
         probabilities = Logits(model, images.pixels).probabilities()
+        metrics = classification_metrics(labels, probabilities)
+        members = ensembles.beside_members(
+            model, lambda m: classification_metrics(labels, Logits(m, images.pixels).probabilities())
+        )
         training = own.splits["train"]
         training_labels = label_ids(training.labels, names, config.data)
         evaluation = Evaluation(
             data=where,
-            metrics=classification_metrics(labels, probabilities),
+            metrics=metrics,
             baselines={
-                **ensembles.beside_members(
-                    model,
-                    lambda m: classification_metrics(labels, Logits(m, images.pixels).probabilities()),
-                ),
+                **members,
                 **pixel_baselines(training.pixels, training_labels, images.pixels, labels),
                 "most frequent": most_frequent_baseline(training_labels, labels),
             },
-            facts={"images": len(images), "images that are in training": shared_rows(training, images)},
+            facts={
+                "images": len(images),
+                "images that are in training": shared_rows(training, images),
+                **ensembles.errors_beside(len(images), metrics, members),
+            },
             tables=[
                 format_class_table(class_table(labels, probabilities, names)),
                 format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
@@ -346,6 +360,31 @@ def make_optimizer(config: ImageSettings, model: keras.Model, steps: int) -> ker
     optimizer = AdamW(rate, weight_decay=config.weight_decay, **common)
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
+
+
+def teach_images(run: Run[Any], pixels: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Distillation:
+    """Returns what a teacher says of images, uint8 (n, height, width, channels).
+
+    It sees them as the student does (Beyer et al. 2022, https://arxiv.org/abs/2106.05237): where they are
+    changed, in every step, and else once.
+    """
+    config, shape = run.settings, list(pixels.shape[1:])
+    grey = shape[-1] == 1
+    teacher = Teacher(run, names, image_input(shape))
+    run.say(f"{teacher.folder.path} teaches")
+
+    def served(images: tf.Tensor) -> tf.Tensor:
+        images = tf.cast(images, tf.float32)
+        return images[..., 0] if grey else images
+
+    def ask(images: tf.Tensor, labels: tf.Tensor) -> tuple[Any, Any, Any]:
+        return labels, teacher.ask({"image": served(images)}), config.teacher_share
+
+    if augmentation(config) != Augmentation() or config.adversarial:
+        return Distillation(ask, config.temperature)
+    logits = teacher({"image": pixels[..., 0] if grey else pixels})
+    shares = np.full(len(pixels), config.teacher_share)
+    return Distillation(TaughtRows(labels, logits, shares), config.temperature)
 
 
 def training_attack(model: keras.Model, config: ImageSettings) -> Callable[..., Any] | None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import image_batches
 from karpa_tf.export.signature import Signature
-from karpa_tf.models.ensemble import logits_and_more
+from karpa_tf.models.ensemble import SCALES, logits_and_more
 from karpa_tf.recipes.families.settings import ImageSettings
 from karpa_tf.training.evaluation import Outputs
 
@@ -60,11 +60,16 @@ class Trained:
         return with_flip(self.model) if self.config.test_flip else self.model
 
     def signature(self) -> Signature:
-        """Returns what is served; grey images have no axis for the channel there."""
-        *shape, channels = self.model.input.shape
-        inputs = {"image": tf.TensorSpec(shape if channels == 1 else [*shape, channels], tf.float32)}
+        """Returns what is served."""
+        inputs = image_input(self.model.input.shape[1:])
         function = Recognize(self.served, self.names)
-        return Signature(function, inputs, variables=self.model.weights, names=self.names)
+        return Signature(function, inputs, variables=self.model.weights, names=self.names, scales=SCALES)
+
+
+def image_input(shape: Sequence[int]) -> dict[str, tf.TensorSpec]:
+    """Returns the inputs of the signature for images of a shape; of grey ones without channels."""
+    *size, channels = shape
+    return {"image": tf.TensorSpec([None, *size, *([] if channels == 1 else [channels])], tf.float32)}
 
 
 class Logits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from karpa_tf.errors import UserError, did_you_mean
@@ -59,6 +60,10 @@ class SplitSettings(TrainingSettings):
         return {}
 
 
+# The preset that is made of blocks of the teacher.
+TEACHER = "teacher"
+
+
 # --- Runs that come of others ---------------------------------------------------------------------
 
 
@@ -87,13 +92,55 @@ class JoinedSettings(SplitSettings):
         return [name.strip() for name in self.ensemble.split(",") if name.strip()]
 
     def joined(self, ensemble: str, weights: str = "equal") -> Self:
-        """Returns the settings of an ensemble whose first member has these."""
-        names = {field.name: field.default for field in dataclasses.fields(self) if field.name in _OF_TRAINING}
+        """Returns the settings of an `ensemble` with such `weights`, whose first member has these."""
+        fields = dataclasses.fields(self)
+        names: dict[str, Any] = {field.name: field.default for field in fields if field.name in _OF_TRAINING}
         return dataclasses.replace(self, **names | {"ensemble": ensemble, "weights": weights})
 
 
-# What the settings of an ensemble do not take over from its first member's.
-_OF_TRAINING = ("strategy", "init", "teacher")
+# What a run that comes of others does not take over from the settings of the first of them.
+_OF_TRAINING = (
+    *("strategy", "init", "teacher", "ensemble", "weights", "extra_data", "pretrain_data"),
+    *("sparsity", "prune_heads", "prune_neurons"),
+)
+# What a run of another recipe takes over: which rows there are, and how they are read.
+_OF_DATA = (
+    *("data", "text", "label", "text_b", "broken", "validation_share", "test_share", "folds", "fold"),
+    *("image_size", "sequence_length", "shots", "label_names"),
+)
+
+
+@dataclass(kw_only=True)
+class TaughtSettings(SplitSettings):
+    """Distillation: runs that learn from another one."""
+
+    teacher: str = option(
+        "", "A run, or an ensemble, whose probabilities to learn from as well; see `karpa-tf distill`."
+    )
+    teacher_share: UnitInterval = option(
+        0.9, "teacher: share of its loss; the rest is that of the labels. 1: labels are not looked at."
+    )
+    temperature: Positive = option(
+        2.0, "teacher: what its logits are divided by; the higher, the more its second thoughts count."
+    )
+
+    def student(self, teacher: str, assets: Path, kind: type[RunSettings]) -> dict[str, Any]:
+        """Returns the settings of a run that learns from a run with these.
+
+        Args:
+            teacher: the path of the latter.
+            assets: its folder of assets.
+            kind: the settings of the recipe that learns.
+        """
+        names = {field.name for field in dataclasses.fields(kind)}
+        if type(self) is not kind:
+            return {"teacher": teacher, **{n: getattr(self, n) for n in _OF_DATA if n in names}}
+        own = {name: getattr(self, name) for name in names if name not in _OF_TRAINING}
+        return {**own, **self.smaller(assets), "teacher": teacher}
+
+    def smaller(self, assets: Path) -> dict[str, Any]:
+        """Returns the settings of a smaller network than that of a run with these; `assets` are the run's."""
+        return {}
 
 
 # --- BERT -----------------------------------------------------------------------------------------
@@ -112,7 +159,7 @@ class BertSettings(JoinedSettings):
     preset: str = option(
         "scratch",
         "Where to start: scratch, a keras-hub preset, hf://USER/MODEL, or a folder in keras-hub's or "
-        "Hugging Face's form.",
+        "Hugging Face's form; teacher: some of the teacher's blocks.",
     )
     method: Literal["full", "lora", "head"] = option(
         "full", "What is trained: every weight, low-rank adapters, or the head alone."
@@ -141,7 +188,7 @@ class BertSettings(JoinedSettings):
         0.0, "Length of the fast gradient method's move of the embedding; 0: none."
     )
     token_dropout: Share = option(0.0, "Share of the pieces replaced by [MASK] in training.")
-    layers: Count = option(4, "scratch: transformer blocks.")
+    layers: Count = option(4, "scratch, teacher: transformer blocks.")
     heads: Count = option(4, "scratch: attention heads.")
     width: Count = option(256, "scratch: width of the blocks.")
     vocabulary_size: Count = option(8_000, "scratch: most pieces to learn from the data.")
@@ -208,7 +255,7 @@ class BertExportOptions(ExportOptions):
 
 
 @dataclass(kw_only=True)
-class ImageSettings(JoinedSettings):
+class ImageSettings(JoinedSettings, TaughtSettings):
     """Settings of recognizing images, whatever the network."""
 
     batch_size: Count = option(512, "Images in an update of the weights, over all workers.")

@@ -23,8 +23,10 @@ from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.mlm_gru import build_mlm_gru
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
-from karpa_tf.recipes.families import common
-from karpa_tf.recipes.families.settings import BertSettings
+from karpa_tf.recipe import recipe_of
+from karpa_tf.recipes.families import common, ensembles
+from karpa_tf.recipes.families.settings import TEACHER, BertSettings
+from karpa_tf.recipes.families.teaching import open_teacher, weights_digest
 from karpa_tf.training import runtime
 from karpa_tf.training.callbacks import load_trained
 from karpa_tf.training.evaluation import Evaluator
@@ -83,6 +85,65 @@ class MaskedRun(InALine):
             model.get_layer(layer.name).set_weights(layer.get_weights())
 
 
+@dataclass(frozen=True, repr=False)
+class TeacherBlocks(InALine):
+    """The BERT of the run that teaches, of whose blocks some are left (Sanh et al. 2019, DistilBERT).
+
+    https://arxiv.org/abs/1910.01108, section 3. The head is taken over too, and so is the vocabulary.
+
+    Attributes:
+        folder: of the teacher; of an ensemble its first member.
+        layers: how many blocks are left, evenly spaced from the first one on.
+    """
+
+    folder: RunFolder
+    layers: int
+
+    @cached_property
+    def start(self) -> Start:
+        """What the teacher started from; a UserError if it has no blocks, or fewer."""
+        start = read_start(self.folder)
+        if self.layers > (has := start.architecture.get("layers", 0)):
+            raise UserError(
+                f"preset {TEACHER} leaves {self.layers} transformer blocks of {self.folder.path}, which has "
+                f"{has}; --layers takes fewer, and --preset scratch begins anew."
+            )
+        return start
+
+    @property
+    def places(self) -> list[int]:
+        """The numbers of the blocks that are left."""
+        has = self.start.architecture["layers"]
+        return [number * has // self.layers for number in range(self.layers)]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `build_bert`."""
+        return {**self.start.architecture, "layers": self.layers}
+
+    @property
+    def wordpiece(self) -> WordPiece:
+        """What cuts texts into its pieces."""
+        return self.start.wordpiece
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights."""
+        return weights_digest(self.folder)
+
+    def assign(self, model: keras.Model) -> None:
+        """Puts the weights into a model of these blocks."""
+        recipe: Any = recipe_of(self.folder).load()
+        teacher = recipe.open_model(self.folder)[1]
+        known = encoder_variables(teacher)
+        for name, variable in encoder_variables(model).items():
+            block, slash, part = name.partition("/")
+            if block.startswith("block_"):
+                block = f"block_{self.places[int(block.removeprefix('block_'))]}"
+            variable.assign(known[f"{block}{slash}{part}"])
+        model.get_layer("logits").set_weights(teacher.get_layer("logits").get_weights())
+
+
 def open_preset(config: BertSettings) -> Preset | MaskedRun:
     """Reads a preset, or opens a run of mlm-gru.
 
@@ -119,7 +180,7 @@ class Start:
 
     architecture: dict[str, Any]
     wordpiece: WordPiece
-    preset: Preset | MaskedRun | None = None
+    preset: Preset | MaskedRun | TeacherBlocks | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -140,7 +201,7 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
         texts: of the training split.
     """
     if config.preset != "scratch":
-        preset = open_preset(config)
+        preset = teacher_blocks(config) if config.preset == TEACHER else open_preset(config)
         check_preset(preset, config, folder)
         return Start(preset.architecture, preset.wordpiece, preset)
     path: Path | str = folder.assets / "vocab.txt"
@@ -164,7 +225,15 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
     return Start(architecture, wordpiece)
 
 
-def check_preset(preset: Preset | MaskedRun, config: Any, folder: RunFolder) -> None:
+def teacher_blocks(config: Any) -> TeacherBlocks:
+    """Returns the start that is made of the teacher's blocks, as many as `layers` says."""
+    folder = open_teacher(config.teacher)
+    while members := ensembles.members_of(folder):
+        folder = members[0]
+    return TeacherBlocks(folder, config.layers)
+
+
+def check_preset(preset: Preset | MaskedRun | TeacherBlocks, config: Any, folder: RunFolder) -> None:
     """Raises a UserError if a preset reads no texts so long, or is not the one that a run began with.
 
     Args:
@@ -339,7 +408,7 @@ def learning_rates(model: keras.Model, config: BertSettings) -> dict[str, float]
         for depth, layer in enumerate(stack)
         for variable in layer.trainable_variables
     }
-    if config.preset == "scratch" or config.method != "full":
+    if config.preset in ("scratch", TEACHER) or config.method != "full":
         return rates
     return {v.path: rates.get(v.path, config.head_rate) for v in model.trainable_variables}
 

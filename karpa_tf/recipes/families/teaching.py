@@ -1,4 +1,4 @@
-"""A run as a teacher: what it says of the rows that another run learns from. It is asked by its signature alone."""
+"""A run as a teacher of another one; it is asked by its signature alone."""
 
 from __future__ import annotations
 
@@ -43,32 +43,31 @@ class Teacher(InALine):
         recipe = recipe_of(self.folder).load()
         self.signature: Signature = recipe.signature(self.folder, recipe.about.predict())
         if not self.signature.names:
-            raise UserError(f"{where} gives no probabilities of labels: a run of {self.folder.recipe} cannot teach.")
+            raise UserError(f"{where} cannot teach: it gives no probabilities of labels.")
         ensembles.check_labels(self.signature.names, names, where, f"the data {run.settings.data}")
         own, others = ({name: str(spec) for name, spec in x.items()} for x in (self.signature.inputs, inputs))
         if own != others:
             raise UserError(
-                f"{where} reads {_shown(self.signature.inputs)}, and what it is to teach reads {_shown(inputs)}: "
-                "both must have the same signature."
+                f"{where} reads {_shown(self.signature.inputs)}, and what it is to teach reads "
+                f"{_shown(inputs)}: both must have the same signature."
             )
         digest, path = weights_digest(self.folder), run.folder.assets / _NOTE
         if run.resume and path.exists() and run.folder.read_json(f"assets/{_NOTE}") != digest:
             raise UserError(
-                f"{where} has other weights than the run that {run.folder.path} has learned from so far; bring "
-                "those back, or train a new run."
+                f"{where} has other weights than when {run.folder.path} began to learn from it; bring those "
+                "back, or train a new run."
             )
         run.write_asset(_NOTE, digest)
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns logits float32 (rows, classes) of arrays (rows, ...) by input."""
-        rows = len(next(iter(arrays.values())))
-        answer = tf.function(
-            lambda **tensors: self.ask(tensors), input_signature=None, autograph=False, reduce_retracing=True
-        ).get_concrete_function(**self.signature.inputs)
-        parts = [
-            answer(**{k: tf.constant(v[i : i + _AT_ONCE], self.signature.inputs[k].dtype) for k, v in arrays.items()})
-            for i in range(0, rows, _AT_ONCE)
-        ]
+        specs = self.signature.inputs
+        answer = tf.function(lambda **tensors: self.ask(tensors), autograph=False)
+        graph = answer.get_concrete_function(**specs)
+        parts = []
+        for begin in range(0, len(next(iter(arrays.values()))), _AT_ONCE):
+            rows = {name: array[begin : begin + _AT_ONCE] for name, array in arrays.items()}
+            parts.append(graph(**{name: tf.constant(rows[name], specs[name].dtype) for name in rows}))
         return np.concatenate([part.numpy() for part in parts])
 
     def ask(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -82,7 +81,7 @@ def open_teacher(path: str) -> RunFolder:
         folder = open_run(path)
     except UserError:
         raise UserError(
-            f"The run {path} is not there any more, and without its teacher a run cannot be trained: bring it back."
+            f"There is no run {path}, which is to teach this one: bring it back, or train without a teacher."
         ) from None
     folder.final_metrics()
     return folder
@@ -102,5 +101,3 @@ def _shown(inputs: Mapping[str, tf.TensorSpec]) -> str:
         f"{name} {spec.dtype.name} [{', '.join('n' if d is None else str(d) for d in spec.shape)}]"
         for name, spec in inputs.items()
     )
-
-

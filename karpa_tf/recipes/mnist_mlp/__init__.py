@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from karpa_tf.recipe import About, ExplainOptions
 from karpa_tf.recipes.families.settings import (
@@ -32,6 +34,10 @@ class MnistMlpSettings(ImageSettings):
         """Raises a UserError for a value that makes no sense."""
         super().__post_init__()
         self.hidden_units()
+
+    def smaller(self, assets: Path) -> dict[str, Any]:
+        units = self.hidden_units()
+        return {} if self.ensemble else {"units": ",".join(str(max(1, number // 2)) for number in units)}
 
     def hidden_units(self) -> list[int]:
         """Returns the numbers in `units`."""
