@@ -315,8 +315,8 @@ def _prune(words: Sequence[str]) -> int:
         raise UserError(f"prune takes {' or '.join(removed)}, a share above 0.")
     if shares["sparsity"] and sum(map(bool, shares.values())) > 1:
         raise UserError(
-            "--sparsity does not go with --heads and --neurons: prune twice, the second time the run that came "
-            "of the first."
+            "--sparsity does not go with --heads and --neurons: prune twice, the second time the run that "
+            "came of the first."
         )
     folder.final_metrics()
     if not folder.has_weights:

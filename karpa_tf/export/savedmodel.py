@@ -220,7 +220,9 @@ def _verify(
             outputs = signature(inputs)
         for kind, values in (("in", inputs), ("out", outputs)):
             arrays |= {f"{name}|{kind}|{key}": value for key, value in values.items()}
-        arrays |= {f"{name}|scale|{key}": np.array(size, np.float32) for key, size in signature.scales.items()}
+        arrays |= {
+            f"{name}|scale|{key}": np.array(size, np.float32) for key, size in signature.scales.items()
+        }
     np.savez(folder / "cases.npz", **arrays_file.pack(arrays))  # type: ignore[arg-type]
     # -P: the modules beside the script are not to be taken for packages of the same name.
     result = subprocess.run(

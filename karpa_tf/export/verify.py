@@ -6,7 +6,8 @@ Imports tensorflow and tensorflow_text, nothing of karpa_tf, and calls nothing o
     python verify.py SAVEDMODEL CASES.npz [TOLERANCE]
 
 CASES.npz holds `SIGNATURE|in|NAME`, `SIGNATURE|out|NAME` and perhaps `SIGNATURE|scale|NAME` arrays, as
-`arrays_file.pack` makes them. Prints one JSON object: `{"ok": bool, "problems": [sentences], "rowwise": {signature: what its rows were like}}`.
+`arrays_file.pack` makes them. Prints one JSON object: `{"ok": bool, "problems": [sentences], "rowwise":
+{signature: what its rows were like}}`.
 """
 
 from __future__ import annotations

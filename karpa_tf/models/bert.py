@@ -8,6 +8,7 @@ matmuls, which take as long as the matmuls themselves when each is an op of its 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -23,6 +24,7 @@ def build_bert(
     layers: int = 4,
     heads: int = 4,
     width: int = 256,
+    head_width: int | None = None,
     intermediate: int = 1024,
     positions: int = 512,
     segments: int = 2,
@@ -41,7 +43,8 @@ def build_bert(
         vocabulary_size: number of pieces.
         layers: transformer blocks.
         heads: attention heads of a block.
-        width: of the embedding and of the blocks' outputs; a multiple of `heads`.
+        width: of the embedding and of the blocks' outputs; a multiple of `heads`, unless theirs is given.
+        head_width: of a head; None: `width / heads`. Another one is that of a BERT which has lost heads.
         intermediate: units between the two dense layers of a block.
         positions: longest sequence.
         segments: kinds of segments.
@@ -54,7 +57,7 @@ def build_bert(
         ValueError: `width` is no multiple of `heads`, the activation is unknown, or `dropout` is not from 0
             to below 1.
     """
-    if width % heads:
+    if head_width is None and width % heads:
         raise ValueError(f"width must be a multiple of heads. Received: width={width}, heads={heads}.")
 
     # === Layers ===
@@ -63,7 +66,14 @@ def build_bert(
     )
     blocks = [
         TransformerBlock(
-            heads, intermediate, activation, epsilon, dropout, dtype=dtype, name=f"block_{number}"
+            heads,
+            intermediate,
+            activation,
+            epsilon,
+            dropout,
+            head_width,
+            dtype=dtype,
+            name=f"block_{number}",
         )
         for number in range(layers)
     ]
@@ -149,11 +159,13 @@ class TransformerBlock(keras.layers.Layer):
         activation: str,
         epsilon: float,
         dropout: float,
+        head_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.config: dict[str, Any] = {
             "heads": heads,
+            "head_width": head_width,
             "intermediate": intermediate,
             "activation": activation,
             "epsilon": epsilon,
@@ -178,29 +190,47 @@ class TransformerBlock(keras.layers.Layer):
             layer.build((None, None, inputs))
             return layer
 
-        self.query, self.key, self.value = (dense(name, width, width) for name in DENSE_LAYERS[:3])
-        self.attention_output = dense("attention_output", width, width)
+        self.head_width = self.config["head_width"] or width // self.config["heads"]
+        inner = self.config["heads"] * self.head_width
+        self.query, self.key, self.value = (dense(name, inner, width) for name in DENSE_LAYERS[:3])
+        self.attention_output = dense("attention_output", width, inner)
         self.intermediate = dense("intermediate", self.config["intermediate"], width)
         self.output_dense = dense("output", width, self.config["intermediate"])
         self.attention_norm.build(x_shape)
         self.output_norm.build(x_shape)
 
-    def call(self, x: Any, padding_mask: Any, training: bool = False) -> Any:
-        batch, time, width = _shape(x)
-        heads = self.config["heads"]
+    def call(
+        self, x: Any, padding_mask: Any, training: bool = False, gates: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Returns the block's output.
+
+        Args:
+            x: (batch, time, width).
+            padding_mask: bool (batch, time), true at pieces.
+            training: whether to drop activations.
+            gates: factors (batch, count) of what each of the `heads` and of the `neurons` gives.
+        """
+        batch, time, _ = _shape(x)
+        heads, width = self.config["heads"], self.head_width
 
         def split(y: Any) -> Any:
-            return tf.transpose(tf.reshape(y, [batch, time, heads, width // heads]), [0, 2, 1, 3])
+            return tf.transpose(tf.reshape(y, [batch, time, heads, width]), [0, 2, 1, 3])
 
-        query = split(self.query(x) * (1.0 / math.sqrt(width // heads)))
+        query = split(self.query(x) * (1.0 / math.sqrt(width)))
         key, value = split(self.key(x)), split(self.value(x))
         scores = tf.matmul(query, key, transpose_b=True)
         scores += tf.cast(tf.where(padding_mask, 0.0, -1e4), x.dtype)[:, None, None, :]
         attention = self.drop_attention(tf.nn.softmax(scores), training=training)
-        mixed = tf.reshape(tf.transpose(tf.matmul(attention, value), [0, 2, 1, 3]), [batch, time, width])
+        mixed = tf.matmul(attention, value)
+        if gates:
+            mixed *= gates["heads"][:, :, None, None]
+        mixed = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, heads * width])
         y = self.drop_residual(self.attention_output(mixed), training=training)
         x = self.attention_norm(x + y)
-        y = self.output_dense(self.activation(self.intermediate(x)))
+        y = self.activation(self.intermediate(x))
+        if gates:
+            y *= gates["neurons"][:, None]
+        y = self.output_dense(y)
         return self.output_norm(x + self.drop_output(y, training=training))
 
     def compute_output_spec(self, x: Any, padding_mask: Any, training: bool = False) -> Any:

@@ -115,8 +115,17 @@ class Run(InALine, Generic[S]):
         """
         return BestWeights(self.folder.best_weights, monitor, writes=self.chief, **options)
 
-    def begin_with(self, model: Any) -> None:
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a checkpoint, whose weights a resumed run goes on with."""
+        return self._state is not None
+
+    def begin_with(self, model: Any, weights: Sequence[Any] | None = None) -> None:
         """Puts the best weights of the run that the setting `init` names into a model; none: nothing.
+
+        Args:
+            model: that is trained.
+            weights: what was made of them, in the order of `model.weights`; None: they as they are.
 
         Raises:
             UserError: they do not fit.
@@ -124,7 +133,10 @@ class Run(InALine, Generic[S]):
         if not (init := getattr(self.settings, "init", "")):
             return
         try:
-            model.load_weights(open_run(init).best_weights)
+            if weights is None:
+                model.load_weights(open_run(init).best_weights)
+            else:
+                model.set_weights(weights)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(

@@ -19,6 +19,8 @@ from karpa_tf.export.signature import Signature, stack
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, ensembles, folds, starts
+from karpa_tf.recipes.families.costs import is_pruned
+from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training.distillation import Distillation
@@ -26,7 +28,7 @@ from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.run import Run, check_data
-from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.training.run_folder import RunFolder, open_run
 from karpa_tf.training.supervised import Adversary, SupervisedStep
 from karpa_tf.wordpiece import WordPiece
 
@@ -252,10 +254,12 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         run.write_asset(self.labels_file, task.names)
 
         pretrained = starts.pretrain(run, start, self.texts(known))
+        weights = self._pruned_weights(run, learned.batches)
         with run.strategy.scope():
             encoder = start.build_encoder(dropout=config.dropout, dtype=config.precision)
             model = self.build(task, encoder)
-            starts.put_weights(model, start, pretrained, run)
+            if weights is not None or not (is_pruned(config) and run.goes_on):
+                starts.put_weights(model, start, pretrained, run, weights)
             starts.apply_method(model, config)
             steps = config.epochs * learned.batches.steps_per_epoch
             optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)
@@ -267,6 +271,17 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         else:
             run.keep(model)
         return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
+
+    def _pruned_weights(self, run: Run[S], batches: Batches) -> list[np.ndarray] | None:
+        """Returns the weights that a run which prunes another one begins with; None: it does not."""
+        config = run.settings
+        if not (config.init and is_pruned(config)) or run.goes_on:
+            return None
+        _, model = self.open_model(open_run(config.init))  # adapters merged
+        if config.sparsity:
+            return model.get_weights()
+        shares = {"heads": config.prune_heads, "neurons": config.prune_neurons}
+        return remove_units(run, model, batches, shares)
 
     def _fine_tune(
         self,

@@ -32,6 +32,7 @@ from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, P
 from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
 from karpa_tf.recipes.families.image_export import export_images, served_pixels
+from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, image_input, with_flip
 from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
 from karpa_tf.recipes.families.teaching import Teacher
@@ -91,6 +92,10 @@ class ImageRecipe(Recipe[S]):
         """Returns a trained network of the same outputs that loses less by rounding."""
         return model
 
+    def parent_to_cut(self, run: Run[S]) -> keras.Model | None:
+        """Returns the network of which a run removes neurons, and sets the sizes of its own; None: none."""
+        return None
+
     # --- Data and model
 
     def open_data(self, config: ImageSettings) -> ImageData:
@@ -147,6 +152,7 @@ class ImageRecipe(Recipe[S]):
         config, folder = run.settings, run.folder
         if config.ensemble:
             return ensembles.join(self, run)
+        parent = self.parent_to_cut(run)
         data = self.open_data(config)
         names, images = data.labels, data.splits
         shrunk = folds.shrink_batch(config, len(images["train"]), run.strategy.num_replicas_in_sync)
@@ -178,7 +184,11 @@ class ImageRecipe(Recipe[S]):
             model = self.build(config, pixels.shape[1:], len(names), **standard)
             measured = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float32)
             self.initialize(model, (measured - mean) / np.array(deviation, np.float32))
-            run.begin_with(model)
+            if parent is None:
+                run.begin_with(model)
+            elif not run.goes_on:
+                shares = {"neurons": getattr(config, "prune_neurons", 0.0)}
+                run.begin_with(model, remove_units(run, parent, batches, shares))
             optimizer = make_optimizer(config, model, config.epochs * batches.steps_per_epoch)
             model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))
         parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)

@@ -230,7 +230,9 @@ class BertSettings(JoinedSettings):
             raise UserError(f"width must be a multiple of heads. Received: {self.width} and {self.heads}.")
 
     def of_pruned(self) -> dict[str, Any]:
-        # The weights are trained already; adapters have been merged into them.
+        if self.method not in ("full", "lora", "head"):
+            raise UserError(f"prune goes with methods full, lora and head. Received: a run of {self.method}.")
+        # The weights are trained already; adapters are merged into them.
         again = {} if self.method == "full" else {"method": "full", "learning_rate": 0.0}
         return {"pretrain_data": "", **again}
 

@@ -23,6 +23,7 @@ from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.mlm_gru import build_mlm_gru
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
+from karpa_tf.models.pruning import stay
 from karpa_tf.recipe import recipe_of
 from karpa_tf.recipes.families import common, ensembles
 from karpa_tf.recipes.families.settings import TEACHER, BertSettings
@@ -44,6 +45,8 @@ PRETRAINING = "pretraining"
 _PRETRAINING_RATE = 1e-3
 # Methods whose weights are kept without the preset's, to which they were added.
 ADDED = ("lora", "head")
+# What of an architecture becomes smaller by pruning; `head_width` is given for no other one.
+_SIZES = ("heads", "head_width", "intermediate")
 
 
 # --- The encoder and its vocabulary ---------------------------------------------------------------
@@ -203,7 +206,7 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
     if config.preset != "scratch":
         preset = teacher_blocks(config) if config.preset == TEACHER else open_preset(config)
         check_preset(preset, config, folder)
-        return Start(preset.architecture, preset.wordpiece, preset)
+        return Start(_sizes_of_init(config, preset.architecture), preset.wordpiece, preset)
     path: Path | str = folder.assets / "vocab.txt"
     if not Path(path).exists():
         path = common.first_vocabulary(config.init, config.lowercase)
@@ -222,7 +225,30 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
         "activation": "gelu",
         "epsilon": 1e-12,
     }
-    return Start(architecture, wordpiece)
+    return Start(_sizes_of_init(config, architecture), wordpiece)
+
+
+def _sizes_of_init(config: BertSettings, architecture: dict[str, Any]) -> dict[str, Any]:
+    """Returns an architecture without the heads and neurons that `init` has lost, and that this run removes.
+
+    Raises:
+        UserError: the method keeps no weights but those that it adds to the preset's.
+    """
+    path = open_run(config.init).assets / "encoder.json" if config.init else Path()
+    found = json.loads(path.read_text(encoding="utf-8"))["architecture"] if path.is_file() else {}
+    if "head_width" in found:
+        if config.method in ADDED:
+            raise UserError(
+                f"--init: {config.init} has lost heads or neurons of its preset, to which method "
+                f"{config.method} would add; use method full."
+            )
+        architecture = {**architecture, **{name: found[name] for name in _SIZES}}
+    if config.prune_heads or config.prune_neurons:
+        heads, neurons = architecture["heads"], architecture["intermediate"]
+        width = architecture.get("head_width") or architecture["width"] // heads
+        sizes = (stay(heads, config.prune_heads), width, stay(neurons, config.prune_neurons))
+        architecture = {**architecture, **dict(zip(_SIZES, sizes, strict=True))}
+    return architecture
 
 
 def teacher_blocks(config: Any) -> TeacherBlocks:
@@ -287,17 +313,29 @@ def read_start(folder: RunFolder) -> Start:
 
 
 def put_weights(
-    model: keras.Model, start: Start, pretrained: Mapping[str, np.ndarray] | None, run: Run[Any]
+    model: keras.Model,
+    start: Start,
+    pretrained: Mapping[str, np.ndarray] | None,
+    run: Run[Any],
+    weights: Sequence[np.ndarray] | None = None,
 ) -> None:
-    """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's."""
-    if start.preset:
+    """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's.
+
+    Args:
+        model: that is trained.
+        start: of the run.
+        pretrained: of `pretrain`.
+        run: whose `init` may name another one.
+        weights: what was made of that one's; None: they as they are.
+    """
+    if start.preset and not run.settings.init:
         start.preset.assign(model)
     if pretrained:
         for name, variable in encoder_variables(model).items():
             if name in pretrained:  # all but a pooler, which masked words do not train
                 variable.assign(pretrained[name])
     common.same_vocabulary(run.settings.init, start.wordpiece, "start from the same preset")
-    run.begin_with(model)
+    run.begin_with(model, weights)
 
 
 # --- Pretraining ----------------------------------------------------------------------------------

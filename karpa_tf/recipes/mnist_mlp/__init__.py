@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from karpa_tf.errors import UserError
 from karpa_tf.recipe import About, ExplainOptions
 from karpa_tf.recipes.families.settings import (
     ImageEvaluateOptions,
@@ -14,7 +15,7 @@ from karpa_tf.recipes.families.settings import (
     image_inputs,
     whole_numbers,
 )
-from karpa_tf.settings import defaults_of, option
+from karpa_tf.settings import Share, defaults_of, option
 
 
 @dataclass(kw_only=True)
@@ -28,12 +29,17 @@ class MnistMlpSettings(ImageSettings):
         ".zip of class folders, a folder of idx files, tfds:NAME.",
     )
     units: str = option("64", "Units of each hidden layer, as in 512,256.")
+    prune_neurons: Share = option(
+        0.0, "Share of the units of each hidden layer of init that is removed; see `karpa-tf prune`."
+    )
     batch_normalization: bool = option(False, "Normalize what enters the rectifiers.")
 
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
         super().__post_init__()
         self.hidden_units()
+        if self.prune_neurons and not self.init:
+            raise UserError("prune_neurons removes something of a trained run: give it as init.")
 
     def smaller(self, assets: Path) -> dict[str, Any]:
         units = self.hidden_units()

@@ -15,7 +15,10 @@ from typing import Any
 import keras
 
 from karpa_tf.models import build_image_mlp
+from karpa_tf.models.pruning import stay
 from karpa_tf.recipes.families.images import ImageRecipe
+from karpa_tf.training.run import Run
+from karpa_tf.training.run_folder import open_run, resolve_init
 
 from . import ABOUT, MnistMlpSettings
 
@@ -25,6 +28,16 @@ class MnistMlp(ImageRecipe[MnistMlpSettings]):
 
     about = ABOUT
     channels = 1
+
+    def parent_to_cut(self, run: Run[MnistMlpSettings]) -> keras.Model | None:
+        config = run.settings
+        if not config.prune_neurons:
+            return None
+        resolve_init(config, run.folder.path.parent.parent)
+        folder = open_run(config.init)
+        units = folder.open_config(MnistMlpSettings).hidden_units()
+        config.units = ",".join(str(stay(count, config.prune_neurons)) for count in units)
+        return self.open_model(folder).model
 
     def build(
         self, config: MnistMlpSettings, shape: tuple[int, int, int], classes: int, **common: Any
