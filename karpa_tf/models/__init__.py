@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
     from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
     from karpa_tf.models.few_shot_cnn import build_few_shot_cnn as build_few_shot_cnn
+    from karpa_tf.models.gru_encoder import build_gru_encoder as build_gru_encoder
     from karpa_tf.models.image_cnn import build_image_cnn as build_image_cnn
     from karpa_tf.models.image_mlp import build_image_mlp as build_image_mlp
     from karpa_tf.models.lora import enable_lora as enable_lora
@@ -33,6 +34,7 @@ else:  # a type checker would take any name for one of these
             ".bert_tagger": "build_bert_tagger",
             ".bidirectional_gru": "BidirectionalGRU",
             ".few_shot_cnn": "build_few_shot_cnn",
+            ".gru_encoder": "build_gru_encoder",
             ".image_cnn": "build_image_cnn",
             ".image_mlp": "build_image_mlp",
             ".lora": "enable_lora freeze_encoder merge_lora",

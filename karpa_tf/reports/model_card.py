@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,25 @@ def costs_section(costs: Mapping[str, Any] | None) -> str:
     for name, row in table.items():
         lines.append(f"| {name} | {' | '.join(figure(row[key]) if key in row else '' for key in names)} |")
     return "\n".join(["", "## Costs", "", *lines, "", f"How: {costs['how']}.", ""])
+
+
+def origin_section(settings: Mapping[str, Any]) -> str:
+    """Returns lines on the runs that a run with such settings comes of; "" of most runs."""
+    if ensemble := settings.get("ensemble"):
+        members, how = ensemble.split(","), settings.get("weights")
+        mean = "weighted mean, with a temperature," if how == "validation" else "mean"
+        return (
+            f"\nAn ensemble of {len(members)} runs: `probabilities` are the {mean} of theirs, and "
+            "`disagreement` float32 is the\ngeneralized Jensen-Shannon divergence of theirs in nats: 0 where "
+            f"all say the same, {math.log(len(members)):.3g} at most.\n"
+        )
+    if teacher := settings.get("teacher"):
+        share, temperature = settings.get("teacher_share"), settings.get("temperature")
+        return (
+            f"\nDistilled from {teacher}: {share:g} of the loss is the teacher's, at temperature "
+            f"{temperature:g}.\n"
+        )
+    return ""
 
 
 def settings_list(settings: Mapping[str, Any]) -> str:

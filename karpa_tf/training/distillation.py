@@ -1,9 +1,11 @@
 """Distillation: a classifier that learns from another one's probabilities (Hinton et al. 2015).
 
-https://arxiv.org/abs/1503.02531. `keras.distillation.LogitsDistillation` is the same function of logits (a
-test compares them). Its `Distiller` is not used: it is a model around both models, which asks the teacher
-anew for every batch, drops the sample weights, by which our batches say what fills them up, and takes means
-over a replica's rows where our steps sum over all of them. Here the loss is a part of `SupervisedStep`.
+https://arxiv.org/abs/1503.02531. `keras.distillation.LogitsDistillation(T, KLDivergence())` is the same
+function of logits (a test compares them; its default, `"kl_divergence"`, takes the divergence of the logits
+themselves in Keras 3.15). The `Distiller` beside it is not used: it is a model around both models, which asks
+the teacher anew for every batch, drops the sample weights, by which our batches say what fills them up, and
+takes means over a replica's rows where our steps sum over all of them. Here the loss is a part of
+`SupervisedStep`.
 """
 
 from __future__ import annotations

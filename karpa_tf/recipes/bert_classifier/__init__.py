@@ -31,6 +31,9 @@ class BertClassifierSettings(BertSettings, TaughtSettings):
     label: str = option("label", "Column of the label.")
     text_b: str = option("", "Column of the second text, for pairs.")
     pooling: Literal["mean", "cls"] = option("mean", "What stands for the text: the mean vector, or [CLS].")
+    encoder: Literal["bert", "gru"] = option(
+        "bert", "scratch: what reads the pieces: transformer blocks, or a bidirectional GRU of that width."
+    )
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: every label counts as much as the others, however rare it is."
     )
@@ -82,6 +85,15 @@ class BertClassifierSettings(BertSettings, TaughtSettings):
         """Raises a UserError for settings that make no sense."""
         super().__post_init__()
         cloze, method = self.method == "cloze", self.method
+        if self.encoder == "gru":
+            for name, wrong in (
+                (f"preset {self.preset}", self.preset != "scratch"),
+                ("pretrain_data", self.pretrain_data),
+                ("adversarial", self.adversarial),
+                ("an odd width", self.width % 2),
+            ):
+                if wrong:
+                    raise UserError(f"encoder gru is trained from scratch, and does not go with {name}.")
         if self.teacher and method not in ("full", "lora", "head"):
             raise UserError(f"A teacher goes with method full, lora or head. Received: method {method}.")
         if self.extra_data and not self.teacher:

@@ -15,7 +15,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
-from karpa_tf.reports.model_card import costs_section
+from karpa_tf.reports.model_card import costs_section, origin_section
 from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
@@ -140,6 +140,7 @@ def export(folder: RunFolder, options: ExportOptions, signature: Signature, **wr
         signature: what it serves.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
+    written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
     signatures = {"serving_default": signature}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)

@@ -20,6 +20,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.models.bert import build_bert
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
+from karpa_tf.models.gru_encoder import build_gru_encoder
 from karpa_tf.models.lora import enable_lora, freeze_encoder, merge_lora
 from karpa_tf.models.mlm_gru import build_mlm_gru
 from karpa_tf.models.presets import Preset, blocks, encoder_variables, load_preset
@@ -191,8 +192,10 @@ class Start:
 
     def build_encoder(self, **options: Any) -> keras.Model:
         """Builds the encoder, or a run's masked language model; `options` are `dropout` and `dtype`."""
-        build = build_mlm_gru if "units" in self.architecture else build_bert
-        return build(**self.architecture, **options)
+        sizes: dict[str, Any] = {**self.architecture, **options}
+        if sizes.pop("encoder", "") == "gru":
+            return build_gru_encoder(**sizes)
+        return (build_mlm_gru if "units" in sizes else build_bert)(**sizes)
 
 
 def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) -> Start:
@@ -214,6 +217,10 @@ def make_start(config: BertSettings, folder: RunFolder, texts: Sequence[str]) ->
         wordpiece = WordPiece.load(path, config.lowercase)
     else:
         wordpiece = learn_wordpiece(texts, config.vocabulary_size, lowercase=config.lowercase)
+    architecture: dict[str, Any]
+    if getattr(config, "encoder", "") == "gru":
+        architecture = {"encoder": "gru", "vocabulary_size": len(wordpiece), "width": config.width}
+        return Start(architecture, wordpiece)
     architecture = {
         "vocabulary_size": len(wordpiece),
         "layers": config.layers,
