@@ -103,7 +103,8 @@ def _gated(units: Sequence[Units], gates: Sequence[tf.Tensor]) -> Callable[[Any]
 
     def operation(layer: Any) -> Callable[..., Any]:
         if isinstance(layer, TransformerBlock):
-            return partial(layer, gates=of_layer.get(id(layer)))
+            block: Any = layer
+            return partial(block, gates=of_layer.get(id(layer)))
         if id(layer) in of_layer:
             gate = of_layer[id(layer)]["neurons"]
             return lambda *args, **options: layer(*args, **options) * gate

@@ -18,16 +18,23 @@ def metrics_table(metrics: Mapping[str, Any], names: Sequence[str], what: str = 
     return "\n".join(lines)
 
 
-def costs_section(costs: Mapping[str, Any] | None) -> str:
-    """Returns a section with `judging.costs.Costs`, given as a dict; "" where there are none."""
+def costs_section(costs: Mapping[str, Any] | None, title: str = "Costs", lines: Sequence[str] = ()) -> str:
+    """Returns a section with a table of costs; "" where there are none.
+
+    Args:
+        costs: `judging.costs.Costs` as a dict.
+        title: of the section.
+        lines: what to say above the table.
+    """
     if not costs:
         return ""
     table = costs["table"]
     names = list(dict.fromkeys(name for row in table.values() for name in row))
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    rows = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for name, row in table.items():
-        lines.append(f"| {name} | {' | '.join(figure(row[key]) if key in row else '' for key in names)} |")
-    return "\n".join(["", "## Costs", "", *lines, "", f"How: {costs['how']}.", ""])
+        rows.append(f"| {name} | {' | '.join(figure(row[key]) if key in row else '' for key in names)} |")
+    said = ["\n".join(lines), ""] if lines else []
+    return "\n".join(["", f"## {title}", "", *said, *rows, "", f"How: {costs['how']}.", ""])
 
 
 def origin_section(settings: Mapping[str, Any]) -> str:

@@ -131,8 +131,12 @@ def test_wrong_data_is_one_sentence(karpa, tmp_path, content, says) -> None:
 def test_int8_export(tagged, karpa, tmp_path) -> None:
     result = karpa("export", tagged, "--to", tmp_path, "--quantize", "int8", "--json")
     assert result.status == 0, result.err
-    card = Path(result.json["savedmodel"]) / "assets.extra" / "model_card.md"
-    assert "int8" in card.read_text()
+    card = (Path(result.json["savedmodel"]) / "assets.extra" / "model_card.md").read_text()
+    plain, small = (result.json["costs"]["table"][name] for name in ("float32", "int8"))
+    assert abs(small["f1_strict"] - plain["f1_strict"]) < 0.05
+    said = f"int8 has {small['bytes'] / plain['bytes']:.2f} of float32's bytes"
+    assert said in result.err and said in card and "## int8 beside float32" in card
+    assert card.count("| float32 |") == card.count("| int8 |") == 1 and "cpu_s_1000_rows: processor" in card
 
 
 def test_evaluating_again_and_again_is_traced_once() -> None:

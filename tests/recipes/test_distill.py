@@ -92,7 +92,7 @@ def test_a_student_is_used_without_its_teacher_but_not_trained(digits, karpa, tm
 
 @pytest.fixture(scope="module")
 def student(classified: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that begins with the blocks of `classified`, with texts that have no labels; tests only read it."""
+    """A run that begins with the blocks of `classified`, also on texts without labels; tests only read it."""
     from karpa_tf.cli import main
 
     folder = tmp_path_factory.mktemp("student")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -12,16 +13,18 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import keras
 import numpy as np
 
-from karpa_tf import private
 from karpa_tf.data.batches import Batches
 from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.export.signature import Signature, stack
+from karpa_tf.judging.costs import Costs
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common, ensembles, folds, starts
-from karpa_tf.recipes.families.costs import is_pruned
+from karpa_tf.recipes.families.costs import ROWS, compare_signatures, is_pruned
+from karpa_tf.recipes.families.int8 import compare_int8, int8_section, to_int8
 from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
+from karpa_tf.reports.tables import format_table
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.evaluation import Outputs
@@ -365,9 +368,9 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         task, model = self.open_model(folder)
         metrics = common.learned_or_refuse(folder, self.figure, self.baseline, options.force)
         data = self.open_data(task.config)
-        note = self._quantize(task, model, data) if options.quantize == "int8" else ""
+        costs = self._quantize(folder, task, model, data) if options.quantize == "int8" else None
         rows = self.rows(data.splits["validation"])
-        return common.export(
+        exported = common.export(
             folder,
             options,
             self.served(task, model),
@@ -376,12 +379,16 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
                 "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),
             },
-            model_card=self.model_card(folder, task, metrics, note),
-            tolerance=_INT8_TOLERANCE if note else 1e-5,
+            model_card=self.model_card(folder, task, metrics, int8_section(costs)),
+            tolerance=_INT8_TOLERANCE if costs else 1e-5,
         )
+        if costs:
+            exported.lines += [*format_table(costs.table), f"({costs.how})", compare_int8(costs)]
+            exported.more["costs"] = dataclasses.asdict(costs)
+        return exported
 
-    def _quantize(self, task: Task[S], model: keras.Model, data: Data[P]) -> str:
-        """Turns the matrices of a model into int8, by Keras' own layers; returns what that costs."""
+    def _quantize(self, folder: RunFolder, task: Task[S], model: keras.Model, data: Data[P]) -> Costs:
+        """Turns the matrices of a model into int8, by Keras' own layers; measures it beside float32."""
         part = data.splits[_held_out(data)]
         examples = self.batch(task, part)
 
@@ -389,14 +396,12 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             return self.metrics(task, Outputs(model, examples.batches), examples)[self.figure]
 
         before = score()
-        for layer in private.inner_layers(model):
-            if isinstance(layer, (keras.layers.Dense, keras.layers.Embedding)):
-                layer.quantize("int8")
+        to_int8(model)
         after = score()
-        return (
-            f"\nThe matrices are int8 (Keras' `quantize`): {self.figure} {after:.4f}, and {before:.4f} in "
-            f"float32, on the same {len(part)} rows: {after - before:+.4f}.\n"
-        )
+        _, plain = self.open_model(folder)
+        signatures = {"float32": self.served(task, plain), "int8": self.served(task, model)}
+        figures = {"float32": {self.figure: before}, "int8": {self.figure: after}}
+        return compare_signatures(signatures, self.served_rows(folder, ROWS), figures)
 
 
 def _held_out(data: Data[Any]) -> Split:
