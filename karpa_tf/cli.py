@@ -633,7 +633,9 @@ def _first_run(verb: str, words: Sequence[str]) -> tuple[Any, RecipeFolder]:
     """Returns the run that the words of a verb begin with, and its recipe, which knows the other words."""
     if not words or words[0].startswith("-"):
         first = f"karpa-tf {verb}: RUN comes before its options."
-        _parser(verb, {"run": "A run's folder, or RECIPE/latest."}).read(words, lambda flag: first)
+        _parser(verb, {"run": "A run's folder, or RECIPE/latest; with it --help lists all."}).read(
+            words, lambda flag: first
+        )
         raise UserError(first)
     options = [word for word in words[1:] if word not in ("--help", "-h")]
     args, _ = _parser(verb).read_known(options)

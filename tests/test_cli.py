@@ -22,7 +22,11 @@ from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["list"], ["train", "mlm-gru", "--help"], ["runs"], ["--version"]]
+    "command",
+    [
+        *(["--help"], ["list"], ["train", "mlm-gru", "--help"], ["runs"], ["--version"]),
+        *(["ensemble", "--help"], ["distill", "--help"]),
+    ],
 )
 def test_help_and_list_import_nothing_heavy(command: list[str], tmp_path: Path) -> None:
     code = (

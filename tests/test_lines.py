@@ -99,6 +99,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         serving.ServeOptions(port=1),
         training.BestWeights(folder / "best.weights.h5"),
         training.Checkpoints(folder),
+        training.Distillation(
+            training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY)), 2.0
+        ),
         training.Evaluator(model, batches, {}, tf.distribute.get_strategy()),
         training.Run(run_folder, run_settings),
         stage,

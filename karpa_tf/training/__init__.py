@@ -11,6 +11,9 @@ from karpa_tf.lazy import public
 if TYPE_CHECKING:
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
+    from karpa_tf.training.distillation import Distillation as Distillation
+    from karpa_tf.training.distillation import TaughtRows as TaughtRows
+    from karpa_tf.training.distillation import distillation_loss as distillation_loss
     from karpa_tf.training.evaluation import Evaluator as Evaluator
     from karpa_tf.training.evaluation import evaluate as evaluate
     from karpa_tf.training.fitting import fit as fit
@@ -32,6 +35,7 @@ else:  # a type checker would take any name for one of these
         {
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
+            ".distillation": "Distillation TaughtRows distillation_loss",
             ".evaluation": "Evaluator evaluate",
             ".fitting": "fit",
             ".loop": "Stage train",

@@ -13,6 +13,7 @@ import yaml
 
 from karpa_tf.recipe import find_recipe
 from karpa_tf.recipes.families.ensembles import members_of
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import TINY_DIGITS, make_images
 
@@ -142,16 +143,20 @@ def test_texts_are_read_alike_or_not_at_all(classified, karpa, tmp_path) -> None
         file.visititems(
             lambda _, item: item.write_direct(item[()] * 1.5) if hasattr(item, "write_direct") else None
         )
-    texts = ["play music of Ada", "is it raining?"]
-    result = karpa("ensemble", classified, other, "--logs", tmp_path / "logs", "--json")
-    assert result.status == 0, result.err
-    run = Path(result.json["run"])
-    each = [karpa("predict", path, *texts, "--json").json["predictions"] for path in (classified, other, run)]
-    *members, mean = ([row["probabilities"] for row in rows] for rows in each)
-    np.testing.assert_allclose(mean, np.mean(members, axis=0), atol=1e-6)
-    assert {"disagreement"} == set(each[2][0]) - set(each[0][0])
-    with (other / "assets" / "vocab.txt").open("a") as file:
-        file.write("zebra\n")
+    recipe = find_recipe("bert-classifier")
+    config: Any = RunFolder(classified).open_config(recipe.about.settings)
+    folder, own = RunFolder(tmp_path / "logs" / "bert-classifier" / "1"), recipe.load()
+    folder.assets.mkdir(parents=True)
+    metrics = own.train(Run(folder, config.joined(f"{classified},{other}")))
+    assert metrics["accuracy"] > 0.9
+    texts = {"text": np.array([b"play music of Ada", b"is it raining?"], object)}
+    runs = (RunFolder(classified), RunFolder(other), folder)
+    *each, joined = (own.signature(run, recipe.about.predict())(texts) for run in runs)
+    mean = np.mean([found["probabilities"] for found in each], axis=0)
+    np.testing.assert_allclose(joined["probabilities"], mean, atol=1e-6)
+    assert (joined["disagreement"] > 0).all() and joined["disagreement"].shape == (2,)
+    with (other / "assets" / "vocab.txt").open("a") as vocabulary:
+        vocabulary.write("zebra\n")
     result = karpa("ensemble", classified, other)
     assert result.status == 2 and "do not have the same vocabulary" in result.err
     assert len(result.err.strip().splitlines()) == 1

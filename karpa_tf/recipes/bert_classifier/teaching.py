@@ -40,7 +40,9 @@ def teach_texts(
     every = Rows(known.texts + extra.texts, second, known.labels + extra.labels)
     columns = {"text": every.texts, **({} if second is None else {"text_b": second})}
     arrays = {name: np.array([text.encode() for text in texts], object) for name, texts in columns.items()}
-    logits = teacher(arrays)
+    # Texts of like length together: little is padding.
+    order = np.argsort([sum(map(len, row)) for row in zip(*arrays.values(), strict=True)], kind="stable")
+    logits = teacher({name: array[order] for name, array in arrays.items()})[np.argsort(order)]
     every.labels[len(known) :] = [task.names[place] for place in logits[len(known) :].argmax(axis=1)]
     texts = batch_texts(task, every, training=True, numbered=True)
     shares = np.where(np.arange(len(every)) < len(known), config.teacher_share, 1.0)
