@@ -22,6 +22,8 @@ from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 
 _MEMBERS = "members"
+# What a run notes of its data.
+RECORD = "assets/data.json"
 # What of a run its copy has.
 _KEPT = ("config.yaml", "environment.json", "metrics.json", "best.weights.h5", "assets", _MEMBERS)
 # The row of a table that has the means of the members' figures.
@@ -96,11 +98,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
         if not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
     for member in members[1:]:
-        if member.read_json("assets/data.json")["fingerprint"] != data.record.fingerprint:
-            run.say(
-                f"Member {member.path.name} was trained on other rows than {config.data}: some of the test "
-                "split's may be among them; evaluate on rows that no member has seen, with --data."
-            )
+        say_other_rows(run, member, f"Member {member.path.name}")
     if config.weights == "validation":
         labelled = recipe.validation(folder)
         found = [labelled(recipe.member(member)) for member in members]
@@ -133,9 +131,24 @@ def check_members(recipe: Joins, parents: Sequence[RunFolder]) -> None:
                 )
 
 
+def say_other_rows(run: Run[Any], parent: RunFolder, name: str) -> None:
+    """Says of a run that another one comes of if it has perhaps learned from what the latter is tested on.
+
+    Args:
+        run: the latter; it has begun.
+        parent: the former.
+        name: what the former is called.
+    """
+    if run.chief and len({folder.read_json(RECORD)["fingerprint"] for folder in (run.folder, parent)}) > 1:
+        run.say(
+            f"{name} was trained on other rows than {run.settings.data}: some of the test split's may be "
+            "among them; evaluate on rows that it has not seen, with --data."
+        )
+
+
 def labels_of(folder: RunFolder) -> list[str]:
     """Returns the labels of a run, as its data's record has them."""
-    return list(folder.read_json("assets/data.json")["labels"])
+    return list(folder.read_json(RECORD)["labels"])
 
 
 def check_labels(labels: Sequence[str], others: Sequence[str], first: str, second: str) -> None:

@@ -58,6 +58,7 @@ class Teacher(InALine):
                 "back, or train a new run."
             )
         run.write_asset(_NOTE, digest)
+        ensembles.say_other_rows(run, self.folder, where)
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns logits float32 (rows, classes) of arrays (rows, ...) by input."""
