@@ -136,12 +136,12 @@ class BertClassifierSettings(BertSettings, TaughtSettings):
             self.curve_shots()
 
     def smaller(self, assets: Path) -> dict[str, Any]:
-        layers = json.loads((assets / "encoder.json").read_text(encoding="utf-8"))["architecture"].get(
-            "layers", 2
-        )
-        # The rate of a run from scratch is too high for trained blocks.
-        rate = {"learning_rate": 0.0} if self.preset == "scratch" else {}
-        return {"preset": TEACHER, "method": "full", "layers": max(1, layers // 2), **rate}
+        if self.encoder == "gru":
+            return {"width": max(2, self.width // 4 * 2)}
+        encoder = json.loads((assets / "encoder.json").read_text(encoding="utf-8"))["architecture"]
+        layers = max(1, encoder.get("layers", 2) // 2)
+        plain = {"method": "full", "pattern": "", "words": "", "learning_rate": 0.0}
+        return {"preset": TEACHER, "layers": layers, **plain}
 
     @property
     def learns(self) -> bool:
