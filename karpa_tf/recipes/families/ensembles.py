@@ -31,7 +31,6 @@ _MEAN = "members' mean"
 # In the assets of the ensemble: what was fitted on the validation split.
 _FITTED = "ensemble.json"
 
-
 # A model to labels int (n,) and its probabilities float32 (n, classes) for them.
 Labelled = Callable[[keras.Model], tuple[np.ndarray, np.ndarray]]
 
@@ -64,11 +63,13 @@ def members_of(folder: RunFolder) -> list[RunFolder]:
 
 
 def open_ensemble(recipe: Joins, folder: RunFolder) -> Ensemble:
-    """Returns the model of an ensemble: its members', joined."""
-    fitted = {}
+    """Returns the model of an ensemble: its members', joined; raises a UserError if they are gone."""
+    members, fitted = members_of(folder), {}
+    if not members:
+        raise UserError(f"{folder.path} has lost its {_MEMBERS}/: make the ensemble again.")
     if (folder.assets / _FITTED).exists():
         fitted = folder.read_json(f"assets/{_FITTED}")
-    return Ensemble([recipe.member(member) for member in members_of(folder)], **fitted)
+    return Ensemble([recipe.member(member) for member in members], **fitted)
 
 
 def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
@@ -95,7 +96,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
     data = recipe.open_data(config)
     run.begin(data.record)
     for path in members[0].assets.iterdir():  # labels, vocabulary: what the ensemble is opened by
-        if not (folder.assets / path.name).exists():
+        if path.name != _FITTED and not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
     for member in members[1:]:
         say_other_rows(run, member, f"Member {member.path.name}")
