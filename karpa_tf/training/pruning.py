@@ -65,30 +65,27 @@ class Sparsity(InALine):
                 matrix.assign(values)
 
     def masks(self, variables: Sequence[Any]) -> dict[int, tf.Tensor]:
-        """Returns 0 where matrices were pruned and 1 elsewhere, by their places among variables."""
-        pruned = {id(matrix) for matrix in self.matrices}
-        return {
-            place: tf.cast(tf.not_equal(v, 0.0), v.dtype)
-            for place, v in enumerate(variables)
-            if id(v) in pruned
-        }
+        """Returns true where matrices were not pruned, by their places among variables."""
+        matrices = {id(matrix) for matrix in self.matrices}
+        return {place: tf.not_equal(v, 0.0) for place, v in enumerate(variables) if id(v) in matrices}
 
     def first_epoch(self, steps_per_epoch: int) -> int:
         """Returns the number, from 0, of the first epoch at whose end all is pruned that is to be."""
         return -(-self.end // steps_per_epoch) - 1
 
 
-def masked(gradient: tf.Tensor | tf.IndexedSlices, mask: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
-    """Returns a gradient without that of pruned weights.
+def masked(values: Any, mask: tf.Tensor) -> Any:
+    """Returns a matrix, or its gradient, with zeros where weights were pruned.
 
     Args:
-        gradient: of a matrix; of an embedding perhaps some rows alone.
+        values: of the matrix's shape; of an embedding's gradient perhaps some rows alone.
         mask: of the matrix.
     """
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.gather(mask, gradient.indices)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return gradient * mask
+    if isinstance(values, tf.IndexedSlices):
+        rows = masked(values.values, tf.gather(mask, values.indices))
+        return tf.IndexedSlices(rows, values.indices, values.dense_shape)
+    # Not by multiplying: that makes zeros of two signs, which compress badly.
+    return tf.where(mask, values, tf.zeros([], values.dtype))
 
 
 def zeros(variables: Sequence[Any]) -> float:

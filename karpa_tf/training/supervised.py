@@ -124,7 +124,7 @@ class SupervisedStep(Step):
         for place, mask in masks.items():  # momentum moves pruned weights as well
             variable = variables[place].value
             # The handle is this replica's own.
-            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=variable * mask)
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=masked(variable, mask))
         *values, total = tf.unstack(sums)
         return dict(zip(self._names, values, strict=True)), total
 
@@ -215,7 +215,8 @@ class SupervisedStep(Step):
         masks = self.sparsity.masks(model.trainable_variables) if self.sparsity else {}
         model.optimizer.finalize_variable_values(model.trainable_variables)
         for place, mask in masks.items():  # the average still has what was pruned lately
-            model.trainable_variables[place].assign(model.trainable_variables[place] * mask)
+            variable = model.trainable_variables[place]
+            variable.assign(masked(variable, mask))
         try:
             yield
         finally:

@@ -46,12 +46,16 @@ def killed_copy(run: Path, logs: Path) -> Path:
     return copy
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("fixture", "epochs"), [("digits", 4), ("photos", 2), ("classified", 2), ("tagged", 2)]
+    "fixture",
+    ["digits", *(pytest.param(name, marks=SLOW) for name in ("photos", "classified", "tagged"))],
 )
-def test_a_sparse_run_has_its_zeros_and_says_what_it_costs(fixture, epochs, karpa, request, tmp_path) -> None:
+def test_a_sparse_run_has_its_zeros_and_says_what_it_costs(fixture, karpa, request, tmp_path) -> None:
     parent = request.getfixturevalue(fixture)
-    words = ["--sparsity", 0.8, "--epochs", epochs, *EXACT, "--logs", tmp_path]
+    words = ["--sparsity", 0.8, "--epochs", 2, *EXACT, "--logs", tmp_path]
     done = karpa("prune", parent, *words, "--json")
     assert done.status == 0, done.err
     run = Path(done.json["run"])
@@ -74,32 +78,21 @@ def test_a_sparse_run_has_its_zeros_and_says_what_it_costs(fixture, epochs, karp
     resumed = killed_copy(run, tmp_path / "other")
     assert karpa("train", run.parent.name, "--resume", resumed).status == 0
     same_end(run, resumed)
-
-
-def test_a_sparse_export_is_smaller_when_compressed_and_its_card_has_the_table(
-    digits, karpa, tmp_path
-) -> None:
-    words = ["--sparsity", 0.9, "--epochs", 2, "--logs", tmp_path]
-    done = karpa("prune", digits, *words)
-    assert done.status == 0, done.err
-    assert "gzip_bytes" in done.out and "request_ms: median of" in done.out
-    run = tmp_path / "mnist-mlp" / "1"
+    if fixture != "digits":
+        return
+    assert "gzip_bytes" in done.err and "request_ms: median of" in done.err
     exported = karpa("export", run, "--to", tmp_path / "models", "--force", "--json")
     assert exported.status == 0, exported.err
     model = Path(exported.json["savedmodel"])
-    kernels = [v for v in tf.saved_model.load(str(model)).weights if v.shape.rank == 2]
-    assert len(kernels) == 2
-    for kernel in kernels:
-        assert np.count_nonzero(kernel) == kernel.shape.num_elements() - int(
-            0.9 * kernel.shape.num_elements()
-        )
+    kernels = [v.numpy() for v in tf.saved_model.load(str(model)).weights if v.shape.rank == 2]
+    assert [(kernel == 0).sum() for kernel in kernels] == [int(0.8 * kernel.size) for kernel in kernels]
     data = (model / "variables" / "variables.data-00000-of-00001").read_bytes()
     assert len(gzip.compress(data)) < len(data) / 2
     card = (model / "assets.extra" / "model_card.md").read_text()
-    assert "## Costs" in card and "| mnist-mlp/1 |" in card and "processor time for" in card
+    assert "## Costs" in card and f"| {run} |" in card and "processor time for" in card
 
 
-@pytest.mark.parametrize("fixture", ["classified", "tagged"])
+@pytest.mark.parametrize("fixture", ["classified", pytest.param("tagged", marks=SLOW)])
 def test_heads_and_neurons_leave_the_graph(fixture, karpa, request, tmp_path) -> None:
     parent = request.getfixturevalue(fixture)
     recipe = parent.parent.name

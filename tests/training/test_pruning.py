@@ -85,5 +85,6 @@ def test_what_was_pruned_stays_so(optimizer, accumulate) -> None:
     for matrix in sparsity.matrices:
         values = np.asarray(matrix)
         assert (values == 0).sum() == int(0.8 * values.size)
+        assert not np.signbit(values[values == 0]).any()  # zeros of two signs compress badly
     trained = [a[a != 0] for a in seen[5]], [b[b != 0] for b in seen[7]]
     assert all(not np.array_equal(a, b) for a, b in zip(*trained, strict=True))
