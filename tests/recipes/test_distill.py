@@ -17,6 +17,7 @@ from karpa_tf.recipe import find_recipe
 from karpa_tf.recipes.bert_classifier import BertClassifierSettings
 from karpa_tf.recipes.bert_classifier.teaching import unlabelled
 from karpa_tf.recipes.families.starts import TeacherBlocks
+from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import kill_in_the_middle, make_images, make_intents
 
@@ -28,18 +29,24 @@ def open_weights(run: Path) -> list[np.ndarray]:
     return (found[1] if isinstance(found, tuple) else found.model).get_weights()
 
 
-def resumes_to_the_bit(karpa: Any, run: Path, folder: Path) -> None:
+def train(folder: RunFolder, config: Any, resume: bool = False) -> dict[str, float]:
+    """Trains as the command does, but measures no costs, which takes as long."""
+    recipe = find_recipe(folder.recipe)
+    return recipe.load().train(Run(folder, config, resume=resume, about=recipe.about))
+
+
+def resumes_to_the_bit(run: Path, folder: Path) -> None:
     """Kills a finished run in the middle, goes on with it, and compares."""
-    copy = shutil.copytree(run, folder / run.parent.name / "1")
-    kill_in_the_middle(copy)
-    (copy / "best.weights.h5").unlink()
-    result = karpa("train", run.parent.name, "--resume", copy)
-    assert result.status == 0, result.err
-    before, after = (json.loads((path / "metrics.json").read_text()) for path in (run, copy))
+    copy = RunFolder(shutil.copytree(run, folder / run.parent.name / "1"))
+    kill_in_the_middle(copy.path)
+    copy.best_weights.unlink()
+    train(copy, copy.open_config(find_recipe(copy.recipe).about.settings), resume=True)
+    before, after = (json.loads((path / "metrics.json").read_text()) for path in (run, copy.path))
     for metrics in (before, after):
-        del metrics["costs"], metrics["graph_traces"]
+        metrics.pop("costs", None)
+        del metrics["graph_traces"]
     assert after == before
-    for a, b in zip(open_weights(run), open_weights(copy), strict=True):
+    for a, b in zip(open_weights(run), open_weights(copy.path), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -63,7 +70,7 @@ def test_an_image_network_learns_from_a_teacher_and_resumes(changes, digits, kar
     table = result.json["costs"]["table"]
     student, teacher = (table[name] for name in sorted(table, key=lambda name: table[name]["bytes"]))
     assert student["bytes"] < teacher["bytes"] and teacher["accuracy"] > 0.9
-    resumes_to_the_bit(karpa, run, tmp_path / "again")
+    resumes_to_the_bit(run, tmp_path / "again")
 
 
 def test_a_student_is_used_without_its_teacher_but_not_trained(digits, karpa, tmp_path) -> None:
@@ -103,7 +110,7 @@ def student(classified: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "logs" / "bert-classifier" / "1"
 
 
-def test_a_bert_learns_from_a_teacher_and_texts_without_labels(student, classified, karpa, tmp_path) -> None:
+def test_a_bert_learns_from_a_teacher_and_texts_without_labels(student, classified, tmp_path) -> None:
     config = yaml.safe_load((student / "config.yaml").read_text())
     assert (config["preset"], config["layers"], config["teacher"]) == (
         "teacher",
@@ -114,7 +121,7 @@ def test_a_bert_learns_from_a_teacher_and_texts_without_labels(student, classifi
     assert metrics["accuracy"] > 0.9 and metrics["steps"] == 2 * -(-(240 + 40) // 16)
     assert set(metrics["costs"]["table"]) == {"bert-classifier/1", str(student)}
     assert (student / "assets" / "vocab.txt").read_text() == (classified / "assets" / "vocab.txt").read_text()
-    resumes_to_the_bit(karpa, student, tmp_path)
+    resumes_to_the_bit(student, tmp_path)
 
 
 def test_a_student_begins_with_every_second_block_and_the_head(classified, tmp_path) -> None:
@@ -142,20 +149,20 @@ def test_a_student_begins_with_every_second_block_and_the_head(classified, tmp_p
 
 
 def test_an_ensemble_teaches_a_gru_of_its_own_vocabulary(classified, student, karpa, tmp_path) -> None:
-    logs = ["--logs", tmp_path]
-    assert karpa("ensemble", classified, student, *logs).status == 0
-    words = ["--preset", "scratch", "--encoder", "gru", "--width", 16, "--epochs", 2, "--learning_rate", 0.02]
-    result = karpa("distill", "bert-classifier/latest", *words, *logs, "--json")
-    assert result.status == 0, result.err
-    assert result.json["metrics"]["accuracy"] > 0.6
-    run = Path(result.json["run"])
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert not config["ensemble"] and config["teacher"] == str((tmp_path / "bert-classifier" / "1").resolve())
-    assert "gru/forward_kernel" in " ".join(
-        variable.path
-        for variable in find_recipe("bert-classifier").load().open_model(RunFolder(run))[1].weights  # type: ignore[attr-defined]
-    )
-    result = karpa("export", run, "--to", tmp_path / "models", "--json")
+    joined, run = (RunFolder(tmp_path / "bert-classifier" / number) for number in "12")
+    first: Any = RunFolder(classified).open_config(BertClassifierSettings)
+    for folder in (joined, run):
+        folder.assets.mkdir(parents=True)
+    train(joined, first.joined(f"{classified},{student}"))
+    config: Any = joined.open_config(BertClassifierSettings)
+    values = config.student(str(joined.path), joined.assets, BertClassifierSettings)
+    small = {"preset": "scratch", "encoder": "gru", "width": 16, "epochs": 2, "learning_rate": 0.02}
+    assert train(run, BertClassifierSettings(**{**values, **small}))["accuracy"] > 0.6
+    config = run.open_config(BertClassifierSettings)
+    assert not config.ensemble and config.teacher == str(joined.path)
+    model = find_recipe("bert-classifier").load().open_model(run)[1]  # type: ignore[attr-defined]
+    assert any("gru/forward_kernel" in variable.path for variable in model.weights)
+    result = karpa("export", run.path, "--to", tmp_path / "models", "--json")
     assert result.status == 0, result.err
     result = karpa("predict", result.json["savedmodel"], "play music of Ada", "--json")
     assert result.json["predictions"][0]["label"] == "music"
