@@ -19,8 +19,8 @@ Answer = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 # Rows of the requests whose processor time counts, lone requests, and passes over all rows.
 _BATCH = 32
-_REQUESTS = 200
-_PASSES = 5
+_REQUESTS = 100
+_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

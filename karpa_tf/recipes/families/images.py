@@ -179,16 +179,16 @@ class ImageRecipe(Recipe[S]):
         run.write_asset("labels.json", names)
         run.write_asset("images.json", {"mean": mean, "deviation": deviation})
 
+        weights = None
+        if parent is not None and not run.goes_on:
+            weights = remove_units(run, parent, batches, {"neurons": getattr(config, "prune_neurons", 0.0)})
         with run.strategy.scope():
             standard: dict[str, Any] = {"mean": mean, "deviation": deviation, "dtype": config.precision}
             model = self.build(config, pixels.shape[1:], len(names), **standard)
             measured = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float32)
             self.initialize(model, (measured - mean) / np.array(deviation, np.float32))
-            if parent is None:
-                run.begin_with(model)
-            elif not run.goes_on:
-                shares = {"neurons": getattr(config, "prune_neurons", 0.0)}
-                run.begin_with(model, remove_units(run, parent, batches, shares))
+            if parent is None or weights is not None:
+                run.begin_with(model, weights)
             optimizer = make_optimizer(config, model, config.epochs * batches.steps_per_epoch)
             model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))
         parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
