@@ -63,6 +63,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     stage = training.Stage(training.SupervisedStep(model), batches)
     tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
     algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
+    lesson = training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY))
     run_folder = RunFolder(folder / "mlm-gru" / "1")
     run_settings = find_recipe("mlm-gru").about.settings(epochs=3, precision="float32")
     found = [
@@ -99,9 +100,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         serving.ServeOptions(port=1),
         training.BestWeights(folder / "best.weights.h5"),
         training.Checkpoints(folder),
-        training.Distillation(
-            training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY)), 2.0
-        ),
+        lesson,
+        training.Distillation(lesson, 2.0),
         training.Evaluator(model, batches, {}, tf.distribute.get_strategy()),
         training.Run(run_folder, run_settings),
         stage,
