@@ -57,8 +57,8 @@ class ClassTasks(Tasks):
         examples: (rows, ...): float32, or uint8 of 0 to 255, which leaves as 0 to 1.
         labels: a class each.
         ways: classes of a task.
-        groups: an alphabet for each class: the classes of a task are of one alphabet then, which are harder to
-            tell apart. An alphabet is drawn as often as it has classes; those of fewer than `ways` are not.
+        groups: an alphabet for each class: the classes of a task are of one alphabet then, and harder to tell
+            apart. An alphabet is drawn as often as it has classes; those of fewer than `ways` are not.
             None, or no alphabet that is large enough: of any.
 
     Attributes:
@@ -84,7 +84,7 @@ class ClassTasks(Tasks):
             members.setdefault(groups[name] if groups else "", []).append(place)
         large = [places for places in members.values() if len(places) >= ways]
         # Places in `classes`, those of an alphabet one after the other.
-        self._members = np.concatenate(large or [np.arange(len(self.classes))])
+        self._members = np.concatenate(large or [list(range(len(self.classes)))])
         self._sizes = np.array([len(places) for places in large] or [len(self.classes)])
 
     def sample(self, rng: np.random.Generator, count: int, *, shots: int, queries: int) -> TaskBatch:

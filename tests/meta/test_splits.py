@@ -124,7 +124,9 @@ def test_a_task_to_train_on_is_of_one_alphabet_turned_alike(tmp_path: Path) -> N
     path = write_alphabets(tmp_path / "o.zip", {"Greek": 8, "Latin": 9, "Korean": 7})
     tasks = open_image_tasks(str(path), ways=3, shots=1, queries=1, rotations=True).splits["train"]
     assert isinstance(tasks, ClassTasks)
-    names = {tasks.floats([row]).tobytes(): tasks.classes[tasks.places[row]] for row in range(len(tasks.places))}
+    names = {
+        tasks.floats([row]).tobytes(): tasks.classes[tasks.places[row]] for row in range(len(tasks.places))
+    }
     support = tasks.sample(np.random.default_rng(0), 100, shots=1, queries=1).support
     found = [{names[image.tobytes()] for image in task} for task in support]
     kinds = [{(name.split("/")[0], name.partition(" ")[2]) for name in task} for task in found]

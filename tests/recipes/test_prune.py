@@ -13,6 +13,9 @@ import pytest
 import tensorflow as tf
 import yaml
 
+from karpa_tf.errors import UserError
+from karpa_tf.recipes.bert_classifier import BertClassifierSettings
+from karpa_tf.recipes.mnist_mlp import MnistMlpSettings
 from tests.conftest import kill_in_the_middle
 
 EXACT = ["--deterministic", "--checkpoint_seconds", 0, "--keep_checkpoints", 100]
@@ -119,15 +122,15 @@ def test_heads_and_neurons_leave_the_graph(fixture, karpa, request, tmp_path) ->
         v.shape.as_list() for v in tf.saved_model.load(exported.json["savedmodel"]).weights if v.shape.rank
     ]
     assert [32, 16] in shapes and [32, 32] in shapes and [32, 128] not in shapes
-    if fixture == "tagged":
+    if fixture == "classified":
         return
     # What came of it may be pruned once more, and begins with the same sizes.
     again = karpa("prune", run, "--sparsity", 0.5, "--epochs", 1, "--logs", tmp_path, "--json")
     assert again.status == 0, again.err
     assert config_of(Path(again.json["run"]))["prune_heads"] == 0
     both = again.json["costs"]["table"]
-    assert list(both) == ["bert-classifier/1", "bert-classifier/2"]
-    graphs = [both[f"bert-classifier/{number}"]["bytes"] for number in (1, 2)]
+    assert list(both) == [f"{recipe}/1", f"{recipe}/2"]
+    graphs = [both[f"{recipe}/{number}"]["bytes"] for number in (1, 2)]
     assert graphs[1] == pytest.approx(graphs[0], abs=50)  # names in it are numbered
 
 
@@ -153,12 +156,12 @@ def test_neurons_leave_a_perceptron(digits, karpa, tmp_path) -> None:
         ("classified", ["--heads", 1.5], "--heads must be at least 0 and below 1. Received: 1.5."),
         ("classified", ["--neurons", "half"], "--neurons must be a finite number. Received: half."),
         ("digits", ["--heads", 0.5], "A network of mnist-mlp has no heads that can be removed"),
-        ("photos", ["--neurons", 0.5], "it goes with"),
+        ("photos", ["--neurons", 0.5], "--neurons goes with bert-classifier"),
         ("digits", [], "prune takes --sparsity or --neurons, a share above 0."),
         ("classified", ["--sparsity", 0.5, "--heads", 0.5], "prune twice"),
         ("trained", ["--sparsity", 0.5], "prune does not go with mlm-gru; it goes with bert-classifier"),
         ("classified", ["--heads", 0.1], "Nothing is removed by 0.1 of the heads"),
-        ("classified", ["--sparsity", 0.5, "--method", "lora"], "method full"),
+        ("classified", ["--sparsity", 0.5, "--batch_size", 0.5], "--batch_size must be"),
         ("digits", ["--sparsity", 0.5, "--sparsty", 1], "--sparsity"),
     ],
 )
@@ -184,8 +187,28 @@ def test_only_a_finished_run_with_weights_is_pruned(digits, karpa, tmp_path) -> 
     assert "There is no run" in karpa("prune", tmp_path / "none", "--sparsity", 0.5).err
 
 
-def test_folders_of_runs_are_not_pruned_in_train_either(karpa, tmp_path) -> None:
-    done = karpa("train", "bert-classifier", "--prune_heads", 0.5, "--logs", tmp_path)
-    assert done.status == 2 and "give it as init" in done.err
-    done = karpa("train", "mnist-mlp", "--prune_neurons", 0.5, "--logs", tmp_path)
-    assert done.status == 2 and "give it as init" in done.err
+def test_settings_that_cannot_prune_are_refused() -> None:
+    with pytest.raises(UserError, match="give it as init"):
+        BertClassifierSettings(prune_heads=0.5)
+    with pytest.raises(UserError, match="give it as init"):
+        MnistMlpSettings(prune_neurons=0.5)
+    for method in ("lora", "fewshot"):
+        with pytest.raises(UserError, match=f"method full. Received: method {method}"):
+            BertClassifierSettings(preset="p", method=method, sparsity=0.5)  # type: ignore[arg-type]
+    # A run of adapters is pruned in full, at the rate of that; one from few rows is not.
+    adapted = BertClassifierSettings(preset="p", method="lora", learning_rate=1e-3)
+    assert adapted.of_pruned() == {"pretrain_data": "", "method": "full", "learning_rate": 0.0}
+    with pytest.raises(UserError, match="Received: a run of fewshot"):
+        BertClassifierSettings(preset="p", method="fewshot").of_pruned()
+
+
+@SLOW
+def test_several_seeds_of_a_sparse_run(digits, karpa, tmp_path) -> None:
+    words = ["--sparsity", 0.5, "--epochs", 1, "--seeds", "0,1", "--logs", tmp_path]
+    done = karpa("prune", digits, *words, "--json")
+    assert done.status == 0, done.err
+    runs = [tmp_path / "mnist-mlp" / number for number in "12"]
+    assert [config_of(run)["seed"] for run in runs] == [0, 1]
+    for run in runs:
+        _, after = json.loads((run / "metrics.json").read_text())["costs"]["table"].values()
+        assert after["zeros"] > 0.4

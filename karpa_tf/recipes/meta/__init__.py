@@ -38,7 +38,7 @@ _SUITS: dict[str, dict[str, dict[str, Any]]] = {
         "imaml": {"inner_rate": 0.01, "inner_steps": 10, "learning_rate": 0.001, "iterations": 3_000},
     },
     "images": {
-        "": {"iterations": 3_000, "meta_batch": 16, "queries": 5, "learning_rate": 0.003},
+        "": {"iterations": 4_000, "meta_batch": 16, "queries": 5, "learning_rate": 0.003},
         "maml": {"inner_rate": 0.4, "inner_steps": 1, "served_steps": 1},
         "fomaml": {"inner_rate": 0.1, "inner_steps": 3, "served_steps": 10},
         "anil": {"inner_rate": 0.1, "inner_steps": 5, "served_steps": 5},
