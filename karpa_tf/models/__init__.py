@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from karpa_tf.models.bert_masked_lm import build_bert_masked_lm as build_bert_masked_lm
     from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
     from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
+    from karpa_tf.models.dcgan_discriminator import build_dcgan_discriminator as build_dcgan_discriminator
+    from karpa_tf.models.dcgan_generator import build_dcgan_generator as build_dcgan_generator
     from karpa_tf.models.few_shot_cnn import build_few_shot_cnn as build_few_shot_cnn
     from karpa_tf.models.image_cnn import build_image_cnn as build_image_cnn
     from karpa_tf.models.image_mlp import build_image_mlp as build_image_mlp
@@ -32,6 +34,8 @@ else:  # a type checker would take any name for one of these
             ".bert_masked_lm": "build_bert_masked_lm",
             ".bert_tagger": "build_bert_tagger",
             ".bidirectional_gru": "BidirectionalGRU",
+            ".dcgan_discriminator": "build_dcgan_discriminator",
+            ".dcgan_generator": "build_dcgan_generator",
             ".few_shot_cnn": "build_few_shot_cnn",
             ".image_cnn": "build_image_cnn",
             ".image_mlp": "build_image_mlp",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from karpa_tf.lazy import public
 
 if TYPE_CHECKING:
+    from karpa_tf.training.adversarial import GanStep as GanStep
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
     from karpa_tf.training.evaluation import Evaluator as Evaluator
@@ -30,6 +31,7 @@ else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
         {
+            ".adversarial": "GanStep",
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
             ".evaluation": "Evaluator evaluate",

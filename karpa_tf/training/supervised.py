@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from karpa_tf import private
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.training.optimizers import rows_with_gradient
-from karpa_tf.training.step import Step, all_reduce, values_of
+from karpa_tf.training.step import Step, all_reduce, averaged, values_of
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
 # keras.metrics.sparse_categorical_accuracy and its kin are.
@@ -181,17 +180,8 @@ class SupervisedStep(Step):
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Puts the running average of the weights in their place, if the optimizer keeps one."""
-        model = self.model
-        if not model.optimizer.use_ema:
+        with averaged(self.model.optimizer, self.model.trainable_variables):
             yield
-            return
-        weights = [np.asarray(v) for v in model.trainable_variables]
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        try:
-            yield
-        finally:
-            for variable, value in zip(model.trainable_variables, weights, strict=True):
-                variable.assign(value)
 
 
 def loss_and_sums(
