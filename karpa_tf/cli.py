@@ -267,7 +267,9 @@ def _predict(words: Sequence[str]) -> int:
             if not (args.inputs or args.input):
                 made = recipe.about.rows(options, folder)
             elif typed:
-                raise UserError(f"{typed[0]} goes with no inputs: it says which rows are made. Leave one out.")
+                raise UserError(
+                    f"{typed[0]} goes with no inputs: it says which rows are made. Leave one out."
+                )
         given = rows.read(args.inputs, args.input, rows.columns_of(inputs), made)
         asked = given.match(inputs, filled=True)
         if not folder.has_weights:

@@ -165,7 +165,9 @@ def read(
         UserError: there are no rows, or they cannot be read.
     """
     if made is not None:
-        lines = [(f"Row {number}", json.dumps(row)) for number, row in enumerate(made, 1)]
+        lines: list[tuple[str, str | None]] = [
+            (f"Row {number}", json.dumps(row)) for number, row in enumerate(made, 1)
+        ]
         return Given("the options", None, lines)
     if words and path:
         raise UserError("Give inputs as words or with --input, not both.")

@@ -30,7 +30,9 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
         UserError: a set has fewer than two rows, or the widths differ.
     """
     _check(real, generated)
-    means, covariances = zip(*((x.mean(0), np.cov(x.T)) for x in map(np.float64, (real, generated))), strict=True)
+    means, covariances = zip(
+        *((x.mean(0), np.cov(x.T)) for x in map(np.float64, (real, generated))), strict=True
+    )
     root = _root(np.atleast_2d(covariances[0]))
     # The trace of the root of the product, by a symmetric matrix with the same eigenvalues.
     together = np.trace(_root(root @ np.atleast_2d(covariances[1]) @ root))
@@ -44,7 +46,7 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 
 
 def precision_and_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
-    """Returns which share of the generated images is like real ones, and of the real ones like generated ones.
+    """Returns which share of the generated images is like real ones, and which share of those the other way.
 
     Kynkaanniemi et al. 2019 (https://arxiv.org/abs/1904.06991, equations 1 and 2): a row is like those of a
     set if it lies no farther from some row of it than that row's third neighbour in the set.
@@ -63,7 +65,7 @@ def precision_and_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float
         for x in (real, generated)
     ]
     precision = (between <= reaches[0]).any(axis=1).mean()
-    recall = (between.T <= reaches[1]).any(axis=1).mean()
+    recall = (reaches[1] >= between.T).any(axis=1).mean()
     return float(precision), float(recall)
 
 

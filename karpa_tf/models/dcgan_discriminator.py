@@ -21,9 +21,9 @@ def build_dcgan_discriminator(
 ) -> keras.Model:
     """Builds two convolutions of 4 x 4 that halve height and width, and a dense layer.
 
-    Radford et al. 2016 (https://arxiv.org/abs/1511.06434), with spectral normalization of every kernel (Miyato
-    et al. 2018, https://arxiv.org/abs/1802.05957) in the place of batch normalization: an image is read by
-    itself. A class is taken in by projection (Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637,
+    Radford et al. 2016 (https://arxiv.org/abs/1511.06434), with spectral normalization of every kernel
+    (Miyato et al. 2018, https://arxiv.org/abs/1802.05957) in the place of batch normalization: an image is
+    read by itself. A class is taken in by projection (Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637,
     equation 3): its vector times the features is added.
 
     Inputs: `image` float32 (batch, height, width, channels), 0 to 255; with classes also `label` float32

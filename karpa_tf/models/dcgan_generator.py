@@ -56,7 +56,9 @@ def build_dcgan_generator(
     x = FastBatchNormalization(0.99, dtype=dtype, name="norm_1")(x)
     x = last(keras.layers.ReLU(dtype=dtype, name="relu_1")(x))
     x = keras.layers.Activation("sigmoid", dtype="float32", name="sigmoid")(x)
-    return keras.Model(inputs, keras.layers.Rescaling(255.0, dtype="float32", name="image")(x), name="generator")
+    return keras.Model(
+        inputs, keras.layers.Rescaling(255.0, dtype="float32", name="image")(x), name="generator"
+    )
 
 
 def check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -107,8 +107,9 @@ def prepare(config: RunSettings, threads: int | None = None) -> tf.distribute.St
     strategy = make_strategy(getattr(config, "strategy", "none"))
     keras.utils.set_random_seed(config.seed)
     precision = getattr(config, "precision", "")
+    settings: Any = config
     if precision == "auto":
-        config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
+        settings.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
     elif precision == "mixed_bfloat16" and bfloat16_is_broken():
         raise UserError(
             "TensorFlow crashes in bfloat16 where ONEDNN_MAX_CPU_ISA takes AVX-512 away: unset it, or give "

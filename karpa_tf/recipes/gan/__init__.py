@@ -112,7 +112,8 @@ def rows(options: GanPredictOptions, folder: Any) -> list[dict[str, Any]]:
             )
         return [{"seed": seed} for seed in seeds]
     names = folder.read_json(f"assets/{LABELS}")
-    check_label(options.label or names[0], names)
+    if options.label:
+        check_label(options.label, names)
     some = [options.label] if options.label else names
     return [{"seed": seed, "label": some[place % len(some)]} for place, seed in enumerate(seeds)]
 

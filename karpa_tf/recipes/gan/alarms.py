@@ -43,14 +43,14 @@ class Alarms(InALine, keras.callbacks.Callback):
         losses = logs["loss"], logs["discriminator_loss"]
         if not all(map(math.isfinite, losses)):
             raise Diverged(
-                f"The losses are {losses[0]} and {losses[1]} before update {self.clock:,}: training stopped; try "
-                "a smaller learning_rate, or precision float32."
+                f"The losses are {losses[0]} and {losses[1]} before step {self.clock:,}: training stopped; "
+                "try a smaller learning_rate, or precision float32."
             )
         self._note(
             "dead",
             losses[1] < _DEAD,
-            f"The discriminator is dead: its loss is {losses[1]:.3f}, it tells every generated image, and the "
-            "generator has nothing to learn from; try a smaller --discriminator_rate.",
+            f"The discriminator is dead: its loss is {losses[1]:.3f}, it tells every generated image, and "
+            "the generator has nothing to learn from; try a smaller --discriminator_rate.",
         )
         entropy = logs["val_class_entropy"]
         self.highest = max(self.highest, entropy)
@@ -64,7 +64,7 @@ class Alarms(InALine, keras.callbacks.Callback):
 
     def _note(self, name: str, wrong: bool, sentence: str) -> None:
         if wrong and name not in self.said:
-            self.say(f"Alarm at update {self.clock:,}: {sentence}")
+            self.say(f"Alarm at step {self.clock:,}: {sentence}")
         self.said = [x for x in self.said if x != name] + [name] * wrong
 
     def get_state(self) -> dict[str, Any]:

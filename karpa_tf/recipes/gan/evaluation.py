@@ -87,7 +87,9 @@ def compare(
 
     samples = [sampler.draw(test.labels, _FIRST_SEED + draw) for draw in range(_DRAWS)]
     row("model", samples, asked)
-    row("real images", [training.pixels[rng.permutation(len(training.labels))[:count]] for _ in range(_DRAWS)])
+    row(
+        "real images", [training.pixels[rng.permutation(len(training.labels))[:count]] for _ in range(_DRAWS)]
+    )
     some = rng.integers(0, len(training.labels), test.pixels.shape)
     row("independent pixels", [np.take_along_axis(training.pixels, some, 0)])
     nearest_of_real, _ = nearest(test.pixels, training.pixels)
@@ -98,7 +100,12 @@ def compare(
     metrics = rows.pop("model")
     metrics["frechet_floor"] = rows["real images"]["frechet"]
     metrics["judge_accuracy"] = float((probabilities.argmax(1) == test.labels).mean())
-    facts = {"images": count, "features": features.shape[1], "sets of samples": _DRAWS, "seed of the judge": SEED}
+    facts = {
+        "images": count,
+        "features": features.shape[1],
+        "sets of samples": _DRAWS,
+        "seed of the judge": SEED,
+    }
     if synthetic and config.conditional:
         few = training.take(some_of_each(training.labels, FEW, SEED))
         labels = np.resize(np.arange(len(names), dtype=np.int32), synthetic)
@@ -124,5 +131,7 @@ def nearest_picture(sampler: Sampler, training: np.ndarray, seed: int, columns: 
     labels = np.resize(np.arange(max(sampler.classes, 1)), 3 * columns)
     samples = sampler.draw(labels, seed)
     like = training[nearest(samples, training)[1]]
-    pairs = [x for i in range(0, len(samples), columns) for x in (samples[i : i + columns], like[i : i + columns])]
+    pairs = [
+        x for i in range(0, len(samples), columns) for x in (samples[i : i + columns], like[i : i + columns])
+    ]
     return sample_grid(np.concatenate(pairs), columns)

@@ -15,8 +15,8 @@ from karpa_tf.lines import InALine
 from karpa_tf.models import build_image_cnn
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.fitting import fit
-from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.loop import Stage
+from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
@@ -29,8 +29,8 @@ from . import GanSettings
 SEED = 0
 STAGE, _WEIGHTS = "judge", "judge.weights.h5"
 _BATCH, _RATE, _AT_ONCE = 64, 0.002, 256
-# Real images of the classifier that synthetic ones are added to, and its updates.
-FEW, _FEW_UPDATES = 100, 500
+# Real images of the classifier that synthetic ones are added to.
+FEW = 100
 _CHANGES = Augmentation(shift=2, rotate=10.0, scale=0.1)
 
 
@@ -102,7 +102,7 @@ def accuracy_of_few(
     test: tuple[np.ndarray, np.ndarray],
     classes: int,
 ) -> float:
-    """Trains a classifier on a few real images, and perhaps others, and returns its accuracy.
+    """Trains a classifier on a few real images, and perhaps others, for half as long as the judge.
 
     Args:
         config: of the run.
@@ -110,13 +110,16 @@ def accuracy_of_few(
         added: the same of synthetic ones; an update takes as many of them as of the real ones.
         test: what it is tested on.
         classes: how many.
+
+    Returns:
+        Its accuracy.
     """
     pixels, labels = few
     if added:
         repeated = np.resize(np.arange(len(labels)), len(added[1]))
         pixels = np.concatenate([pixels[repeated], added[0]])
         labels = np.concatenate([labels[repeated], added[1]])
-    model, batches = _classifier(config, pixels, labels, classes, _FEW_UPDATES)
+    model, batches = _classifier(config, pixels, labels, classes, -(-config.judge_iterations // 2))
     fit(model, batches)
     return float((Judge(model)(test[0])[1].argmax(1) == test[1]).mean())
 

@@ -15,30 +15,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from karpa_tf.data.augmentation import Augmentation, image_batches
-from karpa_tf.data.images import ImageData, Images, label_places, open_images, open_test_images
+from karpa_tf.data.images import Images, label_places, open_test_images
 from karpa_tf.data.tables import label_ids
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.generation import frechet_distance, sample_figures
-from karpa_tf.models import build_dcgan_discriminator, build_dcgan_generator
 from karpa_tf.recipe import Evaluation, Exported, ExportOptions, PredictOptions, Recipe
 from karpa_tf.recipes.families import common
 from karpa_tf.reports.classification import event_writer, write_image
 from karpa_tf.reports.pictures import write_png
 from karpa_tf.training import runtime
-from karpa_tf.training.adversarial import GanStep, both_networks
+from karpa_tf.training.adversarial import both_networks
 from karpa_tf.training.loop import Stage
-from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
-from karpa_tf.training.schedule import WarmupThenDecay
 
 from . import ABOUT, LABELS, GanEvaluateOptions, GanSettings
 from .alarms import Alarms
 from .evaluation import Compared, compare, nearest_picture
 from .judge import Judge, open_judge, train_judge
+from .networks import check_size, make_networks, make_step, open_data
 from .samples import Sampler
 from .served import model_card, signatures
 
@@ -64,14 +61,14 @@ class Gan(Recipe[GanSettings]):
     # --- Train
 
     def train(self, run: Run[GanSettings]) -> dict[str, float]:
-        """Trains the judge, then both networks, and returns the final figures, those against the test split."""
+        """Trains the judge, then both networks; returns the final figures, those against the test split."""
         config, folder = run.settings, run.folder
         data = open_data(config)
         names, images = data.labels, data.splits
         run.say(
             *data.notes,
-            f"{config.data}: {len(images['train']):,} images to learn from, {len(images['validation']):,} for "
-            f"validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}",
+            f"{config.data}: {len(images['train']):,} images to learn from, {len(images['validation']):,} "
+            f"for validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}",
         )
         run.begin(data.record)
         run.write_asset(LABELS, names)
@@ -117,9 +114,7 @@ class Gan(Recipe[GanSettings]):
 
     # --- Evaluate
 
-    def evaluate(
-        self, folder: RunFolder, options: GanEvaluateOptions, step: int | None = None
-    ) -> Evaluation:
+    def evaluate(self, folder: RunFolder, options: GanEvaluateOptions, step: int | None = None) -> Evaluation:
         """Compares samples with images of the test split, or of other data; so are real images, the floor."""
         runtime.use_threads()
         trained = self.open_model(folder)
@@ -133,6 +128,7 @@ class Gan(Recipe[GanSettings]):
                 options.data, size=shape[0], channels=channels, broken=config.broken
             )
             where = options.data
+            check_size(test, where)
             print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
         labels, note = label_places(test, names, where)
         if note:
@@ -157,7 +153,10 @@ class Gan(Recipe[GanSettings]):
         write_png(folder.path / "samples.png", sampler.grid(_SHOWN_SEED))
         with event_writer(folder.path / "validation"):
             write_image(
-                step, "walks", sampler.walks(_SHOWN_SEED), "From an image of a class to one of the next class."
+                step,
+                "walks",
+                sampler.walks(_SHOWN_SEED),
+                "From an image of a class to one of the next class.",
             )
             write_image(
                 step,
@@ -213,41 +212,3 @@ class Gan(Recipe[GanSettings]):
             ),
             tolerance=1e-4,
         )
-
-
-# --- Data and networks ----------------------------------------------------------------------------
-
-
-def open_data(config: GanSettings) -> ImageData:
-    """Returns the images that the settings name, split."""
-    size, _, channels = config.shape
-    return open_images(
-        config.data,
-        size=size,
-        channels=channels,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
-        broken=config.broken,
-    )
-
-
-def make_networks(config: GanSettings, classes: int, dtype: str) -> tuple[keras.Model, keras.Model]:
-    """Returns a new generator and a new discriminator."""
-    common: dict[str, Any] = {"classes": classes if config.conditional else 0, "filters": config.filters}
-    return (
-        build_dcgan_generator(config.shape, latent=config.latent, dtype=dtype, **common),
-        build_dcgan_discriminator(config.shape, dtype=dtype, **common),
-    )
-
-
-def make_step(config: GanSettings, classes: int, steps: int) -> GanStep:
-    """Returns what trains two new networks, for so many updates in all."""
-    keras.utils.set_random_seed(config.seed)  # whatever the judge has drawn
-    networks = make_networks(config, classes, config.precision)
-    average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
-    rates = (config.learning_rate, config.learning_rate * config.discriminator_rate)
-    optimizers = [
-        AdamW(WarmupThenDecay(rate, steps, warmup=0.0), 0.0, beta_1=0.5, beta_2=0.99, **more)
-        for rate, more in zip(rates, (average, {}), strict=True)
-    ]
-    return GanStep(*networks, (optimizers[0], optimizers[1]), seed=config.seed)

@@ -71,8 +71,10 @@ class Sampler(InALine):
             begin, end = way[:, None], np.roll(way, -1, axis=0)[:, None]
             weights = (1 - share, share)
             if round_:
-                length = np.linalg.norm(begin, axis=-1, keepdims=True) * np.linalg.norm(end, axis=-1, keepdims=True)
+                length = np.linalg.norm(begin, axis=-1, keepdims=True) * np.linalg.norm(
+                    end, axis=-1, keepdims=True
+                )
                 angle = np.arccos(np.clip((begin * end).sum(-1, keepdims=True) / length, -1, 1))
                 weights = tuple(np.sin(x * angle) / np.sin(angle) for x in weights)
             steps.append((weights[0] * begin + weights[1] * end).reshape(ends * _STEPS, -1))
-        return sample_grid(self(*map(np.float32, steps)), _STEPS)
+        return sample_grid(self(*(x.astype(np.float32) for x in steps)), _STEPS)

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.lines import InALine
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -97,7 +96,9 @@ def _check(names: Sequence[str]) -> Callable[[int, Mapping[str, Any]], None]:
     return check
 
 
-def model_card(folder: RunFolder, generator: keras.Model, names: Sequence[str], metrics: Mapping[str, Any]) -> str:
+def model_card(
+    folder: RunFolder, generator: keras.Model, names: Sequence[str], metrics: Mapping[str, Any]
+) -> str:
     """Returns the model card of a run."""
     latent = generator.inputs[0].shape[1]
     size = ", ".join(str(side) for side in generator.output.shape[1:] if side != 1)
@@ -107,7 +108,7 @@ def model_card(folder: RunFolder, generator: keras.Model, names: Sequence[str], 
     facts = metrics["facts"]
     return f"""# {folder.recipe}
 
-Makes images of {of}. Trained on {folder.read_config()["data"]}. What it makes is synthetic: no picture of anything
+Makes images of {of}. Trained on {folder.read_config()["data"]}. They are synthetic: pictures of nothing
 that there is.
 
 - in: `z` float32 [n, {latent}], standard normal numbers{label}
