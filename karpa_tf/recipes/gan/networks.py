@@ -30,6 +30,11 @@ def open_data(config: GanSettings) -> ImageData:
         test_share=config.test_share,
         broken=config.broken,
     )
+    if config.conditional and data.bare:
+        raise UserError(
+            f"{config.data} has classes without images: {', '.join(data.bare)}; put some into their folders, "
+            "or take these away."
+        )
     for split in ("validation", "test"):
         check_size(data.splits[split], f"{config.data} ({split} split)")
     return data
