@@ -27,7 +27,7 @@ from typing import Any
 from mlm_throughput import ROOT, configure, has_bfloat16, peer_python, run_process
 
 SIZES: dict[str, Any] = {"size": 28, "channels": 1, "classes": 10, "latent": 64, "filters": 32, "units": 128}
-SHARED = {"batch": 64, "steps": 100, "threads": 2}
+SHARED = {"batch": 64, "steps": 60, "threads": 2}
 SMOKE = {"batch": 4, "steps": 1}
 
 
