@@ -209,7 +209,7 @@ def _new(words: Sequence[str]) -> int:
 def _runs(words: Sequence[str]) -> int:
     from karpa_tf.training import run_folder, seeds
 
-    args = _parser("runs", {"recipe?": "Only this recipe's."}).read(words)
+    args = _parser("runs", {"recipe?": "Only this recipe's; or one run."}).read(words)
     rows = run_folder.list_runs(args.logs, args.recipe)
     if not rows:
         print(f"No runs in {args.logs}.", file=_text(args))
@@ -237,6 +237,7 @@ def _evaluate(words: Sequence[str]) -> int:
             "data": result.data,
             "metrics": _numbers(result.metrics),
             "baselines": {name: _numbers(row) for name, row in result.baselines.items()},
+            "facts": result.facts,
         },
     )
 
@@ -328,7 +329,10 @@ def _explain(words: Sequence[str]) -> int:
 def _play(words: Sequence[str]) -> int:
     args, folder, recipe, options = _of_a_run("play", words)
     played = _load(recipe).play(folder, options)
-    print(f"{played.path}: {played.frames} pictures", file=_text(args))
+    # An episode of n steps has n + 1 pictures.
+    left_out = sum(length + 1 for length in played.lengths) - played.frames
+    cut = f", {left_out} later ones left out (--frames {options.frames})" if left_out > 0 else ""
+    print(f"{played.path}: {played.frames} pictures{cut}", file=_text(args))
     for seed, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True), options.seed):
         print(f"  seed {seed}: return {total:g} in {length} steps", file=_text(args))
     return _done(

@@ -132,6 +132,11 @@ def test_runs_shows_what_differs(karpa, trained) -> None:
     rows = karpa("runs", "mlm-gru", "--logs", trained.parent.parent, "--json").json["runs"]
     assert rows[0]["config"]["units"] == 24
     assert rows[0]["metrics"]["top1_accuracy"] > 0
+    for one in ("mlm-gru/latest", "mlm-gru/1", trained):
+        found = karpa("runs", one, "--logs", trained.parent.parent, "--json").json["runs"]
+        assert [row["run"] for row in found] == [str(trained)], one
+    result = karpa("runs", "mlm-gru/77", "--logs", trained.parent.parent)
+    assert result.status == 2 and "There is no run mlm-gru/77" in result.err
 
 
 @pytest.mark.slow

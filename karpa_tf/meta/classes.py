@@ -57,6 +57,9 @@ class ClassTasks(Tasks):
         examples: (rows, ...): float32, or uint8 of 0 to 255, which leaves as 0 to 1.
         labels: a class each.
         ways: classes of a task.
+        groups: an alphabet for each class: the classes of a task are of one alphabet then, which are harder to
+            tell apart. An alphabet is drawn as often as it has classes; those of fewer than `ways` are not.
+            None, or no alphabet that is large enough: of any.
 
     Attributes:
         classes: their names, by the alphabet.
@@ -64,12 +67,25 @@ class ClassTasks(Tasks):
         places: int64 (rows,): the class of each.
     """
 
-    def __init__(self, examples: np.ndarray, labels: Sequence[str], ways: int) -> None:
+    def __init__(
+        self,
+        examples: np.ndarray,
+        labels: Sequence[str],
+        ways: int,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
         self.shape, self.ways, self.outputs = tuple(examples.shape[1:]), ways, ways
         classes, places, self._counts = np.unique(labels, return_inverse=True, return_counts=True)
         order = np.argsort(places, kind="stable")
         self.classes, self.examples, self.places = classes.tolist(), examples[order], places[order]
         self._starts = np.cumsum(self._counts) - self._counts
+        members: dict[str, list[int]] = {}
+        for place, name in enumerate(self.classes):
+            members.setdefault(groups[name] if groups else "", []).append(place)
+        large = [places for places in members.values() if len(places) >= ways]
+        # Places in `classes`, those of an alphabet one after the other.
+        self._members = np.concatenate(large or [np.arange(len(self.classes))])
+        self._sizes = np.array([len(places) for places in large] or [len(self.classes)])
 
     def sample(self, rng: np.random.Generator, count: int, *, shots: int, queries: int) -> TaskBatch:
         """Draws tasks: classes in any order, so that a class is another number in each task.
@@ -89,7 +105,10 @@ class ClassTasks(Tasks):
                 f"{TaskSize(self.ways, shots, queries)} need as many classes, of {shots} + {queries} "
                 f"examples each. Received: {len(self.classes)} classes, the smallest of {least}."
             )
-        classes = _distinct(rng, np.full(count, len(self.classes)), self.ways)
+        begins, group = np.cumsum(self._sizes) - self._sizes, np.zeros(count, int)
+        if len(self._sizes) > 1:
+            group = rng.choice(len(self._sizes), count, p=self._sizes / self._sizes.sum())
+        classes = self._members[_distinct(rng, self._sizes[group], self.ways) + begins[group][:, None]]
         rows = _distinct(rng, self._counts[classes], shots + queries) + self._starts[classes][..., None]
         return TaskBatch(*self._labelled(rows[..., :shots]), *self._labelled(rows[..., shots:]))
 
@@ -185,6 +204,7 @@ def class_data(
     size: TaskSize,
     unit: str,
     notes: list[str],
+    groups: Mapping[str, str] | None = None,
 ) -> TaskData:
     """Returns tasks of labelled examples that are split by class.
 
@@ -194,6 +214,7 @@ def class_data(
         size: of the tasks. Classes with fewer examples are left out, and a note counts them.
         unit: what an example is: `image`.
         notes: lines that the user should read.
+        groups: of the classes to train on; see `ClassTasks`.
 
     Raises:
         UserError: a split has fewer classes than a task.
@@ -213,7 +234,8 @@ def class_data(
         kept = [i for i, label in enumerate(labels) if counts[label] >= wanted]
         sizes[split], left[split] = len(counts), len({labels[i] for i in kept})
         if left[split] >= size.ways:
-            splits[split] = ClassTasks(examples[kept], [labels[i] for i in kept], size.ways)
+            of = groups if split == "train" else None
+            splits[split] = ClassTasks(examples[kept], [labels[i] for i in kept], size.ways, of)
     if len(splits) < len(rows):
         purpose = {"train": "to train on", "validation": "to validate on", "test": "to test on"}
         received = ", ".join(f"{count} {purpose[split]}" for split, count in left.items())

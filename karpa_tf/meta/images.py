@@ -34,8 +34,8 @@ def open_image_tasks(
     Args:
         source: `glyphs`, the letters of matplotlib's fonts, split by script (see `read_glyphs`); or what
             `open_images` takes, above all class folders. Where folders lie within folders (Omniglot's
-            `Greek/character01`), the inner ones are classes and the outer ones alphabets, and those tested on
-            are of alphabets never trained on.
+            `Greek/character01`), the inner ones are classes and the outer ones alphabets: those tested on
+            are of alphabets never trained on, and a task to train on is of one alphabet.
         ways: classes of a task.
         shots: images of each class in the support set.
         queries: the same in the query set.
@@ -67,7 +67,17 @@ def open_image_tasks(
             turned,
             [f"{label}{angle}" for angle in ("", " 90", " 180", " 270") for label in labels],
         )
-    return dataclasses.replace(class_data(source, rows, task, "image", reader.notes), inverted=inverted)
+    groups = {label: _alphabet(label) for label in rows.get("train", ((), ()))[1]}
+    if not all(groups.values()):
+        groups = {}
+    data = class_data(source, rows, task, "image", reader.notes, groups)
+    return dataclasses.replace(data, inverted=inverted)
+
+
+def _alphabet(label: str) -> str:
+    """Returns `Greek 90` of `Greek/character01 90`: turned letters are an alphabet of their own."""
+    alphabet, _, letter = label.rpartition("/")
+    return alphabet and alphabet + "".join(re.findall(r" (?:90|180|270)$", letter))
 
 
 def _split(

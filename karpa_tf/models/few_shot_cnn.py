@@ -7,6 +7,7 @@ from typing import Literal
 import keras
 
 from karpa_tf.errors import UserError
+from karpa_tf.models.image_layers import FrameInk
 
 
 def build_few_shot_cnn(
@@ -17,6 +18,7 @@ def build_few_shot_cnn(
     blocks: int = 4,
     normalization: Literal["example", "batch", "none"] = "example",
     downsampling: Literal["strides", "pooling"] = "strides",
+    frame: bool = False,
     dtype: str = "float32",
 ) -> keras.Model:
     """Builds blocks of a 3 x 3 convolution, normalization and a rectifier; each halves height and width.
@@ -36,10 +38,11 @@ def build_few_shot_cnn(
         normalization: `example`: each image by itself, over all its places and channels, with a factor and a
             summand a channel; `batch`: see `karpa_tf.meta.Functional`; `none`.
         downsampling: how a block halves the places.
+        frame: bring the ink of grey images to one size first; see `FrameInk`.
         dtype: of weights and arithmetic.
 
     Raises:
-        UserError: the image is too small for so many blocks.
+        UserError: the image is too small for so many blocks, or has colours and is to be framed.
     """
     least = 2**blocks if downsampling == "pooling" else 1
     if len(shape) not in (2, 3) or min(shape[:2]) < least:
@@ -47,6 +50,8 @@ def build_few_shot_cnn(
             f"{blocks} blocks take images (height, width) or (height, width, channels) of {least} x {least} "
             f"at least. Received: {shape}."
         )
+    if frame and len(shape) == 3 and shape[2] != 1:
+        raise UserError(f"Grey images are framed, of one channel. Received: {shape}.")
     # === Layers ===
     stride = 2 if downsampling == "strides" else 1
     norms = {"example": lambda n: keras.layers.GroupNormalization(1, dtype=dtype, name=f"norm_{n}")}
@@ -56,6 +61,8 @@ def build_few_shot_cnn(
     image = x = keras.Input(shape, name="image", dtype=dtype)
     if len(shape) == 2:
         x = keras.layers.Reshape((*shape, 1), dtype=dtype, name="channel")(x)
+    if frame:
+        x = FrameInk(dtype=dtype, name="frame")(x)
     for n in range(blocks):
         x = keras.layers.Conv2D(filters, 3, stride, "same", dtype=dtype, name=f"convolution_{n}")(x)
         if normalization in norms:

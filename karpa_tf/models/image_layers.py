@@ -34,6 +34,47 @@ class Standardize(keras.layers.Layer):
         return {**super().get_config(), "mean": self.mean, "deviation": self.deviation}
 
 
+@keras.saving.register_keras_serializable(package="karpa_tf")
+class FrameInk(keras.layers.Layer):
+    """Brings what is drawn to one size and to the middle: grey images of ink (1) on paper (0).
+
+    A quarter of the strongest ink bounds the drawing. It is stretched half of the way from its own
+    proportions to those of the image (a geometric mean): letters keep their shape, and a line stays a line.
+    An image without ink stays as it is.
+    """
+
+    # Pixels of an image of 28 around the drawing.
+    _MARGIN = 1.0
+
+    def call(self, image: Any) -> Any:
+        """float32 (batch, height, width, 1) to the same shape."""
+        x = tf.cast(image, tf.float32)
+        drawn = (x > 0.25 * tf.reduce_max(x, (1, 2, 3), keepdims=True))[..., 0]
+        (top, bottom), (left, right) = (_ends(tf.reduce_any(drawn, axis)) for axis in (2, 1))
+        size = tf.cast(tf.shape(x)[1:3], tf.float32)
+        margin = self._MARGIN / 28 * size
+        height, width = (bottom - top) / 2 + margin[0], (right - left) / 2 + margin[1]
+        longer = tf.maximum(height, width)
+        height, width = tf.sqrt(longer * height), tf.sqrt(longer * width)
+        y, x0 = (top + bottom) / 2, (left + right) / 2
+        boxes = tf.stack([y - height, x0 - width, y + height, x0 + width], 1)
+        boxes /= tf.tile(tf.maximum(size - 1.0, 1.0), [2])
+        boxes = tf.where(tf.reduce_any(drawn, (1, 2))[:, None], boxes, [0.0, 0.0, 1.0, 1.0])
+        x = tf.image.crop_and_resize(x, boxes, tf.range(tf.shape(x)[0]), tf.shape(x)[1:3])
+        return tf.cast(tf.ensure_shape(x, image.shape), self.compute_dtype)
+
+    def compute_output_spec(self, image: Any) -> Any:
+        return keras.KerasTensor(image.shape, self.compute_dtype)
+
+
+def _ends(drawn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the first and the last place that is true, float32 (batch,) each, of bool (batch, places)."""
+    places = tf.range(tf.shape(drawn)[1])
+    first = tf.reduce_min(tf.where(drawn, places, tf.shape(drawn)[1]), 1)
+    last = tf.reduce_max(tf.where(drawn, places, -1), 1)
+    return tf.cast(first, tf.float32), tf.cast(last, tf.float32)
+
+
 # Most places of an image up to which the convolution below is the faster one, and the examples that the
 # gradient of its kernel takes at once: too many leave the processor's cache, too few are a detour.
 _FEW_PLACES = 225

@@ -387,11 +387,16 @@ def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
 
     Args:
         logs: the folder of all runs.
-        recipe: only those of this one, by its name or the path of its folder; empty: all.
+        recipe: only those of this one, by its name or the path of its folder; or one run, as `open_run` takes
+            it; empty: all.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: there is no such recipe or run.
     """
+    one = None
+    if "/" in recipe and not (Path(recipe) / "recipe.py").is_file():
+        one = open_run(recipe, logs).path.resolve()
+        logs, recipe = one.parent.parent, one.parent.name
     recipes = recipes_in(logs)
     own = (Path(recipe) / "recipe.py").is_file()  # which may have no run yet
     recipe = recipe_name(recipe)
@@ -400,6 +405,8 @@ def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
     rows = []
     for name in [recipe] if recipe else recipes:
         for path in _numbered(Path(logs) / name):
+            if one and path.resolve() != one:
+                continue
             if not (path / "config.yaml").is_file() and not RunFolder(path).begun:
                 continue  # it has not begun yet
             row: dict[str, Any] = {"run": str(path), "recipe": name, "config": {}, "metrics": {}}

@@ -22,6 +22,7 @@ from karpa_tf.meta.sinusoids import Sinusoids
 from karpa_tf.meta.step import MetaStep
 from karpa_tf.meta.tasks import TaskBatch, task_batches
 from karpa_tf.models import build_few_shot_cnn, build_sinusoid_mlp
+from karpa_tf.models.image_layers import FrameInk
 from karpa_tf.training import SGD, AdamW, Checkpoints, Stage, train
 from tests.meta.helpers import WAYS, assign, call_with, make_dense, make_images, make_tasks
 from tests.training.helpers import StopAt
@@ -422,3 +423,25 @@ def test_the_networks(downsampling: Any, normalization: Any) -> None:
     assert embedding.output.shape == (None, 32 if downsampling == "strides" else 8)
     assert build_sinusoid_mlp(3, 2).count_params() == 3 * 40 + 40 + 40 * 40 + 40 + 82
     assert build_sinusoid_mlp(3, 0).output.shape == (None, 40)
+
+
+def test_ink_is_framed_wherever_and_however_large_it_is() -> None:
+    layer = FrameInk()
+    letter = np.zeros((28, 28, 1), np.float32)
+    letter[4:24, 6] = letter[14, 6:18] = 1
+    moved, small = np.roll(letter, (3, 5), (0, 1)), np.zeros_like(letter)
+    small[10:20, 15] = small[15, 15:21] = 0.6
+    empty, line = np.zeros_like(letter), np.zeros_like(letter)
+    line[10, 3:9] = 1
+    framed = np.asarray(layer(np.stack([letter, moved, small, empty, line])))
+    np.testing.assert_allclose(framed[0], framed[1], atol=1e-4)
+    ink = [np.argwhere(image[..., 0] > 0.3) for image in (*framed[:3], framed[4])]
+    heights, widths = zip(*(np.ptp(places, axis=0) + 1 for places in ink), strict=True)
+    assert abs(heights[0] - heights[2]) <= 2 and abs(widths[0] - widths[2]) <= 2
+    assert heights[3] < 0.5 * widths[3], "a line stays a line"
+    assert not framed[3].any()
+    # Each image is framed by itself, and in any precision.
+    np.testing.assert_array_equal(framed[2], np.asarray(layer(small[None]))[0])
+    assert build_few_shot_cnn((28, 28), 5, filters=4, frame=True).output.shape == (None, 5)
+    with pytest.raises(UserError, match="of one channel"):
+        build_few_shot_cnn((28, 28, 3), 5, frame=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from karpa_tf.data.images import Images
 from karpa_tf.data.sources import SPLITS
 from karpa_tf.errors import UserError
-from karpa_tf.meta.classes import split_by_class
+from karpa_tf.meta.classes import ClassTasks, split_by_class
 from karpa_tf.meta.glyphs import EXAMPLES, SCRIPTS, read_glyphs
 from karpa_tf.meta.images import open_image_tasks
 from karpa_tf.meta.tasks import TaskData
@@ -118,6 +118,18 @@ def test_alphabets_are_split_by_alphabet(tmp_path: Path) -> None:
     # Of so few alphabets none is spared for validation.
     assert alphabets["train"] == alphabets["validation"] == {"Greek", "Latin", "Korean"} - alphabets["test"]
     assert data.notes[-1] == f"{path}: tested on {alphabets['test'].pop()}."
+
+
+def test_a_task_to_train_on_is_of_one_alphabet_turned_alike(tmp_path: Path) -> None:
+    path = write_alphabets(tmp_path / "o.zip", {"Greek": 8, "Latin": 9, "Korean": 7})
+    tasks = open_image_tasks(str(path), ways=3, shots=1, queries=1, rotations=True).splits["train"]
+    assert isinstance(tasks, ClassTasks)
+    names = {tasks.floats([row]).tobytes(): tasks.classes[tasks.places[row]] for row in range(len(tasks.places))}
+    support = tasks.sample(np.random.default_rng(0), 100, shots=1, queries=1).support
+    found = [{names[image.tobytes()] for image in task} for task in support]
+    kinds = [{(name.split("/")[0], name.partition(" ")[2]) for name in task} for task in found]
+    assert all(len(task) == 3 for task in found) and all(len(kind) == 1 for kind in kinds)
+    assert len(set.union(*kinds)) == 8, "two alphabets, each turned in four ways"
 
 
 def test_many_alphabets_are_validated_on_alphabets_of_their_own(tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_every_class_and_every_example_is_drawn_alike() -> None:
     assert set(draw(numbered(5, 4, 5), 1, 1, 3).support[0, :, 0]) == set(range(5))
 
 
+def test_a_task_to_train_on_is_of_one_alphabet() -> None:
+    rows = [(c, i) for i in range(4) for c in range(10)]
+    names = [f"{c:02}" for c, _ in rows]
+    # Alphabets of 4, 5 and 1 letters, whose letters do not lie side by side; the last has too few.
+    groups = {f"{c:02}": "c" if c == 9 else "ab"[c % 2] if c < 8 else "b" for c in range(10)}
+    tasks = ClassTasks(np.array(rows, np.float32), names, 3, groups)
+    batch = draw(tasks, 2000, 1, 2)
+    alphabets = np.array([groups[name] for name in tasks.classes])[batch.support[..., 0].astype(int)]
+    assert (alphabets == alphabets[:, :1]).all()
+    share = (alphabets[:, 0] == "b").mean()
+    assert set(alphabets[:, 0]) == {"a", "b"} and abs(share - 5 / 9) < 4 * np.sqrt(5 / 9 * 4 / 9 / 2000)
+    # None is large enough: of any.
+    batch = draw(ClassTasks(np.array(rows, np.float32), names, 6, groups), 200, 1, 1)
+    assert set(batch.support[..., 0].flat) == set(range(10))
+
+
 def test_bytes_leave_as_0_to_1() -> None:
     tasks = ClassTasks(np.full([8, 3, 3, 1], 51, np.uint8), list("aabbccdd"), 2)
     batch = draw(tasks, 1, 1, 1)

@@ -51,7 +51,7 @@ def test_a_film_has_a_bound_and_a_speed(frozen, karpa, tmp_path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     result = karpa("play", frozen / "sarsa" / "1", "--frames", 3, "--fps", 10)
     assert result.status == 0, result.err
-    assert "play.gif: 3 pictures" in result.out
+    assert "play.gif: 3 pictures, 4 later ones left out (--frames 3)" in result.out
     assert "seed 1000000000: return 1 in 6 steps" in result.out, "played to its end all the same"
     assert len(frames_of(tmp_path / "play.gif", duration=100)) == 3
 

@@ -95,6 +95,9 @@ class MetaSettings(RunSettings):
         False, "Images turned by 90, 180 and 270 degrees are further classes to train on."
     )
     augment: bool = option(True, "Images to train on are moved, turned, scaled and slanted a little.")
+    frame: bool = option(
+        True, "Grey images are cropped to what is drawn and brought to one size, in the network itself."
+    )
     image_size: Annotated[int, Bounds(least=8, most=256)] = option(28, "Width and height of the images.")
     color: bool = option(False, "Images have colours; else they are grey.")
     filters: Count = option(32, "Filters of each of the four convolutions.")
@@ -129,6 +132,11 @@ class MetaSettings(RunSettings):
             raise UserError("transductive is for images: no other network here normalizes by the batch.")
         if self.learn_rates and self.algorithm not in ("auto", "maml", "fomaml", "anil"):
             raise UserError(f"learn_rates goes with maml, fomaml and anil. Received: {self.algorithm}.")
+
+    @property
+    def framed(self) -> bool:
+        """Whether the network frames what is drawn."""
+        return self.frame and self.kind == "images" and not self.color
 
     @property
     def kind(self) -> Kind:

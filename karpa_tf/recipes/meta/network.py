@@ -30,7 +30,9 @@ def build_network(config: MetaSettings, shape: tuple[int, ...], outputs: int) ->
         return build_sinusoid_mlp(shape[0], outputs, units=whole_numbers("units", config.units))
     if config.kind == "images":
         normalization: Any = "batch" if config.transductive else "example"
-        return build_few_shot_cnn(shape, outputs, filters=config.filters, normalization=normalization)
+        return build_few_shot_cnn(
+            shape, outputs, filters=config.filters, normalization=normalization, frame=config.framed
+        )
     return build_text_head(shape[0], outputs)
 
 

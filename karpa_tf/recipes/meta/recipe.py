@@ -66,9 +66,8 @@ class Meta(Recipe[MetaSettings]):
         run.begin(data.record)
         run.say(*data.notes, describe(data, config), f"run {folder.path}")
         tasks = data.splits["train"]
-        run.write_asset(
-            "tasks.json", {"shape": tasks.shape, "outputs": tasks.outputs, "inverted": data.inverted}
-        )
+        asset = {"shape": tasks.shape, "outputs": tasks.outputs, "inverted": data.inverted}
+        run.write_asset("tasks.json", {**asset, "framed": config.framed})
         every = min(config.evaluate_every, config.iterations)
         epochs = -(-config.iterations // every)
         algorithm = make_algorithm(config, tasks.shape, tasks.outputs)
@@ -185,6 +184,8 @@ class Meta(Recipe[MetaSettings]):
         config: Any = folder.open_config(self.about.settings)
         with common.reading_weights(folder):
             tasks = folder.read_json("assets/tasks.json")
+            # Runs that were trained before there was such a setting have none of it.
+            config.frame = tasks.get("framed", False)
             algorithm = make_algorithm(config, tuple(tasks["shape"]), tasks["outputs"])
             algorithm.learner.load_weights(folder.best_weights)
         encoder = read_encoder(folder, config) if config.kind == "texts" else None
