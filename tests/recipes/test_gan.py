@@ -65,6 +65,7 @@ def test_the_figures_are_there_beside_real_images_and_noise(made) -> None:
     assert metrics["judge_accuracy"] > 0.9
     assert {"accuracy_few_real", "accuracy_with_synthetic", "label_agreement"} <= set(metrics)
     assert metrics["facts"]["images"] == 24 and metrics["facts"]["synthetic images"] == 5000
+    assert metrics["facts"]["images that are in training"] == 0
     assert metrics["validation_frechet"] > 0 and metrics["graph_traces"] == 1
 
 

@@ -18,7 +18,7 @@ import keras
 
 from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import Images, label_places, open_test_images
-from karpa_tf.data.tables import label_ids
+from karpa_tf.data.tables import label_ids, shared_rows
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.generation import frechet_distance, sample_figures
 from karpa_tf.recipe import Evaluation, Exported, ExportOptions, PredictOptions, Recipe
@@ -144,6 +144,7 @@ class Gan(Recipe[GanSettings]):
             names,
             options.synthetic,
         )
+        found.facts["images that are in training"] = shared_rows(training, test)
         if step is not None:
             self._show(folder, step, sampler, training)
         return dataclasses.replace(found, data=where)
