@@ -387,7 +387,7 @@ def _predict(words: Sequence[str]) -> int:
     else:
         args, folder, recipe, options = _of_a_run("predict", words)
     if args.output:
-        rows.check_output(args.output)
+        rows.check_output(args.output, pictures=bool(model) or recipe.about.pictures)
     # What can be said of the rows is said before TensorFlow is imported: the inputs of a run are known.
     if model:
         given = rows.read(args.inputs, args.input)
@@ -398,7 +398,16 @@ def _predict(words: Sequence[str]) -> int:
         asked = given.match(rows.inputs_of_signature(signature.inputs))
     else:
         inputs = recipe.about.inputs(folder.read_config())
-        given = rows.read(args.inputs, args.input, rows.columns_of(inputs))
+        made = None
+        if recipe.about.rows:
+            typed = [f"--{name}" for name in types_of(recipe.about.predict) if name in args]
+            if not (args.inputs or args.input):
+                made = recipe.about.rows(options, folder)
+            elif typed:
+                raise UserError(
+                    f"{typed[0]} goes with no inputs: it says which rows are made. Leave one out."
+                )
+        given = rows.read(args.inputs, args.input, rows.columns_of(inputs), made)
         asked = given.match(inputs, filled=True)
         if not folder.has_weights:
             raise UserError(f"{folder.path} has no weights yet; go on with `{folder.resume_command}`.")
@@ -406,7 +415,12 @@ def _predict(words: Sequence[str]) -> int:
     for note in given.notes:
         print(note, file=sys.stderr)
     outputs = signature.predict(asked.inputs, broken="skip", read=rows.read_value)
-    if args.output:
+    if args.output.lower().endswith(".png"):
+        from karpa_tf.reports import pictures
+
+        pictures.write_png(Path(args.output), pictures.sample_grid(rows.images_of(outputs, args.output)))
+        print(f"{args.output}: {len(outputs)} images", file=_text(args))
+    elif args.output:
         for note in rows.write(args.output, asked.given, outputs, signature.names):
             print(note, file=sys.stderr)
         print(f"{args.output}: {len(outputs)} rows", file=_text(args))
@@ -617,7 +631,7 @@ def _verb_parser(verb: str) -> Parser:
             "--output",
             default="",
             metavar="FILE",
-            help="Write the rows and their predictions to a .csv or .jsonl.",
+            help="Write the rows and their predictions to a .csv or .jsonl, or images to a .png.",
         )
         parser.flags += ["--input", "--output"]
     return parser

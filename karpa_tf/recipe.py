@@ -133,6 +133,9 @@ class About(InALine):
         charts: of TensorBoard's custom scalars, a title and its tags each (`epoch/NAME`, if steps are
             updates). The first tag is that of the main figure of a training.
         figure: that figure's name in the final figures; empty: the first of these.
+        rows: returns the rows that `predict` answers where none are given, from its options and the run's
+            folder; None: they must be given.
+        pictures: whether `predict` gives an `image`, so that all of them make a .png.
     """
 
     summary: str
@@ -148,6 +151,8 @@ class About(InALine):
     steps: str = UPDATES
     charts: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"loss": ["epoch/loss"]})
     figure: str = ""
+    rows: Callable[[Any, RunFolder], list[dict[str, Any]]] | None = None
+    pictures: bool = False
 
 
 # --- The contract ---------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from karpa_tf.data.cells import (
     TABLES,
     Sheet,
@@ -145,17 +147,28 @@ class Given:
         return Rows(rows, given)
 
 
-def read(words: Sequence[str], path: str = "", known: Collection[str] = ()) -> Given:
+def read(
+    words: Sequence[str],
+    path: str = "",
+    known: Collection[str] = (),
+    made: Sequence[Mapping[str, Any]] | None = None,
+) -> Given:
     """Reads rows.
 
     Args:
         words: what was typed, a row each; none, and no path: standard input, a row a line.
         path: a .txt (a row a line) or a table; or empty.
         known: columns that may be asked for.
+        made: rows that were made of a recipe's options, and are not read.
 
     Raises:
         UserError: there are no rows, or they cannot be read.
     """
+    if made is not None:
+        lines: list[tuple[str, str | None]] = [
+            (f"Row {number}", json.dumps(row)) for number, row in enumerate(made, 1)
+        ]
+        return Given("the options", None, lines)
     if words and path:
         raise UserError("Give inputs as words or with --input, not both.")
     if words:
@@ -261,11 +274,18 @@ def _value(value: Any, kind: Kind, where: str) -> Any:
 # --- Out ------------------------------------------------------------------------------------------
 
 
-def check_output(path: str) -> None:
-    """Raises a UserError if `write` could not write to that path."""
+def check_output(path: str, pictures: bool = False) -> None:
+    """Raises a UserError if predictions could not be written to that path.
+
+    Args:
+        path: of a .csv or .jsonl file.
+        pictures: whether images are predicted, which a .png takes.
+    """
     target = Path(path)
-    if target.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"--output takes a .csv or .jsonl file. Received: {path}.")
+    kinds = (".csv", ".jsonl", *[".png"] * pictures)
+    if target.suffix.lower() not in kinds:
+        which = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+        raise UserError(f"--output takes a {which} file. Received: {path}.")
     with writing(path):
         if not target.parent.is_dir():
             raise FileNotFoundError(None, f"there is no folder {target.parent}")
@@ -316,6 +336,26 @@ def write(
     ]
 
 
+def images_of(outputs: Sequence[Mapping[str, Any]], path: str) -> np.ndarray:
+    """Returns the images that were predicted, uint8 (n, height, width, channels).
+
+    Args:
+        outputs: of the rows; one that could not be read is left out.
+        path: that they are for.
+
+    Raises:
+        UserError: something else was predicted.
+    """
+    try:
+        found = np.array([row["image"] for row in outputs if row and not is_error(row)], np.float32)
+    except KeyError:
+        raise UserError(
+            f"A .png takes images, and {', '.join(outputs[0])} was predicted: take a .csv or .jsonl. "
+            f"Received: --output {path}."
+        ) from None
+    return (found if found.ndim == 4 else found[..., None]).clip(0, 255).round().astype(np.uint8)
+
+
 def _predicted(name: str, count: int) -> str:
     return f"{name} (predicted)" if count == 2 else f"{name} (predicted {count - 1})"
 
@@ -362,8 +402,7 @@ def format(
         shown: see `Signature`.
     """
     for row, result in zip(inputs, outputs, strict=True):
-        # An image that is no file is written as nested lists: too much for a line.
-        yield "  ".join(str(value) if len(str(value)) < 2000 else "[...]" for value in row.values())
+        yield "  ".join(map(_in_short, row.values()))
         if is_error(result):
             yield f"  {result['error']}"
         elif not shown and {"label", "probabilities"} <= set(result):
@@ -377,7 +416,12 @@ def format(
                         f"Received: {', '.join(result)}."
                     )
                 columns = [result[name] for name in names]
-                yield from _side_by_side(columns) if len(columns) > 1 else [f"  {columns[0]}"]
+                yield from _side_by_side(columns) if len(columns) > 1 else [f"  {_in_short(columns[0])}"]
+
+
+def _in_short(value: Any) -> str:
+    """Returns a value as text; an image as nested lists is too much for a line."""
+    return str(value) if len(str(value)) < 2000 else "[...]"
 
 
 def _side_by_side(columns: Sequence[Sequence[Any]]) -> Iterator[str]:

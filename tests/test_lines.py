@@ -94,6 +94,11 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         *algorithms,
         meta.ProtoNet(deep, ways=2),
         meta.MetaStep(algorithms[0], training.AdamW(0.1)),
+        training.GanStep(
+            models.build_dcgan_generator((8, 8, 1), latent=2, filters=2),
+            models.build_dcgan_discriminator((8, 8, 1), filters=2, units=2),
+            (training.AdamW(0.1), training.AdamW(0.1)),
+        ),
         reports.TensorBoard(folder, hparams={f"field_{i}": i for i in range(MANY)}, example=pixels),
         reports.Progress(),
         serving.Serving("http://127.0.0.1:8501", None, {f"model {i}": [1] for i in range(MANY)}),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -288,3 +289,13 @@ def test_what_people_see_of_outputs_is_the_signatures_say(outputs, shown, lines)
 def test_a_signature_shows_outputs_that_there_are() -> None:
     with pytest.raises(UserError, match=r"shows b; it must be among its outputs\. Received: a\."):
         list(rows.format([{"text": "a"}], [{"a": 1}], ["a b"]))
+
+
+def test_a_png_takes_images_alone() -> None:
+    found = rows.images_of([{"image": [[0.4, 260.0]]}, {}, {"image": [[1.6, -3.0]]}], "a.png")
+    assert found.dtype == np.uint8 and found[..., 0].tolist() == [[[0, 255]], [[2, 0]]]
+    with pytest.raises(UserError, match=r"A \.png takes images, and label was predicted"):
+        rows.images_of([{"label": "a"}], "a.png")
+    rows.check_output("a.png", pictures=True)
+    with pytest.raises(UserError, match=r"--output takes a \.csv or \.jsonl file"):
+        rows.check_output("a.png")

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from karpa_tf.models.bert_masked_lm import build_bert_masked_lm as build_bert_masked_lm
     from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
     from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
+    from karpa_tf.models.dcgan_discriminator import build_dcgan_discriminator as build_dcgan_discriminator
+    from karpa_tf.models.dcgan_generator import build_dcgan_generator as build_dcgan_generator
     from karpa_tf.models.few_shot_cnn import build_few_shot_cnn as build_few_shot_cnn
     from karpa_tf.models.gru_encoder import build_gru_encoder as build_gru_encoder
     from karpa_tf.models.image_cnn import build_image_cnn as build_image_cnn
@@ -33,6 +35,8 @@ else:  # a type checker would take any name for one of these
             ".bert_masked_lm": "build_bert_masked_lm",
             ".bert_tagger": "build_bert_tagger",
             ".bidirectional_gru": "BidirectionalGRU",
+            ".dcgan_discriminator": "build_dcgan_discriminator",
+            ".dcgan_generator": "build_dcgan_generator",
             ".few_shot_cnn": "build_few_shot_cnn",
             ".gru_encoder": "build_gru_encoder",
             ".image_cnn": "build_image_cnn",

@@ -18,25 +18,33 @@ _TILE = 112
 _CAPTION = 14
 
 
-def sample_grid(pixels: np.ndarray) -> np.ndarray:
-    """Returns images uint8 (n, height, width, channels) side by side, as uint8 (height, width, 3)."""
-    return error_grid(pixels, [""] * len(pixels), caption=0)
+def sample_grid(pixels: np.ndarray, columns: int = 0) -> np.ndarray:
+    """Returns images uint8 (n, height, width, channels) side by side, as uint8 (height, width, 3).
+
+    Args:
+        pixels: the images.
+        columns: of the grid; 0: as many as rows.
+    """
+    return error_grid(pixels, [""] * len(pixels), caption=0, columns=columns)
 
 
-def error_grid(pixels: np.ndarray, captions: Sequence[str], caption: int = _CAPTION) -> np.ndarray:
+def error_grid(
+    pixels: np.ndarray, captions: Sequence[str], caption: int = _CAPTION, columns: int = 0
+) -> np.ndarray:
     """Returns a grid of images with a line below each.
 
     Args:
         pixels: uint8 (n, height, width, channels); without any, a grey tile says so.
         captions: a line each; what does not fit is cut.
         caption: height of the line.
+        columns: of the grid; 0: as many as rows.
 
     Returns:
         uint8 (height, width, 3).
     """
     if not len(pixels):
         pixels, captions = np.full((1, 8, 8, 1), 200, np.uint8), ["no errors"]
-    columns = int(np.ceil(np.sqrt(len(pixels))))
+    columns = columns or int(np.ceil(np.sqrt(len(pixels))))
     rows = -(-len(pixels) // columns)
     tile = _TILE if caption else 2 * max(pixels.shape[1], 32)
     sheet = Image.new("RGB", (columns * tile, rows * (tile + caption)), "white")

@@ -41,6 +41,7 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         unit: its name.
         texts: Markdown by tag, made anew after each epoch.
         images: makes images uint8 (height, width, 3) by tag, shown when training begins.
+        pictures: makes such images anew after each epoch.
         example: features of one batch, to draw the op graph of the model with.
         graph: makes the op graph, where there is no Keras model to be drawn.
         embedding: the name of an Embedding layer to show in the projector, and its labels as
@@ -74,6 +75,7 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         unit: str = "examples",
         texts: Mapping[str, Callable[[], str]] | None = None,
         images: Mapping[str, Callable[[], np.ndarray]] | None = None,
+        pictures: Mapping[str, Callable[[], np.ndarray]] | None = None,
         example: Any = None,
         graph: Callable[[], Any] | None = None,
         embedding: tuple[str, Labels] | None = None,
@@ -99,6 +101,7 @@ class TensorBoard(InALine, keras.callbacks.Callback):
         self.unit = unit
         self.texts = dict(texts or {})
         self.images = dict(images or {})
+        self.pictures = dict(pictures or {})
         self.example = example
         self.graph = graph
         self.embedding = embedding
@@ -236,6 +239,8 @@ class TensorBoard(InALine, keras.callbacks.Callback):
                     write_histogram(self.prefix + tag, value, self.clock)
             for tag, make in self.texts.items():
                 tf.summary.text(self.prefix + tag, make(), self.clock)
+            for tag, make_image in self.pictures.items():
+                tf.summary.image(self.prefix + tag, make_image()[None], self.clock)
             if self.tags is None:
                 self._scalars("epoch", {k: v for k, v in (logs or {}).items() if k[:4] != "val_"})
         validation = {k[4:]: v for k, v in (logs or {}).items() if k[:4] == "val_"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from karpa_tf.lazy import public
 
 if TYPE_CHECKING:
+    from karpa_tf.training.adversarial import GanStep as GanStep
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
     from karpa_tf.training.distillation import Distillation as Distillation
@@ -33,6 +34,7 @@ else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
         {
+            ".adversarial": "GanStep",
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
             ".distillation": "Distillation TaughtRows distillation_loss",

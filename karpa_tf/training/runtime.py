@@ -106,11 +106,11 @@ def prepare(config: RunSettings, threads: int | None = None) -> tf.distribute.St
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(getattr(config, "strategy", "none"))
     keras.utils.set_random_seed(config.seed)
-    if not isinstance(config, TrainingSettings):
-        return strategy
-    if config.precision == "auto":
-        config.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
-    elif config.precision == "mixed_bfloat16" and bfloat16_is_broken():
+    precision = getattr(config, "precision", "")
+    settings: Any = config
+    if precision == "auto":
+        settings.precision = "mixed_bfloat16" if fast_bfloat16() else "float32"
+    elif precision == "mixed_bfloat16" and bfloat16_is_broken():
         raise UserError(
             "TensorFlow crashes in bfloat16 where ONEDNN_MAX_CPU_ISA takes AVX-512 away: unset it, or give "
             f"--precision float32. Received: ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}."

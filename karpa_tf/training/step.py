@@ -216,5 +216,20 @@ def any_replica(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
+@contextmanager
+def averaged(optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]) -> Iterator[None]:
+    """Puts the running average of weights in their place, if their optimizer keeps one (`use_ema`)."""
+    if not optimizer.use_ema:
+        yield
+        return
+    weights = [np.asarray(v) for v in variables]
+    optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, weights, strict=True):
+            variable.assign(value)
+
+
 def values_of(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient

@@ -18,7 +18,7 @@ from karpa_tf.lines import InALine
 from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.optimizers import rows_with_gradient
 from karpa_tf.training.pruning import Sparsity, masked
-from karpa_tf.training.step import Step, all_reduce, values_of
+from karpa_tf.training.step import Step, all_reduce, averaged, values_of
 
 # (labels, outputs) to a value per label, of the shape of the sample weights: what
 # keras.metrics.sparse_categorical_accuracy and its kin are.
@@ -207,21 +207,12 @@ class SupervisedStep(Step):
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Puts the running average of the weights in their place, if the optimizer keeps one."""
-        model = self.model
-        if not model.optimizer.use_ema:
+        variables = self.model.trainable_variables
+        masks = self.sparsity.masks(variables) if self.sparsity else {}
+        with averaged(self.model.optimizer, variables):
+            for place, mask in masks.items():  # the average still has what was pruned lately
+                variables[place].assign(masked(variables[place], mask))
             yield
-            return
-        weights = [np.asarray(v) for v in model.trainable_variables]
-        masks = self.sparsity.masks(model.trainable_variables) if self.sparsity else {}
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        for place, mask in masks.items():  # the average still has what was pruned lately
-            variable = model.trainable_variables[place]
-            variable.assign(masked(variable, mask))
-        try:
-            yield
-        finally:
-            for variable, value in zip(model.trainable_variables, weights, strict=True):
-                variable.assign(value)
 
 
 def loss_and_sums(

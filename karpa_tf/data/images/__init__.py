@@ -65,7 +65,7 @@ def open_images(
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_rows(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
-    data = ImageData(source, splits, "test" in given, reader.notes)
+    data = ImageData(source, splits, "test" in given, reader.notes, reader.bare)
     if len(data.labels) < 2:
         raise UserError(
             f"{source} has one class only ({', '.join(data.labels)}): there is nothing to tell apart."

@@ -52,12 +52,14 @@ class ImageData(InALine):
         splits: the images; `test` may be empty.
         brings_test: the data holds a test split of its own.
         notes: lines that the user should read: files left out, images resized.
+        bare: classes whose folder holds no image to train on.
     """
 
     name: str
     splits: dict[Split, Images]
     brings_test: bool
     notes: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:
@@ -97,6 +99,7 @@ class Reader:
         nested: whether a class is the innermost folder, named with those around it (`Greek/character01`), and
             not the outermost.
         notes: see `ImageData`.
+        bare: the same.
     """
 
     size: int
@@ -104,6 +107,7 @@ class Reader:
     broken: Broken = "skip"
     nested: bool = False
     notes: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
 
     def add(self, note: str) -> None:
         if note not in self.notes:

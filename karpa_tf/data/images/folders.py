@@ -60,6 +60,10 @@ def read_class_folders(path: Path, files: Files, reader: Reader) -> dict[Split, 
     _note(path, reader, files.astray, "link", "leading nowhere, or back to a folder that holds it")
     _note(path, reader, files.empty, "folder", "empty")
     _note(path, reader, twice, "image", "of a linked folder that is read under another name already")
+    below_splits = [name.split("/")[depth:] for name in files.empty]
+    below_splits = [parts[1:] if parts[:1] and parts[0] in split_of else parts for parts in below_splits]
+    classes = {label for group in found.values() for label, _ in group}
+    reader.bare += sorted({parts[0] for parts in below_splits if len(parts) == 1} - classes)
     return _decoded(path, found, files.read, reader)
 
 
@@ -236,6 +240,7 @@ def _decoded(
                 f"{errors[place[listed[0][1]]]}."
             )
         if lost:
+            reader.bare += lost if split == "train" else []
             reader.add(f"{path}: no image is left of {_some(lost)} in the {split} split.")
         index = [place[name] for _, name in kept]
         found[split] = Images(pixels[index], [x for x, _ in kept], [name for _, name in kept])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +131,24 @@ def read_labels(folder: RunFolder, name: str) -> list[str]:
     return labels
 
 
-def export(folder: RunFolder, options: ExportOptions, signature: Signature, **written: Any) -> Exported:
+def export(
+    folder: RunFolder,
+    options: ExportOptions,
+    signature: Signature,
+    others: Mapping[str, Signature] | None = None,
+    **written: Any,
+) -> Exported:
     """Writes the next version of a run's SavedModel.
 
     Args:
         folder: of the run.
         options: where to.
         signature: what it serves.
+        others: further signatures by name.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
     written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
-    signatures = {"serving_default": signature}
+    signatures = {"serving_default": signature, **(others or {})}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
     return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))
