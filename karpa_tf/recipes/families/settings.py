@@ -72,7 +72,7 @@ class JoinedSettings(SplitSettings):
     """Ensembles: runs that are the mean of others."""
 
     ensemble: str = option(
-        "", "Runs, apart by commas, whose mean this one is; `karpa-tf ensemble` sets it, and trains nothing."
+        "", "Runs, apart by commas, whose mean this one is; the verb `ensemble` sets it, and trains nothing."
     )
     weights: Literal["equal", "validation"] = option(
         "equal",
