@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
-from karpa_tf.data.tables import Rows, label_ids
+from karpa_tf.data.tables import Columns, Rows, label_ids
 from karpa_tf.recipes.families.encoders import Examples, Task
 from karpa_tf.training.evaluation import Outputs
 
@@ -18,10 +18,25 @@ from .cloze import Patterns
 
 ClassifierTask = Task[BertClassifierSettings]
 
+
 # Rows that are evaluated at once.
 _AT_ONCE = 64
 # Rows of an epoch where a run learns from few: fewer are gone over several times.
 EPOCH = 1000
+# Texts shown in the projector.
+PROJECTED = 1000
+
+
+def columns_of(config: BertClassifierSettings) -> Columns:
+    """Returns the columns that a run reads."""
+    return Columns(config.text, config.label, config.text_b)
+
+
+def joined(rows: Rows) -> list[str]:
+    """Returns the texts, pairs as one."""
+    if rows.texts_b is None:
+        return rows.texts
+    return [f"{a} {b}" for a, b in zip(rows.texts, rows.texts_b, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -123,6 +124,16 @@ class Patterns(InALine):
 
 def _pieces(wordpiece: WordPiece, text: str) -> list[int]:
     return wordpiece.tokenize(tf.constant([text])).flat_values.numpy().tolist()
+
+
+def calibrate(task: Task[BertClassifierSettings], model: keras.Model) -> None:
+    """Moves the bias of each label so that an empty text is of none more than of another.
+
+    Zhao et al. 2021, https://arxiv.org/abs/2102.09690.
+    """
+    logits = model(Patterns(task)(tf.constant([""])), training=False)[0]
+    bias = model.get_layer("verbalizer").bias
+    bias.assign(bias - logits + tf.reduce_mean(logits))
 
 
 def _spell(wordpiece: WordPiece, word: str) -> list[int]:

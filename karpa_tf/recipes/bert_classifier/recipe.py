@@ -15,9 +15,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from karpa_tf.data.tables import Columns, Rows, Table, label_ids, open_table, open_test_rows, shared_rows
+from karpa_tf.data.tables import Rows, Table, label_ids, open_table, open_test_rows, shared_rows
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.classification import (
@@ -37,7 +36,6 @@ from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
-from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training import runtime
 from karpa_tf.training.contrastive import ContrastiveStep
@@ -48,13 +46,11 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ABOUT, BertClassifierSettings, few
-from .batches import EPOCH, ClassifierTask, Texts, batch_texts
+from .batches import EPOCH, PROJECTED, ClassifierTask, Texts, batch_texts, columns_of, joined
+from .card import model_card
 from .classify import Classify, text_inputs
-from .cloze import Patterns
+from .cloze import Patterns, calibrate
 from .teaching import teach_texts
-
-# Texts shown in the projector.
-_PROJECTED = 1000
 
 
 class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
@@ -143,9 +139,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         if method == "zeroshot":
             few.name_head(task, model, splits["train"], splits["validation"])
         elif method == "cloze" and task.config.calibrate:
-            logits = model(Patterns(task)(tf.constant([""])), training=False)[0]
-            bias = model.get_layer("verbalizer").bias
-            bias.assign(bias - logits + tf.reduce_mean(logits))
+            calibrate(task, model)
         return super().compute(task, model, data)
 
     def options_of_best(self, config: BertClassifierSettings) -> dict[str, Any]:
@@ -160,7 +154,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     def vectors(self, task: ClassifierTask, model: keras.Model, part: Rows) -> tuple[np.ndarray, Labels]:
         """Returns the vectors that stand for the first texts, with their labels."""
-        shown = part.take(range(min(_PROJECTED, len(part))))
+        shown = part.take(range(min(PROJECTED, len(part))))
         texts = self.batch(task, shown)
         pooled = model
         if task.config.method != "cloze":
@@ -250,30 +244,4 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def model_card(
         self, folder: RunFolder, task: ClassifierTask, metrics: Mapping[str, Any], note: str
     ) -> str:
-        config, classes = task.config, len(task.names)
-        reads = "`text` and `text_b` string [n]" if config.text_b else "`text` string [n]"
-        return f"""# {folder.recipe}
-
-Says which of {classes} labels a text has. Trained on {config.data}, from {config.preset}, method
-{config.method}.
-
-- in: {reads}; {config.sequence_length} pieces of it are read
-- out: `label` string [n]; `probabilities` float32 [n, {classes}], in the order of `assets/labels.txt`
-
-On {metrics["facts"]["rows"]} held-out rows:
-
-{metrics_table(metrics, ["accuracy", "macro_f1", "ece", "loss"])}
-{note}
-{settings_list(folder.read_config())}
-"""
-
-
-def columns_of(config: BertClassifierSettings) -> Columns:
-    return Columns(config.text, config.label, config.text_b)
-
-
-def joined(rows: Rows) -> list[str]:
-    """Returns the texts, pairs as one."""
-    if rows.texts_b is None:
-        return rows.texts
-    return [f"{a} {b}" for a, b in zip(rows.texts, rows.texts_b, strict=True)]
+        return model_card(folder, task, metrics, note)
