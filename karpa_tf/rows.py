@@ -14,9 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from karpa_tf.data.cells import (
     TABLES,
@@ -32,6 +30,9 @@ from karpa_tf.data.cells import (
 )
 from karpa_tf.errors import UserError, did_you_mean, writing
 from karpa_tf.recipe import Input, Kind
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def columns_of(inputs: Mapping[str, Input]) -> list[str]:
@@ -346,6 +347,8 @@ def images_of(outputs: Sequence[Mapping[str, Any]], path: str) -> np.ndarray:
     Raises:
         UserError: something else was predicted.
     """
+    import numpy as np
+
     try:
         found = np.array([row["image"] for row in outputs if row and not is_error(row)], np.float32)
     except KeyError:

@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The others take half a minute each, to import what they compare with.
+QUICK = ("gan", "meta", "overhead")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_benchmark_runs(name: str, request: pytest.FixtureRequest) -> None:
     if name == "bert_finetune":
         request.getfixturevalue("minilm")

@@ -74,7 +74,7 @@ def test_resume_goes_on_to_the_same_weights(intents_file, karpa, tmp_path) -> No
 def test_evaluate_says_what_training_said(classified, karpa) -> None:
     result = karpa("evaluate", classified, "--json")
     report = result.json
-    assert set(report) == {"recipe", "run", "data", "metrics", "baselines"}
+    assert set(report) == {"recipe", "run", "data", "metrics", "baselines", "facts"}
     metrics = json.loads((classified / "metrics.json").read_text())
     assert report["metrics"] == {name: metrics[name] for name in report["metrics"]}
     assert "precision" in result.err  # the table of the classes

@@ -184,7 +184,7 @@ def test_what_cannot_be_taught_is_said_in_a_sentence(
     unfinished = shutil.copytree(digits, tmp_path / "unfinished" / "mnist-mlp" / "1")
     (unfinished / "metrics.json").unlink()
     cases: list[tuple[list[object], str]] = [
-        ([], "karpa-tf distill: RUN comes before its options."),
+        ([], "karpa-tf distill: RUN is missing: A run's folder, or RECIPE/latest"),
         ([unfinished], "has not ended: go on with"),
         ([frozen / "q-learning" / "1"], "distill does not go with q-learning; it goes with"),
         ([tagged], "distill does not go with bert-tagger; it goes with"),

@@ -72,7 +72,7 @@ def test_resume_of_a_finished_run_may_add_epochs(trained, karpa, tmp_path) -> No
 def test_evaluate_says_what_training_said(trained, karpa) -> None:
     result = karpa("evaluate", trained, "--json")
     report = result.json
-    assert set(report) == {"recipe", "run", "data", "metrics", "baselines"}
+    assert set(report) == {"recipe", "run", "data", "metrics", "baselines", "facts"}
     metrics = json.loads((trained / "metrics.json").read_text())
     for name in ("loss", "perplexity", "top1_accuracy", "top5_accuracy"):
         assert report["metrics"][name] == metrics[name]

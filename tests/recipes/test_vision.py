@@ -97,7 +97,7 @@ def test_the_essays_networks_train(digits_npz, photos, karpa, tmp_path) -> None:
 def test_evaluate_says_what_training_said(digits, karpa) -> None:
     result = karpa("evaluate", digits, "--json")
     metrics = json.loads((digits / "metrics.json").read_text())
-    assert set(result.json) == {"recipe", "run", "data", "metrics", "baselines"}
+    assert set(result.json) == {"recipe", "run", "data", "metrics", "baselines", "facts"}
     assert result.json["metrics"] == {name: metrics[name] for name in result.json["metrics"]}
     assert "precision" in result.err
 

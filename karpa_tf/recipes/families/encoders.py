@@ -373,8 +373,8 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         exported = common.export(
             folder,
             options,
-            self.served(task, model),
-            examples=[*rows[:4], dict.fromkeys(rows[0], _ODD)],
+            signature := self.served(task, model),
+            examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
                 "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),
