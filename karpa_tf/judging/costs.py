@@ -97,7 +97,8 @@ def measure_costs(
             "cpu_s_1000_rows": 1e3 * statistics.median(spent[name]) / count,
         }
     how = (
-        f"request_ms: median of {_REQUESTS} requests of one row; cpu_s_1000_rows: processor time for {count} "
+        f"request_ms: median of {_REQUESTS} requests of one row; cpu_s_1000_rows: processor time "
+        f"for 1,000 rows, measured on {count} "
         f"rows in requests of {_BATCH}, median of {_PASSES} passes; in one process with {threads} threads, "
         "the models in turn"
     )

@@ -88,7 +88,7 @@ def sample_figures(probabilities: np.ndarray, asked: np.ndarray | None = None) -
         "confident_share": float((probabilities.max(1) >= CONFIDENT).mean()),
         "rarest_class_share": float(shares.min()),
         "commonest_class_share": float(shares.max()),
-        "class_entropy": float(-(some * np.log(some)).sum()),
+        "class_entropy": float((some * np.log(1 / some)).sum()),
     }
     return figures if asked is None else figures | {"label_agreement": float((found == asked).mean())}
 

@@ -195,6 +195,9 @@ def test_what_cannot_be_taught_is_said_in_a_sentence(
         ([classified, "--layers", 3], "preset teacher leaves 3 transformer blocks of"),
         ([photos, "--data", digits.parents[2] / "digits.npz"], "their labels differ (only"),
         ([classified, "--encoder", "gru"], "encoder gru is trained from scratch"),
+        # Their data is read first, which is no sheet of texts, or no images.
+        ([digits, "--into", "bert-classifier"], "digits.npz"),
+        ([classified, "--into", "mnist-mlp"], ".csv"),
     ]
     for words, said in cases:
         result = karpa("distill", *words, "--logs", tmp_path / "logs")

@@ -199,7 +199,7 @@ def errors_beside(
     if not members:
         return {}
     own, mean = (rows * (1 - x["accuracy"]) for x in (metrics, members[_MEAN]))
-    fewer = f", {1 - own / mean:.0%} fewer than theirs" if mean else ""
+    fewer = f", {abs(1 - own / mean):.0%} {'fewer' if own <= mean else 'more'} than theirs" if mean else ""
     return {"errors": f"{own:.0f} of {rows:,}; its members make {mean:.1f} on average{fewer}"}
 
 

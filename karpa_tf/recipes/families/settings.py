@@ -134,7 +134,10 @@ class TaughtSettings(SplitSettings):
         """
         names = {field.name for field in dataclasses.fields(kind)}
         if type(self) is not kind:
-            return {"teacher": teacher, **{n: getattr(self, n) for n in _OF_DATA if n in names}}
+            return {
+                "teacher": teacher,
+                **{n: getattr(self, n) for n in _OF_DATA if n in names and hasattr(self, n)},
+            }
         own = {name: getattr(self, name) for name in names if name not in _OF_TRAINING}
         return {**own, **self.smaller(assets), "teacher": teacher}
 

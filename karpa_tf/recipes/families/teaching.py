@@ -82,7 +82,8 @@ def open_teacher(path: str) -> RunFolder:
         folder = open_run(path)
     except UserError:
         raise UserError(
-            f"There is no run {path}, which is to teach this one: bring it back, or train without a teacher."
+            f"There is no run {path}, which is to teach this one: bring it back, or train a new run with "
+            '--teacher "".'
         ) from None
     folder.final_metrics()
     return folder

@@ -32,7 +32,8 @@ def open_data(config: GanSettings) -> ImageData:
     )
     if config.conditional and data.bare:
         raise UserError(
-            f"{config.data} has classes without images: {', '.join(data.bare)}; put some into their folders, "
+            f"{config.data} has classes without images that can be read: {', '.join(data.bare)}; "
+            "put some into their folders, "
             "or take these away."
         )
     for split in ("validation", "test"):

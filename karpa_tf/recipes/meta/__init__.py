@@ -30,7 +30,7 @@ Kind = Literal["sinusoids", "images", "texts"]
 # What the value 0 of a setting stands for: by the kind of tasks, then by the algorithm.
 _SUITS: dict[str, dict[str, dict[str, Any]]] = {
     "sinusoids": {
-        "": {"iterations": 8_000, "meta_batch": 50, "queries": 10, "learning_rate": 0.01, "served_steps": 10},
+        "": {"iterations": 6_000, "meta_batch": 50, "queries": 10, "learning_rate": 0.01, "served_steps": 10},
         "maml": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
         "fomaml": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
         "anil": {"inner_rate": 0.01, "inner_steps": 2, "every_step": True},
