@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
+import tensorflow as tf
 
 from karpa_tf.models.bert import Dropout
 from karpa_tf.models.bidirectional_gru import BidirectionalGRU
@@ -48,7 +51,25 @@ def build_gru_encoder(
     padding_mask = keras.Input([None], dtype="bool", name="padding_mask")
     x = keras.layers.Add(dtype=dtype, name="embeddings")([tokens(token_ids), kinds(segment_ids)])
     x = Dropout(dropout, dtype=dtype, name="drop_embeddings")(x)
-    x = keras.layers.Concatenate(dtype=dtype, name="states")(gru(x, mask=padding_mask))
+    x = JoinStates(dtype=dtype, name="states")(*gru(x, mask=padding_mask))
     x = Dropout(dropout, dtype=dtype, name="drop_states")(x)
     inputs = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
     return keras.Model(inputs, x, name="gru_encoder")
+
+
+@keras.saving.register_keras_serializable(package="karpa_tf")
+class JoinStates(keras.layers.Layer):
+    """Two (batch, time, units) side by side, without the mask that the GRU hands on: a pool has its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, before: Any, after: Any) -> Any:
+        return tf.concat([before, after], axis=-1)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        return None
+
+    def compute_output_shape(self, before_shape: Any, after_shape: Any) -> Any:
+        return (*before_shape[:-1], before_shape[-1] + after_shape[-1])
