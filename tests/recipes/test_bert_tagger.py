@@ -128,6 +128,7 @@ def test_wrong_data_is_one_sentence(karpa, tmp_path, content, says) -> None:
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.slow
 def test_int8_export(tagged, karpa, tmp_path) -> None:
     result = karpa("export", tagged, "--to", tmp_path, "--quantize", "int8", "--json")
     assert result.status == 0, result.err

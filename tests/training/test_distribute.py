@@ -252,6 +252,7 @@ def test_two_devices_normalize_stop_early_and_resume(tmp_path) -> None:
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_two_devices_fine_tune(tmp_path) -> None:
     data = write_csv(tmp_path / "train.csv", make_intents(240))
     words = ["train", "bert-classifier", *BERT_TINY, "--data", data, "--patience", 1]
