@@ -213,8 +213,6 @@ def _train_seeds(recipe: RecipeFolder, config: RunSettings, folder: Any, args: N
 
 def _ensemble(words: Sequence[str]) -> int:
     """Makes a run that is the mean of others, with the settings of the first one."""
-    from karpa_tf.training import run_folder
-
     parser = _parser("ensemble", {"runs*": "Two runs of one recipe at least, by their folders."})
     joining = [recipe for recipe in all_recipes().values() if "ensemble" in types_of(recipe.about.settings)]
     fields = {field.name: field for field in dataclasses.fields(joining[0].about.settings)}
@@ -233,7 +231,7 @@ def _ensemble(words: Sequence[str]) -> int:
                 f"{other.name}: an ensemble's members are of one."
             )
         folder.final_metrics()
-    paths = [str(run_folder.open_run(run, args.logs).path.resolve()) for run in args.runs]
+    paths = [str(folder.path.resolve()) for folder, _ in found]
     config = first.open_config(recipe.about.settings)
     config = config.joined(",".join(paths), getattr(args, "weights", "equal"))
     args.seeds = None
@@ -292,9 +290,7 @@ def _prune(words: Sequence[str]) -> int:
         for flag, name in _REMOVED.items()
     }
     if "sparsity" not in fields:
-        raise UserError(
-            f"prune does not go with {recipe.name}; it goes with {', '.join(takers['--sparsity'])}."
-        )
+        raise _takes("prune", "sparsity", recipe)
     removed = {flag: name for flag, name in _REMOVED.items() if name in fields}
     parser = _child_parser("prune", recipe)
     for flag, name in removed.items():
