@@ -49,8 +49,8 @@ def origin_section(settings: Mapping[str, Any]) -> str:
         )
     if average := settings.get("average"):
         return (
-            f"\nIts weights are the mean of the weights of {len(average.split(','))} runs, {average}; the shares "
-            "stand in the run's assets/average.json.\n"
+            f"\nIts weights are the mean of the weights of {len(average.split(','))} runs, {average}; the "
+            "shares stand in the run's assets/average.json.\n"
         )
     if teacher := settings.get("teacher"):
         share, temperature = settings.get("teacher_share"), settings.get("temperature")

@@ -43,7 +43,9 @@ def test_runs_remember_what_they_come_of(logs) -> None:
 
 
 def test_the_curve_between_two_runs_ends_in_them(logs, karpa) -> None:
-    result = karpa("interpolate", "mnist-mlp/1", "mnist-mlp/2", "--lambda", "0:1:0.5", "--logs", logs, "--json")
+    result = karpa(
+        "interpolate", "mnist-mlp/1", "mnist-mlp/2", "--lambda", "0:1:0.5", "--logs", logs, "--json"
+    )
     assert result.status == 0, result.err
     assert "a common start: a mean can work" in result.err
     run = Path(result.json["run"])
@@ -58,7 +60,9 @@ def test_the_curve_between_two_runs_ends_in_them(logs, karpa) -> None:
             where = RunFolder(logs / "mnist-mlp" / str(other))
             assert row[data] == pytest.approx(recipe.scorer(where, model, "validation")(), abs=1e-6)
     # The chosen point is the best one on both validation splits, and what the run holds.
-    means = [np.mean([row[data]["accuracy"] for data in ("digits.npz", "darker.npz")]) for row in note["curve"]]
+    means = [
+        np.mean([row[data]["accuracy"] for data in ("digits.npz", "darker.npz")]) for row in note["curve"]
+    ]
     chosen = [row["lambda"] for row in note["curve"]].index(note["shares"][1])
     assert means[chosen] == max(means)
     assert set(result.json["baselines"]) >= {"mnist-mlp/1", "mnist-mlp/2"}
@@ -100,14 +104,17 @@ def test_a_soup_takes_what_helps(logs, karpa) -> None:
     assert result.status == 0, result.err
     note = json.loads((Path(result.json["run"]) / "assets" / "average.json").read_text())
     tried = {
-        name: np.mean([figures["accuracy"] for figures in row.values()]) for name, row in note["tried"].items()
+        name: np.mean([figures["accuracy"] for figures in row.values()])
+        for name, row in note["tried"].items()
     }
     assert set(tried) == {*runs, "uniform soup", "greedy soup"}
     assert tried["greedy soup"] >= max(tried[run] for run in runs)
     assert sum(note["shares"]) == pytest.approx(1)
 
 
-def test_what_cannot_be_averaged_is_said_in_a_sentence(logs, digits, classified, frozen, karpa, tmp_path) -> None:
+def test_what_cannot_be_averaged_is_said_in_a_sentence(
+    logs, digits, classified, frozen, karpa, tmp_path
+) -> None:
     small = tmp_path / "small"
     words = ["--data", digits.parents[2] / "digits.npz", *TINY_DIGITS, "--units", 8, "--epochs", 1]
     assert karpa("train", "mnist-mlp", *words, "--logs", small).status == 0

@@ -128,30 +128,41 @@ def grown_weights(model: keras.Model, weights: Sequence[np.ndarray], before: int
 
 
 def begin_with_labels(
-    run: Run[Any], model: keras.Model, names: Sequence[str], open_network: Callable[[RunFolder], keras.Model]
+    run: Run[Any],
+    model: keras.Model,
+    names: Sequence[str],
+    open_network: Callable[[RunFolder], keras.Model],
+    *,
+    adapters: bool = False,
 ) -> None:
-    """Puts the weights of the run that `init` names into a model that has further labels, or the same ones.
+    """Puts the weights of the run that `init` names into a model of its labels and perhaps new ones.
 
     Args:
-        run: that is trained.
+        run: that is trained; without `init` nothing is done.
         model: its own.
         names: its labels, as `labels_in_order` gives them.
         open_network: returns the network of a run.
+        adapters: the other run keeps adapters alone, which are merged.
 
     Raises:
         UserError: the weights do not fit.
     """
-    other = open_run(run.settings.init)
+    if not (init := run.settings.init):
+        return
+    other = open_run(init)
     before = labels_of(other)
+    run.write_asset(_KEPT, len(before))
+    if before == list(names) and not adapters:
+        run.begin_with(model)
+        return
     try:
         weights = grown_weights(model, open_network(other).get_weights(), len(before))
     except ValueError:
         weights = []  # refused in the words of every other misfit
     run.begin_with(model, weights)
-    run.write_asset(_KEPT, len(before))
     if new := names[len(before) :]:
         run.say(
-            f"{run.settings.init} has {len(before)} labels, which keep their weights; new: "
+            f"{init} has {len(before)} labels, which keep their weights; new: "
             f"{', '.join(new[:5])}{f' and {len(new) - 5} more' if len(new) > 5 else ''}"
         )
 

@@ -221,9 +221,9 @@ class ImageRecipe(Recipe[S]):
             model = self.build(config, pixels.shape[1:], len(names), **standard)
             measured = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float32)
             self.initialize(model, (measured - mean) / np.array(deviation, np.float32))
-            if config.init and weights is None and parent is None and names != data.labels:
+            if parent is None:
                 common.begin_with_labels(run, model, names, self.network)
-            elif parent is None or weights is not None:
+            elif weights is not None:
                 run.begin_with(model, weights)
             optimizer = make_optimizer(config, model, config.epochs * batches.steps_per_epoch)
             model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))

@@ -359,20 +359,18 @@ def put_weights(
     if start.preset and not init:
         start.preset.assign(model)
     common.same_vocabulary(init, start.wordpiece, "start from the same preset")
-    if init and weights is None and _grows(init, names):
-        common.begin_with_labels(run, model, names, open_network)
+    if weights is None and run.settings.method in ("full", *ADDED):
+        common.begin_with_labels(run, model, names, open_network, adapters=_keeps_adapters(init))
     else:
         run.begin_with(model, weights)
     if pretrained:
         _put(model, pretrained)
 
 
-def _grows(init: str, names: Sequence[str]) -> bool:
-    """Whether a run has other weights than a model with such labels: fewer of these, or adapters alone."""
-    other = open_run(init)
-    config = other.read_config()
-    method = config.get("method", "full") in ADDED and not (config.get("init") or config.get("pretrain_data"))
-    return method or ensembles.labels_of(other) != list(names)
+def _keeps_adapters(init: str) -> bool:
+    config = open_run(init).read_config() if init else {}
+    added = config.get("method") in ADDED
+    return added and not (config.get("init") or config.get("pretrain_data") or config.get("average"))
 
 
 def _learned(model: keras.Model) -> dict[str, np.ndarray]:
