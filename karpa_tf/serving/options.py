@@ -61,7 +61,9 @@ class ServeOptions(Fields):
     tls_key_file: str = option("", "PEM private key of the certificate.")
     token_file: str = option("", "A SHA-256 in hex a line; requests must then bring such a bearer token.")
     access_log: str = option("-", "JSON line a request: a file, - for standard error, or empty for none.")
-    request_log: str = option("", "File for the inputs themselves; e-mail, phone and card numbers redacted.")
+    request_log: str = option(
+        "", "File for the inputs themselves; e-mails, IBANs, card and phone numbers redacted."
+    )
 
     def __post_init__(self) -> None:
         """Raises a UserError for flags that make no sense."""
