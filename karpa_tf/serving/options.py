@@ -1,4 +1,4 @@
-"""The flags of `karpa-tf serve`, each with its line of `--help`. Imports nothing heavy.
+"""The flags of `karpa-tf serve` and `load-test`, each with its line of `--help`. Imports nothing heavy.
 
 Where TensorFlow Serving has the same flag, it has the same name.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from karpa_tf.errors import UserError
-from karpa_tf.settings import Bounds, CountOrNone, Fields, NonNegative, option
+from karpa_tf.settings import Bounds, Count, CountOrNone, Fields, NonNegative, Positive, option
 
 Port = Annotated[int, Bounds(least=0, most=65_535)]
 
@@ -79,3 +79,29 @@ class ServeOptions(Fields):
             raise UserError("--model_name and --model_base_path go together; one of them is missing.")
         if self.model_config_file and self.model_base_path:
             raise UserError("--model_config_file and --model_base_path exclude each other.")
+
+
+@dataclass(kw_only=True)
+class LoadOptions(Fields):
+    """The flags of `karpa-tf load-test`."""
+
+    clients: Count = option(1, "Closed loop: so many clients, each of which waits for its answer.")
+    rate: NonNegative = option(
+        0.0, "Open loop: so many requests a second, whether or not others were answered; 0: closed loop."
+    )
+    seconds: Positive = option(10.0, "After these no more requests are sent.")
+    requests: CountOrNone = option(0, "Most requests; 0: as many as go into the seconds.")
+    rows: Count = option(1, "Rows of a request.")
+    signature: str = option("serving_default", "The signature that is asked for.")
+    timeout: Positive = option(30.0, "Seconds after which a request is given up.")
+    token_file: str = option("", "File with the token that the server wants.")
+    ca_file: str = option("", "https, grpcs: PEM certificates to check the server's with; else the system's.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for flags that make no sense."""
+        super().__post_init__()
+        if self.rate and self.clients > 1:
+            raise UserError(
+                "--rate and --clients exclude each other: an open loop has no clients. Received: "
+                f"{self.rate:g} and {self.clients}."
+            )
