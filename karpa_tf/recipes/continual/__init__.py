@@ -57,7 +57,7 @@ class ContinualSettings(RunSettings):
     fisher_rows: Count = option(500, "ewc: rows of each task that its Fisher information is a mean over.")
     epochs: Count = option(5, "Passes over the rows of each task.")
     batch_size: Count = option(128, "Rows of the task in an update; with replay as many others beside them.")
-    learning_rate: Positive = option(1e-3, "Adam's learning rate.")
+    learning_rate: Positive = option(1e-3, "Adam's learning rate when a task begins; it falls to 0 linearly.")
     network: Literal["mlp", "cnn"] = option(
         "mlp", "Dense layers; or two convolutions before them, for images of 16 x 16 at least."
     )

@@ -15,6 +15,7 @@ from karpa_tf.lines import InALine
 from karpa_tf.models import build_image_cnn, build_image_mlp
 from karpa_tf.training.consolidation import EwcStep, fisher_information
 from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ContinualSettings
@@ -106,15 +107,16 @@ class Learner(InALine):
             return own
         return mixed_batches(own, self._batches(self.buffer(task), _REPLAYED, task), task / (task + 1))
 
-    def begin(self, task: int) -> SupervisedStep:
-        """Makes the step of a task, with an optimizer of its own."""
+    def begin(self, task: int, steps: int) -> SupervisedStep:
+        """Makes the step of a task, with an optimizer of its own; `steps`: how many the task has."""
         loss = CandidatesCrossEntropy(self.stream.candidates(task + 1))
 
         def accuracy(targets: Any, logits: Any) -> Any:
             logits = among(loss.candidates, targets, logits)
             return keras.metrics.sparse_categorical_accuracy(targets, logits)
 
-        self.model.compile(AdamW(self.config.learning_rate, weight_decay=0.0), loss)
+        rate = WarmupThenDecay(self.config.learning_rate, steps, warmup=0.0)
+        self.model.compile(AdamW(rate, weight_decay=0.0), loss)
         metrics = {"accuracy": accuracy}
         if self.config.method == "ewc":
             before = self.step if isinstance(self.step, EwcStep) else None

@@ -85,7 +85,7 @@ class Continual(Recipe[ContinualSettings]):
             run.say(f"task {task + 1} of {config.tasks} ({few}): {batches.steps_per_epoch} steps an epoch")
             run.fit(
                 Stage(
-                    learner.begin(task),
+                    learner.begin(task, config.epochs * batches.steps_per_epoch),
                     batches,
                     config.epochs,
                     validation=functools.partial(validation.figures, task + 1),

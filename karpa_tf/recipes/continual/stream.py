@@ -66,8 +66,8 @@ def deal(classes: Sequence[str], config: ContinualSettings) -> Stream:
     """Deals classes into tasks of one size, or of two where they do not fit.
 
     Raises:
-        UserError: there are too few, or they do not fit and the scenario wants that; or the buffer cannot hold
-            a row of each.
+        UserError: there are too few, or they do not fit and the scenario wants that, or the buffer cannot
+            hold a row of each.
     """
     count, least = len(classes), 1 if config.stream == "class" else 2
     if config.tasks * least > count:
