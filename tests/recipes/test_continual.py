@@ -20,7 +20,7 @@ from karpa_tf.recipes.continual.methods import Learner, build_network
 from karpa_tf.recipes.continual.stream import CandidatesCrossEntropy, deal
 from tests.conftest import make_images, write_class_folders, write_csv
 from tests.events import read_events, tags_of
-from tests.presets import write_folder
+from tests.presets import tensors, write_folder
 
 TINY = ["--image_size", 10, "--units", 24, "--epochs", 4, "--batch_size", 16, "--augment", "false"]
 TINY += ["--learning_rate", 0.01, "--tasks", 3, "--buffer", 18, "--fisher_rows", 4]
@@ -115,7 +115,8 @@ def test_it_resumes_to_the_bit_at_any_task(name, left, request, karpa, tmp_path)
     for path in sorted((stopped / "checkpoints").glob("step-*.npz"))[left:]:
         path.unlink()
     for number in (1, 2, 3):
-        (stopped / "assets" / f"task_{number}.weights.h5").unlink(missing_ok=left < 16 * number)
+        if left < 16 * number:  # the checkpoint is of this task, or of an earlier one
+            (stopped / "assets" / f"task_{number}.weights.h5").unlink()
     result = karpa("train", "continual", "--resume", stopped)
     assert result.status == 0, result.err
     assert metrics_of(stopped) == metrics_of(run)
@@ -266,15 +267,12 @@ def test_where_the_task_is_known_there_is_an_answer_for_each(data, ewc, karpa, t
         own = shares[:, 2 * task : 2 * task + 2]
         np.testing.assert_allclose(own.sum(1), 1, rtol=1e-5)
         assert labels[:, task].tolist() == [NAMES[2 * task + place] for place in own.argmax(1)]
-    # It cannot teach: a row's probabilities are those of three questions.
-    result = karpa("distill", ewc, "--into", "mnist-mlp", "--logs", tmp_path)
-    assert result.status == 2 and "cannot teach" in result.err, result.err
 
 
 def test_domains_share_their_outputs(data, karpa, tmp_path) -> None:
     run = train(data, tmp_path, "--stream", "domain", "--method", "joint", "--epochs", 2, "--shuffle", "true")
-    assert karpa("export", run, "--to", tmp_path, "--force").status == 0
-    names = (tmp_path / "continual" / "1" / "assets" / "labels.txt").read_text().splitlines()
+    assert karpa("export", run, "--to", tmp_path / "models", "--force").status == 0
+    names = (tmp_path / "models" / "continual" / "1" / "assets" / "labels.txt").read_text().splitlines()
     first, second = (set(name.split("/")) for name in names)
     assert first | second == set(NAMES) and len(first) == len(second) == 3
     row = json.dumps({"image": images_of(data)[0].tolist()})
@@ -286,17 +284,19 @@ def test_texts_are_learned_on_an_encoder_that_stays_as_it_is(karpa, tmp_path) ->
     words = {"cat": "cat cats", "dog": "dog dogs", "eats": "eats eats", "both": "cat dog"}
     rows = [(f"{text} {'eats ' * (n % 3)}{n}", label) for n in range(20) for label, text in words.items()]
     table = write_csv(tmp_path / "texts.csv", rows)
-    preset = write_folder(tmp_path / "preset")
-    line = ["--preset", preset, "--sequence_length", 12, "--tasks", 2, "--epochs", 8, "--method", "joint"]
+    weights = tensors()
+    weights["bert.embeddings.word_embeddings.weight"] *= 10  # else all texts are alike
+    preset = write_folder(tmp_path / "preset", weights=weights)
+    line = ["--preset", preset, "--sequence_length", 12, "--tasks", 2, "--epochs", 20, "--method", "joint"]
     run = train(table, tmp_path, *line)
     metrics = metrics_of(run)
     assert metrics["accuracy"] > 0.6 and metrics["memory_bytes"] == 28 * (8 * 4 + 4)
     shutil.rmtree(preset)  # the run has what it needs
     found = karpa("evaluate", run, "--json").json
     assert found["metrics"]["accuracy"] == pytest.approx(metrics["accuracy"])
-    assert karpa("export", run, "--to", tmp_path).status == 0
+    assert karpa("export", run, "--to", tmp_path / "models", "--force").status == 0
     texts = ["cat cats eats 7", "dog dogs"]
-    served = tf.saved_model.load(str(tmp_path / "continual" / "1")).signatures["serving_default"]
+    served = tf.saved_model.load(str(tmp_path / "models" / "continual" / "1")).signatures["serving_default"]
     shares = served(text=tf.constant(texts))["probabilities"].numpy()
     answers = karpa("predict", run, *texts, "--json").json["predictions"]
     np.testing.assert_allclose([a["probabilities"] for a in answers], shares, atol=1e-5)

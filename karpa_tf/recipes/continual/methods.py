@@ -39,7 +39,8 @@ def build_network(config: ContinualSettings, shape: Sequence[int], outputs: int)
     """
     units = [int(number) for number in config.units.split(",")]
     if len(shape) == 1:
-        vector = x = keras.Input(shape, name="vector")
+        vector = keras.Input(shape, name="vector")
+        x = keras.layers.Rescaling(shape[0] ** 0.5, name="rescale")(vector)  # of length 1: small numbers
         for number, width in enumerate(units):
             x = keras.layers.Dense(width, "relu", kernel_initializer="he_normal", name=f"hidden_{number}")(x)
             x = keras.layers.Dropout(config.dropout, name=f"dropout_{number}")(x) if config.dropout else x

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from karpa_tf.errors import UserError
@@ -59,7 +60,7 @@ class Trained(InALine):
             probabilities = tf.nn.softmax(logits)
             return {"label": tf.gather(names, tf.argmax(logits, 1)), "probabilities": probabilities}
         count = len(self.stream.tasks)
-        own = tf.constant([self.stream.of_task(task, count) for task in range(count)])
+        own = np.stack([self.stream.of_task(task, count) for task in range(count)])
         each = tf.where(own[None], logits[:, None], -1e9)
         probabilities = tf.reduce_sum(tf.nn.softmax(each), axis=1)
         return {"label": tf.gather(names, tf.argmax(each, 2)), "probabilities": probabilities}
