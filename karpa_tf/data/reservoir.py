@@ -47,6 +47,10 @@ class BalancedReservoir(Reservoir):
     """Rows of a stream, as many of each label as there can be (Chrysakis & Moens 2020, algorithm 1).
 
     http://proceedings.mlr.press/v119/chrysakis20a.html. Each row of a label so far has the same probability.
+
+    Args:
+        size: rows that it holds at most.
+        seed: of the drawing.
     """
 
     def __init__(self, size: int, seed: int) -> None:

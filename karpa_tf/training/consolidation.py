@@ -20,8 +20,8 @@ class EwcStep(SupervisedStep):
     """An update by the loss and a quadratic penalty: strength / 2 * sum of F (w - w*)^2.
 
     w* are the weights after the task before, and F is the sum of the tasks' Fisher information: the online
-    form of the method (Schwarz et al. 2018, https://arxiv.org/abs/1805.06370, section 3), with one F and one
-    w* however many tasks there are; see `remember`. While there is no task before, both are 0.
+    form of the method (Schwarz et al. 2018, https://arxiv.org/abs/1805.06370), with one F and one w* however
+    many tasks there are; see `remember`. While there is no task before, both are 0.
 
     Args:
         model: compiled and built; it gives logits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from karpa_tf.data.cells import TABLES
@@ -112,8 +112,9 @@ class ContinualSettings(RunSettings):
 
 
 def is_text(data: str, preset: str) -> bool:
-    """Whether data is a table of texts."""
-    return bool(preset) or PurePath(data).suffix.lower() in TABLES
+    """Whether data is a table of texts, or a folder of such."""
+    tables = (Path(data) / f"train{suffix}" for suffix in TABLES)
+    return bool(preset) or Path(data).suffix.lower() in TABLES or any(path.is_file() for path in tables)
 
 
 def inputs(config: Mapping[str, Any]) -> dict[str, Input]:
