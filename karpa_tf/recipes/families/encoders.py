@@ -61,6 +61,10 @@ class Examples(InALine):
         """Returns labels int (n,) as places in `names`, and probabilities float32 (n, classes) for them."""
         raise NotImplementedError
 
+    def right(self, outputs: Any, names: Sequence[str]) -> np.ndarray:
+        """Returns bool (rows,): whether all of what a model says of a row is right."""
+        raise NotImplementedError
+
 
 S = TypeVar("S", bound=BertSettings)
 # The examples of a split, and the same in batches.
@@ -154,6 +158,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def served(self, task: Task[S], model: keras.Model) -> Signature:
         """Returns what a model serves."""
 
+    def served_beside(self, task: Task[S], model: keras.Model) -> dict[str, Signature]:
+        """Returns what else a model serves, by the name of the signature."""
+        return {}
+
     @abstractmethod
     def rows(self, part: P) -> list[dict[str, str]]:
         """Returns the rows of a part, as the signature takes them."""
@@ -228,7 +236,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         A small BERT of its own may learn masked words first, a stage before the fine-tuning.
         """
         config, folder = run.settings, run.folder
-        if config.ensemble:
+        if getattr(config, "ensemble", ""):
             return ensembles.join(self, run)
         starts.refuse_older(run)
         starts.resolve_preset(config, folder)
@@ -324,7 +332,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def open_model(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
         """Returns what a run reads and gives, and its model with the best weights, in float32."""
         task, start = self._open_task(folder)
-        if task.config.ensemble:
+        if getattr(task.config, "ensemble", ""):
             return task, ensembles.open_ensemble(self, folder)
         return task, starts.open_trained(task.config, folder, start, partial(self.build, task))
 
@@ -374,6 +382,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             folder,
             options,
             signature := self.served(task, model),
+            self.served_beside(task, model),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
