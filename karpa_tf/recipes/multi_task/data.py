@@ -10,7 +10,7 @@ from typing import Any
 
 from karpa_tf.data.cells import TABLES, read_text
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
-from karpa_tf.data.tables import FILES, Columns, Rows, label_ids, open_table, open_test_rows
+from karpa_tf.data.tables import FILES, Columns, Rows, label_ids, no_such_path, open_table, open_test_rows
 from karpa_tf.data.tags import SUFFIXES, Tagged, open_tagged, open_test_sentences, tag_names
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
@@ -152,9 +152,10 @@ def kind_of(name: str, source: str, columns: Columns) -> Kind:
             return "texts" if wanted <= {cell.strip().strip('"') for cell in heading} else "words"
         if suffix in (*TABLES, *SUFFIXES):
             return "texts" if suffix in TABLES else "words"
-    if not path.exists() or path.is_dir():
-        there = "holds no train.csv or train.conll" if path.is_dir() else "is not there"
-        raise UserError(f"data: {name}={source} {there}.")
+    if path.is_dir():
+        raise UserError(f"{source} holds no training data: there is no train.csv or train.conll in it.")
+    if not path.exists():
+        raise no_such_path(source, "a table of texts and labels, a file in CoNLL columns, a folder of either")
     raise UserError(
         f"data: {name} must be a table of texts and labels ({', '.join(TABLES)}) or tagged words "
         f"({', '.join(SUFFIXES)}). Received: {source}."
