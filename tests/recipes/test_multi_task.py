@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -89,13 +90,16 @@ def test_evaluate_reads_other_data_of_a_task(several, karpa, tmp_path) -> None:
         assert result.status == 2 and said in result.err, result.err
 
 
-def test_predict_and_explain_answer_all_tasks(several, karpa) -> None:
+def test_predict_and_explain_answer_all_tasks(several, karpa, tmp_path) -> None:
     result = karpa("predict", several, SENTENCE, "--json")
     (row,) = result.json["predictions"]
     assert row["days_label"] == "yesterday"
     assert row["names_tags"] == ["O", "B-PERSON", "I-PERSON", "O", "O", "B-CITY", "O"]
     lines = karpa("predict", several, SENTENCE).out.splitlines()
     assert lines[:2] == [SENTENCE, "  yesterday"] and any(line.startswith("  Oslo\tB-CITY") for line in lines)
+    karpa("predict", several, SENTENCE, "--output", tmp_path / "said.csv")
+    (cells,) = csv.DictReader((tmp_path / "said.csv").open(encoding="utf-8"))
+    assert cells["days_label"] == "yesterday" and cells["days_confidence"] == cells["days_yesterday"]
     result = karpa("predict", several, " ")
     assert result.status == 2 and "Row 1 has an empty text" in result.err
     found = karpa("explain", several, SENTENCE, "--json").json["explanations"]

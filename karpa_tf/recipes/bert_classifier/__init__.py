@@ -25,7 +25,7 @@ TEXT, MASK = "{text}", "[MASK]"
 
 @dataclass(kw_only=True)
 @defaults_of(__file__)
-class BertClassifierSettings(JoinedSettings, BertSettings, TaughtSettings):
+class BertClassifierSettings(BertSettings, JoinedSettings, TaughtSettings):
     """A BERT that says which label a text has."""
 
     data: str = option(

@@ -12,7 +12,7 @@ from karpa_tf.settings import defaults_of, option
 
 @dataclass(kw_only=True)
 @defaults_of(__file__)
-class BertTaggerSettings(JoinedSettings, BertSettings):
+class BertTaggerSettings(BertSettings, JoinedSettings):
     """A BERT that tags words: named entities, slots."""
 
     # Whole sentences of tags say more than a label each, and there are fewer of them to learn from.

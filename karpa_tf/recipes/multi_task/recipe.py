@@ -192,12 +192,14 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         heads = {name: head for name, head in heads_of(task.names).items() if alone in ("", name)}
         length = task.config.sequence_length
         function = Answer(model, task.wordpiece, heads, length, reads_cases(task), prefix=not alone)
+        names: dict[str, list[str]] = {}
         shown = []
         for name, head in heads.items():
             before = "" if alone else f"{name}_"
             words = ("tokens", "tags", "scores") if head.kind == "words" else ("label",)
             shown.append(" ".join(before + word for word in words))
-        names = heads[alone].names if alone and heads[alone].kind == "texts" else ()
+            if head.kind == "texts":
+                names[f"{before}probabilities"] = head.names
         return Signature(
             function, text_input(), variables=model.weights, check=check, names=names, shown=shown
         )
