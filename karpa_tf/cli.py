@@ -186,7 +186,8 @@ def _start(
             run_folder.remove_if_unused(folder)
     print(f"run: {folder.path}", file=_text(args))
     written = folder.read_metrics() or {}
-    beside: dict[str, Any] = written.get("baselines", {}) if getattr(config, "ensemble", "") else {}
+    of_others = getattr(config, "ensemble", "") or getattr(config, "average", "")
+    beside: dict[str, Any] = written.get("baselines", {}) if of_others else {}
     _print_table({recipe.name: metrics, **beside}, args)
     result = {"run": str(folder.path), "metrics": _numbers(metrics)}
     if beside:
@@ -220,22 +221,53 @@ def _ensemble(words: Sequence[str]) -> int:
     args = parser.read(words)
     if len(args.runs) < 2:
         raise UserError(f"ensemble takes two runs at least. Received: {', '.join(args.runs) or 'none'}.")
-    found = [_open(Namespace(run=run, logs=args.logs)) for run in args.runs]
-    first, recipe = found[0]
-    for folder, other in found:
-        if "ensemble" not in types_of(other.about.settings):
-            raise _takes("ensemble", "ensemble", other)
-        if other.name != recipe.name:
-            raise UserError(
-                f"{first.path} and {folder.path} are runs of different recipes, {recipe.name} and "
-                f"{other.name}: an ensemble's members are of one."
-            )
-        folder.final_metrics()
-    paths = [str(folder.path.resolve()) for folder, _ in found]
+    first, recipe, paths = _runs_of_one_recipe("ensemble", "ensemble", args)
     config = first.open_config(recipe.about.settings)
     config = config.joined(",".join(paths), getattr(args, "weights", "equal"))
     args.seeds = None
     return _start(recipe, config, {}, args)
+
+
+def _interpolate(words: Sequence[str]) -> int:
+    """Makes a run whose weights are a mean of others', with the settings of the first one."""
+    parser = _parser("interpolate", {"runs*": "Two runs of one recipe, M1 and M2; with --soup more."})
+    taking = [recipe for recipe in all_recipes().values() if "average" in types_of(recipe.about.settings)]
+    fields = {field.name: help_of(field) for field in dataclasses.fields(taking[0].about.settings)}
+    help = fields["lambdas"].removeprefix("average: ").capitalize().replace("; or soup", "")
+    parser.add_field("--lambda", str, help)
+    parser.add_field("--data2", str, fields["data2"].removeprefix("average: ").capitalize())
+    parser.add_argument("--soup", action="store_true", help="The mean of all runs, and the greedy soup.")
+    parser.flags.append("--soup")
+    args = parser.read(words)
+    given = {flag: getattr(args, flag, "") for flag in ("lambda", "data2")}
+    if len(args.runs) < 2 or (len(args.runs) > 2 and not args.soup):
+        raise UserError(
+            f"interpolate takes two runs; with --soup more. Received: {', '.join(args.runs) or 'none'}."
+        )
+    if args.soup and given["lambda"]:
+        raise UserError("--lambda goes with two runs, and --soup has no lambda: leave one out.")
+    first, recipe, paths = _runs_of_one_recipe("interpolate", "average", args)
+    config = first.open_config(recipe.about.settings).averaging(
+        ",".join(paths), "soup" if args.soup else given["lambda"] or "0:1:0.1", given["data2"]
+    )
+    args.seeds = None
+    return _start(recipe, config, {}, args)
+
+
+def _runs_of_one_recipe(verb: str, field: str, args: Namespace) -> tuple[Any, RecipeFolder, list[str]]:
+    """Returns the first of several finished runs, the recipe of all, and their paths."""
+    found = [_open(Namespace(run=run, logs=args.logs)) for run in args.runs]
+    first, recipe = found[0]
+    for folder, other in found:
+        if field not in types_of(other.about.settings):
+            raise _takes(verb, field, other)
+        if other.name != recipe.name:
+            raise UserError(
+                f"{first.path} and {folder.path} are runs of different recipes, {recipe.name} and "
+                f"{other.name}: {verb} takes runs of one."
+            )
+        folder.final_metrics()
+    return first, recipe, [str(folder.path.resolve()) for folder, _ in found]
 
 
 def _distill(words: Sequence[str]) -> int:
@@ -536,6 +568,10 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
     "ensemble": ("Make one run of several: the mean of their probabilities.", _ensemble),
+    "interpolate": (
+        "Make a run between two others, or a soup of several: the mean of their weights.",
+        _interpolate,
+    ),
     "distill": ("Train a smaller network with a run as its teacher.", _distill),
     "prune": ("Train a run further with a share of its weights, heads or neurons removed.", _prune),
     "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),

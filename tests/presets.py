@@ -27,28 +27,49 @@ CONFIG = {
 
 
 def tensors(
-    layers: int = 1, prefix: str = "bert.", norm: tuple[str, str] = ("weight", "bias")
+    layers: int = 1,
+    prefix: str = "bert.",
+    norm: tuple[str, str] = ("weight", "bias"),
+    sizes: tuple[int, int, int, int] = (ROWS, WIDTH, INTERMEDIATE, POSITIONS),
+    scale: float = 0.4,
 ) -> dict[str, np.ndarray]:
     """Random weights under Hugging Face's names; `norm`: what it calls gamma and beta."""
     rng = np.random.default_rng(0)
+    rows, width, intermediate, positions = sizes
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (ROWS, WIDTH),
-        "embeddings.position_embeddings.weight": (POSITIONS, WIDTH),
-        "embeddings.token_type_embeddings.weight": (2, WIDTH),
-        "pooler.dense.weight": (WIDTH, WIDTH),
-        "pooler.dense.bias": (WIDTH,),
+        "embeddings.word_embeddings.weight": (rows, width),
+        "embeddings.position_embeddings.weight": (positions, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        "pooler.dense.weight": (width, width),
+        "pooler.dense.bias": (width,),
     }
     norms = ["embeddings.LayerNorm"]
     for number in range(layers):
         at = f"encoder.layer.{number}."
         norms += [f"{at}attention.output.LayerNorm", f"{at}output.LayerNorm"]
-        dense = {f"attention.self.{name}": (WIDTH, WIDTH) for name in ("query", "key", "value")}
-        dense |= {"attention.output.dense": (WIDTH, WIDTH), "intermediate.dense": (INTERMEDIATE, WIDTH)}
-        for name, shape in {**dense, "output.dense": (WIDTH, INTERMEDIATE)}.items():
+        dense = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+        dense |= {"attention.output.dense": (width, width), "intermediate.dense": (intermediate, width)}
+        for name, shape in {**dense, "output.dense": (width, intermediate)}.items():
             shapes |= {f"{at}{name}.weight": shape, f"{at}{name}.bias": shape[:1]}
     for name in norms:
-        shapes |= {f"{name}.{kind}": (WIDTH,) for kind in norm}
-    return {f"{prefix}{name}": rng.normal(0, 0.4, shape).astype("float32") for name, shape in shapes.items()}
+        shapes |= {f"{name}.{kind}": (width,) for kind in norm}
+    return {
+        f"{prefix}{name}": rng.normal(0, scale, shape).astype("float32") for name, shape in shapes.items()
+    }
+
+
+def write_reader(folder: Path, vocabulary: Path) -> Path:
+    """A BERT of random weights that reads with a vocabulary, of a file with a piece a line."""
+    pieces = vocabulary.read_text(encoding="utf-8")
+    rows, width, intermediate, positions = len(pieces.split("\n")) - 1, 32, 64, 64
+    sizes = {"hidden_size": width, "intermediate_size": intermediate, "vocab_size": rows}
+    config = {**CONFIG, **sizes, "max_position_embeddings": positions}
+    norm = ("weight", "bias")
+    weights = tensors(norm=norm, sizes=(rows, width, intermediate, positions), scale=0.1)
+    for name in weights:
+        if name.endswith("LayerNorm.weight"):
+            weights[name] += 1
+    return write_folder(folder, weights=weights, config_json=config, vocab_txt=pieces)
 
 
 def write_folder(folder: Path, *, weights: dict[str, np.ndarray] | None = None, **files: Any) -> Path:

@@ -79,6 +79,11 @@ class Rows(InALine):
         texts_b = None if self.texts_b is None else [self.texts_b[i] for i in index]
         return Rows([self.texts[i] for i in index], texts_b, [self.labels[i] for i in index])
 
+    def join(self, others: Rows) -> Rows:
+        """Returns the rows with others behind them; both are pairs, or neither is."""
+        texts_b = None if self.texts_b is None else [*self.texts_b, *(others.texts_b or [])]
+        return Rows([*self.texts, *others.texts], texts_b, [*self.labels, *others.labels])
+
 
 @dataclass(frozen=True, repr=False)
 class Table(InALine):
@@ -226,6 +231,11 @@ def shares_to_cut(
             f"validation_share and test_share {wrong}. Received: {validation_share:g} and {test_share:g}."
         )
     return validation_share, test_share
+
+
+def grouped(rows: Labelled) -> tuple[Sequence[Any], Sequence[str]]:
+    """Returns what makes rows the same, and their labels."""
+    return rows.keys(), rows.labels
 
 
 def split_rows(rows: L, validation_share: float, test_share: float) -> dict[Split, L]:

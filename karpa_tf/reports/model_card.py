@@ -47,6 +47,11 @@ def origin_section(settings: Mapping[str, Any]) -> str:
             "`disagreement` float32 is the\ngeneralized Jensen-Shannon divergence of theirs in nats: 0 where "
             f"all say the same, {math.log(len(members)):.3g} at most.\n"
         )
+    if average := settings.get("average"):
+        return (
+            f"\nIts weights are the mean of the weights of {len(average.split(','))} runs, {average}; the "
+            "shares stand in the run's assets/average.json.\n"
+        )
     if teacher := settings.get("teacher"):
         share, temperature = settings.get("teacher_share"), settings.get("temperature")
         return (

@@ -15,6 +15,7 @@ from karpa_tf.reports.tensorboard import TensorBoard, write_end, write_final
 from karpa_tf.reports.terminal import Progress
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
+from karpa_tf.training.ancestry import note_start
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
 from karpa_tf.training.loop import History, Stage, train
@@ -197,6 +198,8 @@ class Run(InALine, Generic[S]):
         goes_on = bool(state) and state.get("stage", stage.name) == stage.name
         begin = state.get("begin", 0) if goes_on else self.steps
         about = self.about
+        if self.chief and not state and not self._stages and stage.step.model is not None:
+            note_start(self.folder, stage.step.model.weights, getattr(settings, "init", ""))
         self._tensorboard = TensorBoard(
             self.folder.path,
             hparams=settings.shown(),

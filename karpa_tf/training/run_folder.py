@@ -321,7 +321,7 @@ def resolve_init(config: RunSettings, logs: str | Path) -> None:
     init = getattr(config, "init", "")
     if init:
         config.init = str(open_run(init, logs).path.resolve())  # type: ignore[attr-defined]
-    for name in ("teacher", "ensemble"):
+    for name in ("teacher", "ensemble", "average", "rehearse_from"):
         # A path is left as it is: an ensemble has copies, and whoever needs the run says that it is gone.
         runs = [run for run in getattr(config, name, "").split(",") if run]
         if runs:

@@ -42,6 +42,11 @@ class Images(InALine):
         labels, names = [self.labels[i] for i in index], [self.names[i] for i in index]
         return Images(self.pixels[np.asarray(index, int)], labels, names)
 
+    def join(self, others: Images) -> Images:
+        """Returns the images with others of the same shape behind them."""
+        pixels = np.concatenate([self.pixels, others.pixels])
+        return Images(pixels, [*self.labels, *others.labels], [*self.names, *others.names])
+
 
 @dataclass(frozen=True, repr=False)
 class ImageData(InALine):

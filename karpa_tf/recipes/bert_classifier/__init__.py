@@ -14,7 +14,6 @@ from karpa_tf.recipes.families.settings import (
     TEACHER,
     BertExportOptions,
     BertSettings,
-    JoinedSettings,
     TaughtSettings,
 )
 from karpa_tf.settings import CountOrNone, NonNegative, defaults_of, option
@@ -25,7 +24,7 @@ TEXT, MASK = "{text}", "[MASK]"
 
 @dataclass(kw_only=True)
 @defaults_of(__file__)
-class BertClassifierSettings(BertSettings, JoinedSettings, TaughtSettings):
+class BertClassifierSettings(BertSettings, TaughtSettings):
     """A BERT that says which label a text has."""
 
     data: str = option(

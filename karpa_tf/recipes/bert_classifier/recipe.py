@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.data.tables import Rows, Table, label_ids, open_table, open_test_rows, shared_rows
+from karpa_tf.data.tables import Rows, Table, grouped, label_ids, open_table, open_test_rows, shared_rows
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.classification import (
@@ -31,9 +31,10 @@ from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
 from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
-from karpa_tf.recipes.families import ensembles, folds
+from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
 from karpa_tf.recipes.families.examples import Texts
+from karpa_tf.recipes.families.rehearsal import rehearse
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
 from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
@@ -68,13 +69,13 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
     def open_data(self, config: BertClassifierSettings) -> Table:
         shares = folds.held_out_shares(config)
         table = open_table(config.data, columns_of(config), needs_training=config.learns, **shares)
-        splits = folds.hold_out_fold(
-            config, table.splits, table.brings_test, lambda rows: (rows.keys(), rows.labels), Rows.take
-        )
-        table = dataclasses.replace(table, splits=splits)
-        for split, rows in splits.items():  # before training, not after it
-            label_ids(rows.labels, table.record.labels, f"{config.data} ({split} split)")
-        return few.rows_to_learn_from(config, table)
+        splits = folds.hold_out_fold(config, table.splits, table.brings_test, grouped, Rows.take)
+        table = few.rows_to_learn_from(config, dataclasses.replace(table, splits=splits))
+        return rehearse(self.open_data, config, table, grouped, Rows.take, Rows.join)
+
+    def check(self, config: BertClassifierSettings, names: Sequence[str], data: Data[Rows]) -> None:
+        for split, rows in data.splits.items():
+            label_ids(rows.labels, names, f"{config.data} ({split} split)")
 
     def open_other(self, task: ClassifierTask, source: str) -> tuple[Rows, Sequence[str]]:
         rows = open_test_rows(source, columns_of(task.config))
@@ -194,6 +195,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
                 "most frequent": most_frequent_baseline(known_labels, labels),
             },
             facts={
+                **common.kept_and_new(folder, labels, probabilities.argmax(1)),
                 "rows": len(rows),
                 "rows whose text is in training": shared_rows(known, rows),
                 **ensembles.errors_beside(len(rows), metrics, members),

@@ -10,6 +10,7 @@ What it reaches stands in the header of each YAML file beside this one. How it i
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -35,6 +36,7 @@ from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explana
 from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import EncoderRecipe
 from karpa_tf.recipes.families.examples import Words
+from karpa_tf.recipes.families.rehearsal import rehearse
 from karpa_tf.recipes.families.tag_words import TagWords
 from karpa_tf.recipes.families.words import claims_of_tags, explain_words, words_of_tags
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -68,9 +70,10 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
             tagged.splits,
             tagged.brings_test,
             keys_and_types,
-            lambda rows, index: [rows[i] for i in index],
+            _take,
         )
-        return dataclasses.replace(tagged, splits=splits)
+        tagged = dataclasses.replace(tagged, splits=splits)
+        return rehearse(self.open_data, config, tagged, keys_and_types, _take, operator.add)
 
     def open_other(self, task: TaggerTask, source: str) -> tuple[list[Sentence], Sequence[str]]:
         notes: list[str] = []
@@ -195,6 +198,10 @@ On {metrics["facts"]["sentences"]} held-out sentences, by entities (strict: seqe
 def types_of(tags: Sequence[str]) -> set[str]:
     """Returns the types of entities that occur in tags."""
     return {tag[2:] for tag in tags if tag != OUTSIDE}
+
+
+def _take(sentences: list[Sentence], index: Sequence[int]) -> list[Sentence]:
+    return [sentences[i] for i in index]
 
 
 def keys_and_types(sentences: Sequence[Sentence]) -> tuple[list[Any], list[str]]:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
+from karpa_tf.recipes.families.ensembles import labels_of
+from karpa_tf.recipes.families.teaching import open_teacher
 from karpa_tf.reports.model_card import costs_section, origin_section
 from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 from karpa_tf.wordpiece import WordPiece
+
+# In the assets of a run that began with another one: how many labels that had.
+_KEPT = "kept_labels.json"
+# Methods that train the layer of the labels.
+_TRAINING = ("full", "lora", "head")
 
 
 def learned_or_refuse(
@@ -64,6 +72,116 @@ def same_vocabulary(init: str, wordpiece: WordPiece, advice: str) -> None:
     """Raises a UserError if the run that another begins with has other pieces than this one."""
     if init and WordPiece.load(open_run(init).assets / "vocab.txt").pieces != wordpiece.pieces:
         raise UserError(f"--init: {init} has another vocabulary; {advice.format(open_run(init).assets)}.")
+
+
+def labels_in_order(config: Any, labels: Sequence[str], recipe: str) -> list[str]:
+    """Returns the labels of a run, in the order of its logits.
+
+    Those of the run that it begins with come first, and the new ones behind them. With a teacher that has the
+    same ones, they are in its order. What is computed from rows and not trained begins with none.
+
+    Args:
+        config: of the run.
+        labels: of its data.
+        recipe: of the run.
+
+    Raises:
+        UserError: the run that it begins with is one of another recipe, which has other labels.
+    """
+    teacher, trains = getattr(config, "teacher", ""), getattr(config, "method", "full") in _TRAINING
+    if config.init and trains:
+        other = open_run(config.init)
+        before = labels_of(other)
+        if set(before) != set(labels) and other.recipe != recipe:
+            raise UserError(
+                f"--init: {config.init} is a run of {other.recipe}, not of {recipe}, and has other labels."
+            )
+        return [*before, *(label for label in labels if label not in before)]
+    if teacher and set(known := labels_of(open_teacher(teacher))) == set(labels):
+        return known
+    return list(labels)
+
+
+def grown_weights(model: keras.Model, weights: Sequence[np.ndarray], before: int) -> list[np.ndarray]:
+    """Returns the weights of a network for a network of more labels: the new labels' start as they are.
+
+    Args:
+        model: of more labels, the first of which are those of the other one; its last layer is `logits`.
+        weights: of the other network, in the order of `model.weights`.
+        before: how many labels that has.
+
+    Raises:
+        ValueError: they differ in more than the labels.
+    """
+    head = {id(variable) for variable in model.get_layer("logits").weights}
+    found = []
+    for variable, array in zip(model.weights, weights, strict=True):
+        value = np.array(variable)
+        if id(variable) in head and array.shape[-1] == before:
+            value[..., :before] = array
+        elif array.shape == value.shape:
+            value = array
+        else:
+            raise ValueError(f"{variable.path} is {value.shape} here and {array.shape} there")
+        found.append(value)
+    return found
+
+
+def begin_with_labels(
+    run: Run[Any],
+    model: keras.Model,
+    names: Sequence[str],
+    open_network: Callable[[RunFolder], keras.Model],
+    *,
+    adapters: bool = False,
+) -> None:
+    """Puts the weights of the run that `init` names into a model of its labels and perhaps new ones.
+
+    Args:
+        run: that is trained; without `init` nothing is done.
+        model: its own.
+        names: its labels, as `labels_in_order` gives them.
+        open_network: returns the network of a run.
+        adapters: the other run keeps adapters alone, which are merged.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    if not (init := run.settings.init):
+        return
+    other = open_run(init)
+    before = labels_of(other)
+    run.write_asset(_KEPT, len(before))
+    if before == list(names) and not adapters:
+        run.begin_with(model)
+        return
+    try:
+        weights = grown_weights(model, open_network(other).get_weights(), len(before))
+    except ValueError:
+        weights = []  # refused in the words of every other misfit
+    run.begin_with(model, weights)
+    if new := names[len(before) :]:
+        run.say(
+            f"{init} has {len(before)} labels, which keep their weights; new: "
+            f"{', '.join(new[:5])}{f' and {len(new) - 5} more' if len(new) > 5 else ''}"
+        )
+
+
+def kept_and_new(folder: RunFolder, true: np.ndarray, found: np.ndarray) -> dict[str, str]:
+    """Returns a fact each on the labels that a run began with and on its new ones, if it has both.
+
+    Args:
+        folder: of the run.
+        true: int (n,), the places of rows' labels.
+        found: int (n,), those that the run gives.
+    """
+    if not (folder.assets / _KEPT).exists():
+        return {}
+    facts, count = {}, folder.read_json(f"assets/{_KEPT}")
+    for name, mine in (("labels of init", true < count), ("new labels", true >= count)):
+        if mine.any() and not mine.all():
+            facts[name] = f"accuracy {(true == found)[mine].mean():.4f} on {mine.sum():,} rows"
+    return facts
 
 
 def make_sparsity(run: Run[Any], model: keras.Model, batches: Batches) -> Sparsity | None:

@@ -19,7 +19,7 @@ from karpa_tf.export.signature import Signature, stack
 from karpa_tf.judging.costs import Costs
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import common, ensembles, folds, starts
+from karpa_tf.recipes.families import averages, common, ensembles, folds, starts
 from karpa_tf.recipes.families.costs import ROWS, compare_signatures, is_pruned
 from karpa_tf.recipes.families.int8 import compare_int8, int8_section, to_int8
 from karpa_tf.recipes.families.pruned import remove_units
@@ -170,6 +170,9 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
         """Returns the model card, with a note on the quantization."""
 
+    def check(self, config: S, names: Sequence[str], data: Data[P]) -> None:
+        """Raises a UserError for data that the labels `names` are not those of, before training begins."""
+
     def rows_of_epoch(self, config: S, part: P) -> int:
         """Returns how many rows an epoch has, at least."""
         return len(part)
@@ -205,7 +208,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     def options_of_best(self, config: S) -> dict[str, Any]:
         """Returns how the best weights are chosen and kept: arguments of `BestWeights`."""
-        return {"patience": config.patience, "trained_only": config.method in starts.ADDED}
+        return {"patience": config.patience, "trained_only": starts.adds_to_preset(config)}
 
     def monitor(self, config: S) -> str:
         """Returns the figure by which the best epoch is chosen."""
@@ -228,6 +231,25 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         examples = self.batch(task, self.open_data(task.config).splits["validation"])
         return lambda model: examples.labelled(Outputs(model, examples.batches), task.names)
 
+    # --- Averages
+
+    def network(self, folder: RunFolder) -> keras.Model:
+        return self.open_model(folder)[1]
+
+    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+        task, _ = self._open_task(folder)
+        if on in ("validation", "test"):
+            data = self.open_data(task.config)
+            part = data.splits["validation" if on == "validation" else _held_out(data)]
+        else:
+            part, _ = self.open_other(task, on)
+        examples = self.batch(task, part)
+        outputs = Outputs(model, examples.batches)
+        return lambda: self.metrics(task, outputs, examples)
+
+    def features(self, folder: RunFolder) -> list[Any]:
+        return []  # no batch normalization here
+
     # --- Train
 
     def train(self, run: Run[S]) -> dict[str, float]:
@@ -238,6 +260,8 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         config, folder = run.settings, run.folder
         if getattr(config, "ensemble", ""):
             return ensembles.join(self, run)
+        if getattr(config, "average", ""):
+            return averages.average(self, run)
         starts.refuse_older(run)
         starts.resolve_preset(config, folder)
         kind = "scratch" if config.preset == "scratch" else config.method
@@ -246,9 +270,11 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         known, held_out, test = (data.splits[split] for split in ("train", "validation", "test"))
         rows = self.rows_of_epoch(config, known)
         shrunk = folds.shrink_batch(config, rows, run.strategy.num_replicas_in_sync)
-        run.begin(data.record)
+        names = common.labels_in_order(config, data.record.labels, folder.recipe)
+        self.check(config, names, data)
+        run.begin(dataclasses.replace(data.record, labels=names))
         start = starts.make_start(config, folder, self.vocabulary_texts(known))
-        task = Task(config, data.record.labels, start.wordpiece, start.architecture)
+        task = Task(config, names, start.wordpiece, start.architecture)
         kinds, found = self.kinds(task.names, test)
         examples, labels = self.counted
         run.say(
@@ -264,13 +290,13 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             starts.save_start(start, folder)
         run.write_asset(self.labels_file, task.names)
 
-        pretrained = starts.pretrain(run, start, self.texts(known))
+        pretrained = starts.pretrain(run, start, self.texts(known), self.network)
         weights = self._pruned_weights(run, learned.batches)
         with run.strategy.scope():
             encoder = start.build_encoder(dropout=config.dropout, dtype=config.precision)
             model = self.build(task, encoder)
             if weights is not None or not (is_pruned(config) and run.goes_on):
-                starts.put_weights(model, start, pretrained, run, weights)
+                starts.put_weights(model, start, pretrained, run, weights, task.names, self.network)
             starts.apply_method(model, config)
             steps = config.epochs * learned.batches.steps_per_epoch
             optimizer = starts.make_optimizer(config, model, steps, config.learning_rate)

@@ -6,6 +6,7 @@ settings, its assets and its weights, and the runs that they were copied from ma
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import keras
 import numpy as np
 
+from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.judging.mixtures import best_temperature, mixture_weights
 from karpa_tf.models.ensemble import Ensemble
@@ -94,7 +96,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
             _copy(parent, folder.path / _MEMBERS / folder.recipe / str(number))
     members = members_of(folder)
     data = recipe.open_data(config)
-    run.begin(data.record)
+    run.begin(record_of(data, members[0]))
     for path in members[0].assets.iterdir():  # labels, vocabulary: what the ensemble is opened by
         if path.name != _FITTED and not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
@@ -115,7 +117,12 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
     return run.finish(lambda: recipe.evaluate(folder, recipe.about.evaluate(), 0))
 
 
-def check_members(recipe: Joins, parents: Sequence[RunFolder]) -> None:
+def record_of(data: Any, first: RunFolder) -> DataRecord:
+    """Returns the record of a run's data, with the labels in the order of the first run that it comes of."""
+    return dataclasses.replace(data.record, labels=labels_of(first))
+
+
+def check_members(recipe: Joins, parents: Sequence[RunFolder], what: str = "An ensemble's members") -> None:
     """Raises a UserError unless these are two finished runs at least, of one task, that read inputs alike."""
     first, *others = parents
     for parent in parents:
@@ -127,8 +134,8 @@ def check_members(recipe: Joins, parents: Sequence[RunFolder]) -> None:
             if value != reads[name]:
                 shown = [f" ({v})" if isinstance(v, (int, str)) else "" for v in (reads[name], value)]
                 raise UserError(
-                    f"An ensemble's members read their inputs alike, and {first.path}{shown[0]} and "
-                    f"{other.path}{shown[1]} do not have the same {name}."
+                    f"{what} read their inputs alike, and {first.path}{shown[0]} and {other.path}{shown[1]} "
+                    f"do not have the same {name}."
                 )
 
 

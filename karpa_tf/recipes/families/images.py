@@ -6,6 +6,7 @@ Explaining stands in `image_explain.py`, exporting in `image_export.py`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import ImageData, Images, label_places, open_images, open_test_images, read_image
-from karpa_tf.data.tables import label_ids, shared_rows
+from karpa_tf.data.tables import grouped, label_ids, shared_rows
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.attacks import Attack, parse_attack
 from karpa_tf.judging.classification import (
@@ -29,11 +30,12 @@ from karpa_tf.judging.classification import (
     pixel_baselines,
 )
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import common, ensembles, folds
+from karpa_tf.recipes.families import averages, common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
 from karpa_tf.recipes.families.image_export import export_images, served_pixels
 from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, image_input, with_flip
+from karpa_tf.recipes.families.rehearsal import rehearse
 from karpa_tf.recipes.families.settings import ImageEvaluateOptions, ImageExportOptions, ImageSettings
 from karpa_tf.recipes.families.teaching import Teacher
 from karpa_tf.reports.classification import (
@@ -51,7 +53,7 @@ from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import SGD, AdamW
 from karpa_tf.training.run import Run, check_data
-from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 
@@ -107,10 +109,9 @@ class ImageRecipe(Recipe[S]):
             **folds.held_out_shares(config),
             broken=config.broken,
         )
-        splits = folds.hold_out_fold(
-            config, data.splits, data.brings_test, lambda images: (images.keys(), images.labels), Images.take
-        )
-        return dataclasses.replace(data, splits=splits)
+        splits = folds.hold_out_fold(config, data.splits, data.brings_test, grouped, Images.take)
+        data = dataclasses.replace(data, splits=splits)
+        return rehearse(self.open_data, config, data, grouped, Images.take, Images.join)
 
     def open_model(self, folder: RunFolder) -> Trained:
         """Returns a run with its best weights.
@@ -145,6 +146,36 @@ class ImageRecipe(Recipe[S]):
         labels = label_ids(part.labels, common.read_labels(folder, "labels.json"), config.data)
         return lambda model: (labels, Logits(model, part.pixels).probabilities())
 
+    # --- Averages
+
+    def network(self, folder: RunFolder) -> keras.Model:
+        return self.open_model(folder).model
+
+    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+        config: Any = folder.open_config(self.about.settings)
+        if on in ("validation", "test"):
+            data = self.open_data(config)
+            images = data.splits["validation" if on == "validation" else data.held_out]
+        else:
+            size = {"size": config.image_size, "channels": self.channels}
+            images, _ = open_test_images(on, **size, broken=config.broken)
+        labels, _ = label_places(images, common.read_labels(folder, "labels.json"), on)
+        found = Logits(with_flip(model) if config.test_flip else model, images.pixels)
+        return lambda: classification_metrics(labels, found.probabilities())
+
+    def features(self, folder: RunFolder) -> tf.data.Dataset:
+        config: Any = folder.open_config(self.about.settings)
+        pixels = self.open_data(config).splits["train"].pixels
+        batches = image_batches(
+            pixels,
+            np.zeros(len(pixels), np.int32),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augmentation=augmentation(config),
+        )
+        count = min(batches.steps_per_epoch, -(-_MEASURED // config.batch_size))
+        return batches.dataset(0, count).map(lambda images, *_: images)
+
     # --- Train
 
     def train(self, run: Run[S]) -> dict[str, float]:
@@ -152,9 +183,12 @@ class ImageRecipe(Recipe[S]):
         config, folder = run.settings, run.folder
         if config.ensemble:
             return ensembles.join(self, run)
+        if config.average:
+            return averages.average(self, run)
+        resolve_init(config, folder.path.parent.parent)
         parent = self.parent_to_cut(run)
         data = self.open_data(config)
-        names, images = data.labels, data.splits
+        names, images = common.labels_in_order(config, data.labels, folder.recipe), data.splits
         shrunk = folds.shrink_batch(config, len(images["train"]), run.strategy.num_replicas_in_sync)
         run.say(
             *data.notes,
@@ -163,7 +197,7 @@ class ImageRecipe(Recipe[S]):
             f"for validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}",
             folds.thin_test(config, len(images["test"]), images["test"].labels, names, data.brings_test),
         )
-        run.begin(data.record)
+        run.begin(dataclasses.replace(data.record, labels=names))
         labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
         pixels = images["train"].pixels
         distillation = teach_images(run, pixels, labels["train"], names) if config.teacher else None
@@ -175,7 +209,7 @@ class ImageRecipe(Recipe[S]):
             seed=config.seed,
             augmentation=augmentation(config),
         )
-        mean, deviation = measure(pixels)
+        mean, deviation = measure_or_take_over(run, pixels)
         run.write_asset("labels.json", names)
         run.write_asset("images.json", {"mean": mean, "deviation": deviation})
 
@@ -187,7 +221,9 @@ class ImageRecipe(Recipe[S]):
             model = self.build(config, pixels.shape[1:], len(names), **standard)
             measured = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float32)
             self.initialize(model, (measured - mean) / np.array(deviation, np.float32))
-            if parent is None or weights is not None:
+            if parent is None:
+                common.begin_with_labels(run, model, names, self.network)
+            elif weights is not None:
                 run.begin_with(model, weights)
             optimizer = make_optimizer(config, model, config.epochs * batches.steps_per_epoch)
             model.compile(optimizer, SparseCrossEntropy(label_smoothing=config.label_smoothing))
@@ -276,6 +312,7 @@ class ImageRecipe(Recipe[S]):
                 "most frequent": most_frequent_baseline(training_labels, labels),
             },
             facts={
+                **common.kept_and_new(folder, labels, probabilities.argmax(1)),
                 "images": len(images),
                 "images that are in training": shared_rows(training, images),
                 **ensembles.errors_beside(len(images), metrics, members),
@@ -356,6 +393,19 @@ def measure(pixels: np.ndarray) -> tuple[list[float], list[float]]:
     sample = pixels[:: max(1, len(pixels) // _MEASURED)].astype(np.float64)
     mean, deviation = sample.mean(axis=(0, 1, 2)), sample.std(axis=(0, 1, 2))
     return mean.round(3).tolist(), np.maximum(deviation, 1.0).round(3).tolist()
+
+
+def measure_or_take_over(run: Run[Any], pixels: np.ndarray) -> tuple[list[float], list[float]]:
+    """Returns `measure` of the pixels; of a run that begins with another one what that one has.
+
+    Its weights expect images that are standardized so.
+    """
+    init = run.settings.init
+    path = (run.folder if run.goes_on else open_run(init)).assets / "images.json" if init else None
+    if path is None or not path.is_file():
+        return measure(pixels)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["mean"], found["deviation"]
 
 
 def make_optimizer(config: ImageSettings, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:

@@ -69,7 +69,14 @@ TEACHER = "teacher"
 
 @dataclass(kw_only=True)
 class JoinedSettings(SplitSettings):
-    """Ensembles: runs that are the mean of others."""
+    """Runs that come of others: their mean, or the next version of one."""
+
+    rehearse: UnitInterval = option(
+        0.0,
+        "init: share of the training rows of that run's data that are learned from as well; what that data "
+        "holds out is held out here, too.",
+    )
+    rehearse_from: str = option("", "rehearse: another run than init, whose data it is.")
 
     ensemble: str = option(
         "", "Runs, apart by commas, whose mean this one is; the verb `ensemble` sets it, and trains nothing."
@@ -79,13 +86,34 @@ class JoinedSettings(SplitSettings):
         "ensemble: the plain mean; or weights of the runs and a temperature of their mean, fitted on the "
         "validation split.",
     )
+    average: str = option(
+        "",
+        "Runs, apart by commas, whose weights this one has the mean of; the verb `interpolate` sets it, and "
+        "trains nothing.",
+    )
+    lambdas: str = option(
+        "0:1:0.1", "average: shares of the second run to try, as 0:1:0.1 or 0.2,0.4; or essay; or soup."
+    )
+    data2: str = option("", "average: further rows to measure on; they decide nothing.")
 
     def __post_init__(self) -> None:
-        """Raises a UserError for an ensemble of less than two runs."""
+        """Raises a UserError for an ensemble or an average of less than two runs, or wrong lambdas."""
         super().__post_init__()
-        names = self.members()
-        if self.ensemble and len(set(names)) < max(2, len(names)):
-            raise UserError(f"An ensemble takes two runs at least, each once. Received: {', '.join(names)}.")
+        for what, names in (("An ensemble", self.members()), ("An average", self.averaged())):
+            if names and len(set(names)) < max(2, len(names)):
+                raise UserError(f"{what} takes two runs at least, each once. Received: {', '.join(names)}.")
+        if self.lambdas not in ("essay", "soup"):
+            self.values_of_lambda()
+        if self.average and self.lambdas != "soup" and len(self.averaged()) > 2:
+            raise UserError(
+                f"interpolate takes two runs; --soup takes more. Received: {', '.join(self.averaged())}."
+            )
+        if self.rehearse_from and not self.rehearse:
+            raise UserError("rehearse_from goes with rehearse, a share above 0.")
+        if self.rehearse and not (self.init or self.rehearse_from):
+            raise UserError(
+                "rehearse takes rows of the run that this one begins with: give that one as init."
+            )
 
     def members(self) -> list[str]:
         """Returns the runs in `ensemble`."""
@@ -95,23 +123,69 @@ class JoinedSettings(SplitSettings):
         """Returns the settings of an `ensemble` with such `weights`, whose first member has these."""
         fields = dataclasses.fields(self)
         names: dict[str, Any] = {field.name: field.default for field in fields if field.name in _OF_TRAINING}
-        return dataclasses.replace(self, **names | {"ensemble": ensemble, "weights": weights})
+        return dataclasses.replace(
+            self, **{**names, **self.rehearsed(), "ensemble": ensemble, "weights": weights}
+        )
+
+    def averaged(self) -> list[str]:
+        """Returns the runs in `average`."""
+        return [name.strip() for name in self.average.split(",") if name.strip()]
+
+    def averaging(self, average: str, lambdas: str, data2: str = "") -> Self:
+        """Returns the settings of an `average`, whose first run has these."""
+        plain = self.joined("")
+        return dataclasses.replace(plain, average=average, lambdas=lambdas, data2=data2, **self.of_weights())
+
+    def of_weights(self) -> dict[str, Any]:
+        """Returns what a run has otherwise that begins or ends with the weights of this one as a whole."""
+        return {}
+
+    def rehearsed(self) -> dict[str, Any]:
+        """Returns the settings by which a run that comes of this one has the same rows, without its init."""
+        return {"rehearse_from": self.rehearse_from or self.init} if self.rehearse else {}
+
+    def of_pruned(self) -> dict[str, Any]:
+        plain = {"average": "", "lambdas": "0:1:0.1", "data2": ""}
+        return {**super().of_pruned(), **plain, **self.rehearsed()}
+
+    def values_of_lambda(self) -> list[float]:
+        """Returns the numbers in `lambdas`, rising.
+
+        Raises:
+            UserError: they are neither START:STOP:STEP nor numbers apart by commas, or not within 0 and 1.
+        """
+        try:
+            if ":" in self.lambdas:
+                start, stop, step = map(float, self.lambdas.split(":"))
+                count = round((stop - start) / step) + 1
+                found = [round(start + i * step, 6) for i in range(count) if start + i * step < stop + 1e-6]
+            else:
+                found = [float(part) for part in self.lambdas.split(",")]
+            if found and all(0 <= value <= 1 for value in found) and len(found) <= 1001:
+                return sorted(set(found))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            pass
+        raise UserError(
+            "lambda takes numbers from 0 to 1, as 0:1:0.1 (START:STOP:STEP) or 0.2,0.4, or essay. Received: "
+            f"{self.lambdas}."
+        )
 
 
 # What a run that comes of others does not take over from the settings of the first of them.
 _OF_TRAINING = (
     *("strategy", "init", "teacher", "ensemble", "weights", "extra_data", "pretrain_data"),
+    *("average", "lambdas", "data2"),
     *("sparsity", "prune_heads", "prune_neurons"),
 )
 # What a run of another recipe takes over: which rows there are, and how they are read.
 _OF_DATA = (
     *("data", "text", "label", "text_b", "broken", "validation_share", "test_share", "folds", "fold"),
-    *("image_size", "sequence_length", "shots", "label_names"),
+    *("image_size", "sequence_length", "shots", "label_names", "rehearse", "rehearse_from"),
 )
 
 
 @dataclass(kw_only=True)
-class TaughtSettings(SplitSettings):
+class TaughtSettings(JoinedSettings):
     """Distillation: runs that learn from another one."""
 
     teacher: str = option(
@@ -137,9 +211,10 @@ class TaughtSettings(SplitSettings):
             return {
                 "teacher": teacher,
                 **{n: getattr(self, n) for n in _OF_DATA if n in names and hasattr(self, n)},
+                **self.rehearsed(),
             }
         own = {name: getattr(self, name) for name in names if name not in _OF_TRAINING}
-        return {**own, **self.smaller(assets), "teacher": teacher}
+        return {**own, **self.rehearsed(), **self.smaller(assets), "teacher": teacher}
 
     def smaller(self, assets: Path) -> dict[str, Any]:
         """Returns the settings of a smaller network than that of a run with these; `assets` are the run's."""
@@ -197,9 +272,9 @@ class BertSettings(SplitSettings):
     vocabulary_size: Count = option(8_000, "scratch: most pieces to learn from the data.")
     lowercase: bool = option(True, "scratch: read text in lower case, without accents.")
     pretrain_data: str = option(
-        "", "scratch: text to learn by masked words first: same (the training texts), or as for mlm-gru."
+        "", "Text to learn by masked words first: same (the training texts), or as for mlm-gru."
     )
-    pretrain_epochs: Count = option(10, "scratch: passes over pretrain_data.")
+    pretrain_epochs: Count = option(10, "Passes over pretrain_data.")
     prune_heads: Share = option(
         0.0, "Share of the attention heads of each block of init that is removed; see `karpa-tf prune`."
     )
@@ -218,8 +293,10 @@ class BertSettings(SplitSettings):
                     f'lora_targets: there is no layer "{target}"{did_you_mean(target, known)} Known: '
                     f"{', '.join(known)}."
                 )
-        if self.pretrain_data and self.preset != "scratch":
-            raise UserError(f"pretrain_data goes with preset scratch alone. Received: preset {self.preset}.")
+        if self.pretrain_data and self.preset == TEACHER:
+            raise UserError(
+                f"pretrain_data does not go with preset {TEACHER}, whose blocks are trained already."
+            )
         if self.preset == "scratch" and self.method != "full":
             raise UserError(f"method {self.method} needs a preset: from scratch every weight must learn.")
         removed = {name: getattr(self, name) for name in ("sparsity", "prune_heads", "prune_neurons")}
@@ -236,8 +313,10 @@ class BertSettings(SplitSettings):
         if self.method not in ("full", "lora", "head"):
             raise UserError(f"prune goes with methods full, lora and head. Received: a run of {self.method}.")
         # The weights are trained already; adapters are merged into them.
-        again = {} if self.method == "full" else {"method": "full", "learning_rate": 0.0}
-        return {"pretrain_data": "", **again}
+        return {**super().of_pruned(), "pretrain_data": "", **self.of_weights()}
+
+    def of_weights(self) -> dict[str, Any]:
+        return {"method": "full", "learning_rate": 0.0} if self.method in ("lora", "head") else {}
 
     @property
     def needs_masked_lm(self) -> bool:
@@ -260,7 +339,7 @@ class BertExportOptions(ExportOptions):
 
 
 @dataclass(kw_only=True)
-class ImageSettings(JoinedSettings, TaughtSettings):
+class ImageSettings(TaughtSettings):
     """Settings of recognizing images, whatever the network."""
 
     batch_size: Count = option(512, "Images in an update of the weights, over all workers.")

@@ -28,22 +28,25 @@ from karpa_tf.models.pruning import stay
 from karpa_tf.recipe import recipe_of
 from karpa_tf.recipes.families import common, ensembles
 from karpa_tf.recipes.families.settings import TEACHER, BertSettings
-from karpa_tf.recipes.families.teaching import open_teacher, weights_digest
+from karpa_tf.recipes.families.teaching import open_teacher
 from karpa_tf.training import runtime
+from karpa_tf.training.ancestry import weights_digest
 from karpa_tf.training.callbacks import load_trained
 from karpa_tf.training.evaluation import Evaluator
 from karpa_tf.training.loop import Stage
 from karpa_tf.training.losses import SparseCrossEntropy
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run
-from karpa_tf.training.run_folder import RunFolder, open_run, write_json
+from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 from karpa_tf.training.schedule import WarmupThenDecay
 from karpa_tf.training.supervised import SupervisedStep
 from karpa_tf.wordpiece import WordPiece, learn_wordpiece
 
-# The name of the stage, and the peak of its learning rate, which did well on held-out rows.
+# The name of the stage, and the peaks of its learning rate, which did well on held-out rows.
 PRETRAINING = "pretraining"
-_PRETRAINING_RATE = 1e-3
+_PRETRAINING_RATES = {"scratch": 1e-3, "preset": 1e-4}
+# The layer that finds masked words.
+_HEAD = "masked_head"
 # Methods whose weights are kept without the preset's, to which they were added.
 ADDED = ("lora", "head")
 # What of an architecture becomes smaller by pruning; `head_width` is given for no other one.
@@ -169,11 +172,16 @@ def open_preset(config: BertSettings) -> Preset | MaskedRun:
             f"--preset: a run of mlm-gru goes with method cloze, and a pretrained BERT with any. Received: "
             f"{run.path}, a run of {run.recipe}, and method {config.method}."
         )
+    if config.pretrain_data:
+        raise UserError(
+            f"pretrain_data teaches a BERT masked words, and {run.path}, a run of mlm-gru, has learned them."
+        )
     return MaskedRun(run)
 
 
 def resolve_preset(config: BertSettings, folder: RunFolder) -> None:
-    """Puts the path of the run that is meant by `mlm-gru/latest` into `config.preset`."""
+    """Puts the paths of runs that are meant by `RECIPE/latest` into `config.preset` and its like."""
+    resolve_init(config, folder.path.parent.parent)
     if Path(config.preset).name == "latest":
         config.preset = str(open_run(config.preset, folder.path.parent.parent).path.resolve())
 
@@ -319,12 +327,22 @@ def read_start(folder: RunFolder) -> Start:
 # --- The weights ----------------------------------------------------------------------------------
 
 
+OpenNetwork = Callable[[RunFolder], keras.Model]
+
+
+def adds_to_preset(config: BertSettings) -> bool:
+    """Whether a run keeps what it adds to the weights of its preset, and not those themselves."""
+    return config.method in ADDED and not (config.init or config.pretrain_data)
+
+
 def put_weights(
     model: keras.Model,
     start: Start,
     pretrained: Mapping[str, np.ndarray] | None,
     run: Run[Any],
-    weights: Sequence[np.ndarray] | None = None,
+    weights: Sequence[np.ndarray] | None,
+    names: Sequence[str],
+    open_network: OpenNetwork,
 ) -> None:
     """Puts the weights that a run starts from into its model: a preset's, pretrained ones, a run's.
 
@@ -334,25 +352,55 @@ def put_weights(
         pretrained: of `pretrain`.
         run: whose `init` may name another one.
         weights: what was made of that one's; None: they as they are.
+        names: the labels of the model.
+        open_network: returns the network of a run.
     """
-    if start.preset and not run.settings.init:
+    init = run.settings.init
+    if start.preset and not init:
         start.preset.assign(model)
+    common.same_vocabulary(init, start.wordpiece, "start from the same preset")
+    if weights is None and run.settings.method in ("full", *ADDED):
+        common.begin_with_labels(run, model, names, open_network, adapters=_keeps_adapters(init))
+    else:
+        run.begin_with(model, weights)
     if pretrained:
-        for name, variable in encoder_variables(model).items():
-            if name in pretrained:  # all but a pooler, which masked words do not train
-                variable.assign(pretrained[name])
-    common.same_vocabulary(run.settings.init, start.wordpiece, "start from the same preset")
-    run.begin_with(model, weights)
+        _put(model, pretrained)
+
+
+def _keeps_adapters(init: str) -> bool:
+    config = open_run(init).read_config() if init else {}
+    added = config.get("method") in ADDED
+    return added and not (config.get("init") or config.get("pretrain_data") or config.get("average"))
+
+
+def _learned(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns what masked words have taught a model: its encoder, and the head that finds them."""
+    found = {name: np.asarray(v) for name, v in encoder_variables(model).items()}
+    head = [layer for layer in model.layers if layer.name == _HEAD]
+    return found | {v.path.split("/", 1)[1]: np.asarray(v) for layer in head for v in layer.weights}
+
+
+def _put(model: keras.Model, learned: Mapping[str, np.ndarray]) -> None:
+    for name, variable in encoder_variables(model).items():
+        if name in learned:  # all but a pooler, which masked words do not train
+            variable.assign(learned[name])
+    for layer in model.layers:
+        if layer.name == _HEAD:
+            layer.set_weights([learned[v.path.split("/", 1)[1]] for v in layer.weights])
 
 
 # --- Pretraining ----------------------------------------------------------------------------------
 
 
-def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-    """Trains a small BERT on masked words, and returns the encoder's weights; None: nothing to put in.
+def pretrain(
+    run: Run[Any], start: Start, texts: Sequence[str], open_network: OpenNetwork
+) -> Mapping[str, np.ndarray] | None:
+    """Trains a BERT on masked words, and returns what it learned; None: nothing to put in.
 
-    The text goes through the pipeline of `mlm-gru`. It is the first stage of the run: one that is resumed
-    behind it has what it learned in its checkpoint.
+    A preset's goes on from its weights (Gururangan et al. 2020, https://arxiv.org/abs/2004.10964: pretraining
+    on the domain or on the task's own texts); a head for masked words is made where it brings none. The text
+    goes through the pipeline of `mlm-gru`. It is the first stage of the run: one that is resumed behind it
+    has what it learned in its checkpoint.
     """
     config, folder = run.settings, run.folder
     if not config.pretrain_data or run.is_over(PRETRAINING):
@@ -379,8 +427,13 @@ def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, 
     with run.strategy.scope():
         bert = build_bert(**start.architecture, dropout=config.dropout, dtype=config.precision)
         model = build_bert_masked_lm(bert)
+        if config.init and not run.goes_on:
+            _put(model, {**_learned(model), **_learned(open_network(open_run(config.init)))})
+        elif start.preset:
+            start.preset.assign(model)
         steps = config.pretrain_epochs * data.train.steps_per_epoch
-        model.compile(make_optimizer(config, model, steps, _PRETRAINING_RATE), SparseCrossEntropy())
+        rate = _PRETRAINING_RATES["preset" if start.preset or config.init else "scratch"]
+        model.compile(make_optimizer(config, model, steps, rate), SparseCrossEntropy())
     metrics = {"top1_accuracy": keras.metrics.sparse_categorical_accuracy}
     validation = Evaluator(model, data.validation, metrics, run.strategy)
     run.fit(
@@ -395,7 +448,7 @@ def pretrain(run: Run[Any], start: Start, texts: Sequence[str]) -> Mapping[str, 
         unit="windows",
         units_per_step=config.batch_size,
     )
-    return {name: np.asarray(v) for name, v in encoder_variables(model).items()}
+    return _learned(model)
 
 
 def texts_corpus(texts: Sequence[str]) -> Corpus:
@@ -487,7 +540,7 @@ def open_trained(
         UserError: the weights cannot be read, or the preset that adapters belong to is not what it was.
     """
     plain = build(start.build_encoder(dropout=config.dropout))
-    if config.method not in ADDED:
+    if not adds_to_preset(config):
         common.load_weights(plain, folder)
         return plain
     preset = load_preset(config.preset)

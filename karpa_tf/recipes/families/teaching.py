@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from karpa_tf.export.signature import Signature
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import recipe_of
 from karpa_tf.recipes.families import ensembles
+from karpa_tf.training.ancestry import weights_digest
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 
@@ -87,15 +87,6 @@ def open_teacher(path: str) -> RunFolder:
         ) from None
     folder.final_metrics()
     return folder
-
-
-def weights_digest(folder: RunFolder) -> str:
-    """Returns a hash of a run's weights, or of those of an ensemble's members."""
-    files = sorted([*folder.path.glob("best.weights.h5"), *folder.path.glob("members/**/best.weights.h5")])
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _shown(inputs: Mapping[str, tf.TensorSpec]) -> str:
