@@ -122,9 +122,8 @@ def beside(
             raise UserError(
                 f"--beside takes runs of bert-classifier and bert-tagger. Received: {name}={path}."
             )
-        ensembles.check_labels(
-            heads[name].names, ensembles.labels_of(single), f"{folder.path}'s {name}", path
-        )
+        own_names, names = sorted(heads[name].names), sorted(ensembles.labels_of(single))
+        ensembles.check_labels(own_names, names, f"{folder.path}'s {name}", path)
         task, model = recipe.open_model(single)
         part: Any = rows.of(name)
         own = recipe.batch(task, part)
