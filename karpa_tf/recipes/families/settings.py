@@ -227,7 +227,7 @@ class TaughtSettings(JoinedSettings):
 
 
 @dataclass(kw_only=True)
-class BertSettings(JoinedSettings):
+class BertSettings(SplitSettings):
     """Settings of fine-tuning a BERT, whatever for."""
 
     epochs: Count = option(6, "Most passes over the training data.")
