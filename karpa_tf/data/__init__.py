@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from karpa_tf.data.batches import array_batches as array_batches
     from karpa_tf.data.batches import from_dataset as from_dataset
     from karpa_tf.data.batches import mixed_batches as mixed_batches
+    from karpa_tf.data.batches import paired_batches as paired_batches
     from karpa_tf.data.images import ImageData as ImageData
     from karpa_tf.data.images import Images as Images
     from karpa_tf.data.images import decode_image as decode_image
@@ -56,7 +57,7 @@ else:  # a type checker would take any name for one of these
         __name__,
         {
             ".augmentation": "Augmentation image_batches",
-            ".batches": "Batches array_batches from_dataset mixed_batches",
+            ".batches": "Batches array_batches from_dataset mixed_batches paired_batches",
             ".images": "ImageData Images decode_image open_images open_test_images read_image",
             ".intents": "embedded_intents",
             ".labelled": "TableData load_table",

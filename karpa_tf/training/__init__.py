@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from karpa_tf.training.loop import Stage as Stage
     from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
+    from karpa_tf.training.multi_task import MultiTaskStep as MultiTaskStep
     from karpa_tf.training.optimizers import SGD as SGD
     from karpa_tf.training.optimizers import AdamW as AdamW
     from karpa_tf.training.run import Run as Run
@@ -45,6 +46,7 @@ else:  # a type checker would take any name for one of these
             ".fitting": "fit",
             ".loop": "Stage train",
             ".losses": "SparseCrossEntropy",
+            ".multi_task": "MultiTaskStep",
             ".optimizers": "SGD AdamW",
             ".run": "Run",
             ".run_folder": "RunFolder list_runs open_run",

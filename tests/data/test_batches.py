@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches, LengthOrder, array_batches, bucket_widths, mixed_batches
+from karpa_tf.data.batches import Batches, LengthOrder, array_batches, bucket_widths, paired_batches
 from karpa_tf.errors import UserError
 
 
@@ -161,10 +161,10 @@ def test_lists_are_arrays() -> None:
     assert labels[:3].tolist() == [0, 1, 2] and weights.tolist() == [1, 1, 1, 0]
 
 
-def test_mixed_batches_have_the_rows_of_both_and_shares_of_the_loss() -> None:
+def test_paired_batches_have_the_rows_of_both_and_shares_of_the_loss() -> None:
     first = array_batches(np.arange(10), np.zeros(10), batch_size=4, seed=0)
     others = array_batches(np.arange(100, 106), np.ones(6), batch_size=2, seed=1)
-    mixed = mixed_batches(first, others, share=0.75)
+    mixed = paired_batches(first, others, share=0.75)
     assert (mixed.steps_per_epoch, mixed.batch_size) == (3, 6)
     seen = [batch for batch in mixed.dataset(0, 6).as_numpy_iterator()]
     for number, (features, labels, weights) in enumerate(seen):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from karpa_tf.data.augmentation import Augmentation, image_batches
-from karpa_tf.data.batches import Batches, mixed_batches
+from karpa_tf.data.batches import Batches, paired_batches
 from karpa_tf.data.reservoir import BalancedReservoir, Reservoir
 from karpa_tf.lines import InALine
 from karpa_tf.models import build_image_cnn, build_image_mlp
@@ -106,7 +106,7 @@ class Learner(InALine):
         own = self._batches(self.places(task), _BATCHES, task)
         if self.config.method != "replay" or not task:
             return own
-        return mixed_batches(own, self._batches(self.buffer(task), _REPLAYED, task), task / (task + 1))
+        return paired_batches(own, self._batches(self.buffer(task), _REPLAYED, task), task / (task + 1))
 
     def begin(self, task: int, steps: int) -> SupervisedStep:
         """Makes the step of a task, with an optimizer of its own; `steps`: how many the task has."""
