@@ -61,7 +61,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     deep = keras.Sequential([keras.Input([4]), keras.layers.Dense(3), keras.layers.Dense(2)])
     batches = data.array_batches(np.zeros([MANY, 4]), np.zeros([MANY, 2]), batch_size=10)
     stage = training.Stage(training.SupervisedStep(model), batches)
-    heads = keras.Model(deep.input, {name: deep.output for name in ("a", "b")})
+    heads = keras.Model(deep.inputs, {name: deep.outputs[0] for name in ("a", "b")})
     heads.compile(training.AdamW(0.1), training.SparseCrossEntropy())
     tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
     algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
