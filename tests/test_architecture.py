@@ -38,7 +38,8 @@ ARROWS = {
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
-    "cli": "parser settings recipe doctor errors export quiet reports rows serving training",
+    "child_runs": "parser settings recipe errors training",
+    "cli": "child_runs parser settings recipe doctor errors export quiet reports rows serving training",
     "__main__": "cli",
     "__init__": "",
 }

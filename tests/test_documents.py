@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from karpa_tf.cli import _REMOVED, _VERBS, _options_by_recipe, _verb_parser
+from karpa_tf.child_runs import REMOVED
+from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
 from karpa_tf.serving.options import ServeOptions
 from karpa_tf.settings import types_of
@@ -38,9 +39,11 @@ def flags_of(words: list[str]) -> set[str]:
         fields = {f"--{name}" for one in each for name in types_of(one.about.settings)}
         return common | fields | {"--config", "--resume", "--seeds"}
     if verb == "prune":
-        return flags_of(["train", "any"]) | set(_REMOVED)
+        return flags_of(["train", "any"]) | set(REMOVED)
     if verb == "ensemble":
         return common | {"--weights"}
+    if verb == "interpolate":
+        return {*common, "--lambda", "--data2", "--decide", "--soup"}
     if verb == "distill":
         return flags_of(["train", "any"]) | {"--into"}
     if verb == "serve":

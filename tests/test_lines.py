@@ -96,6 +96,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         *algorithms,
         meta.ProtoNet(deep, ways=2),
         meta.MetaStep(algorithms[0], training.AdamW(0.1)),
+        training.EwcStep(model, strength=1.0),
+        data.Reservoir(9, 0),
+        data.BalancedReservoir(9, 0),
         training.GanStep(
             models.build_dcgan_generator((8, 8, 1), latent=2, filters=2),
             models.build_dcgan_discriminator((8, 8, 1), filters=2, units=2),

@@ -130,6 +130,25 @@ def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | No
     return Batches(load, order.steps_per_epoch, batch_size)
 
 
+def paired_batches(batches: Batches, others: Batches, share: float) -> Batches:
+    """Returns batches that have the rows of two: an epoch is one of the first, beside which the others come.
+
+    Args:
+        batches: of (features, labels, sample weights).
+        others: the same; batch n of both are joined.
+        share: of the loss that the others' rows have together, where both batches are full.
+    """
+    size = batches.batch_size + others.batch_size
+    factors = (1 - share) * size / batches.batch_size, share * size / others.batch_size
+
+    def load(step: tf.Tensor, part: int, parts: int) -> Any:
+        both = [source.load(step, part, parts) for source in (batches, others)]
+        both = [(*rest, weights * factor) for (*rest, weights), factor in zip(both, factors, strict=True)]
+        return tf.nest.map_structure(lambda *pair: tf.concat(pair, 0), *both)
+
+    return Batches(load, batches.steps_per_epoch, size)
+
+
 def _as_tensors(arrays: Any) -> Any:
     """Returns an array, or a dict or tuple of them, as tensors; a list is an array."""
     if isinstance(arrays, Mapping):

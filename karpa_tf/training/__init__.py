@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from karpa_tf.training.adversarial import GanStep as GanStep
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
+    from karpa_tf.training.consolidation import EwcStep as EwcStep
+    from karpa_tf.training.consolidation import fisher_information as fisher_information
     from karpa_tf.training.distillation import Distillation as Distillation
     from karpa_tf.training.distillation import TaughtRows as TaughtRows
     from karpa_tf.training.distillation import distillation_loss as distillation_loss
@@ -38,6 +40,7 @@ else:  # a type checker would take any name for one of these
             ".adversarial": "GanStep",
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
+            ".consolidation": "EwcStep fisher_information",
             ".distillation": "Distillation TaughtRows distillation_loss",
             ".evaluation": "Evaluator evaluate",
             ".fitting": "fit",

@@ -77,6 +77,8 @@ class Stage(InALine):
             chief alone calls it.
         name: of the stage, within its run.
         stop_if_diverged: end when the loss is not a number or grows away. A GAN's may rise.
+        own_tags: whether its tags in TensorBoard begin with its name; else its curves go on with those of the
+            stage before.
     """
 
     step: Step
@@ -86,6 +88,7 @@ class Stage(InALine):
     validation: Callable[[], dict[str, float]] | None = None
     name: str = "training"
     stop_if_diverged: bool = True
+    own_tags: bool = True
 
     def __post_init__(self) -> None:
         """Raises a UserError for a stage that makes no sense."""

@@ -363,6 +363,31 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     raise UserError(f"{run} is not a run folder: it holds no config.yaml.")
 
 
+def open_with_model(run: str | Path, logs: str | Path = "logs") -> RunFolder:
+    """Opens a run that holds a model: not one that is the mean of folds or a learning curve.
+
+    Args:
+        run: as for `open_run`.
+        logs: the folder of all runs.
+
+    Raises:
+        UserError: there is no such run, or it holds no model.
+    """
+    folder = open_run(run, logs)
+    config = folder.read_config()
+    if config.get("folds") and not config.get("fold"):
+        raise UserError(
+            f"{folder.path} is the mean of {config['folds']} folds, and holds no model; name a fold: "
+            "its metrics.json lists them."
+        )
+    if config.get("curve"):
+        raise UserError(
+            f"{folder.path} is a learning curve, and holds no model; name one of its runs: its metrics.json "
+            "lists them."
+        )
+    return folder
+
+
 def find_events(name: str, logs: str | Path) -> Path:
     """Returns the folder that TensorBoard is to show: of a recipe, a run, another folder, or all of `logs`.
 
