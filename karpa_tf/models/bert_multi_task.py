@@ -27,8 +27,8 @@ def build_bert_multi_task(
 ) -> keras.Model:
     """Builds heads on an encoder.
 
-    Inputs: those of `build_bert`, and with `cases` also `case_ids`, as for `build_bert_tagger`. Output:
-    float32 logits by head, (batch, classes) of texts, (batch, time, tags) of words.
+    Inputs: those of `build_bert`, and with `cases` also `case_ids`, as for `build_bert_tagger`.
+    Output: float32 logits by head, (batch, classes) of texts, (batch, time, tags) of words.
 
     Args:
         bert: the encoder.

@@ -31,7 +31,7 @@ class MultiTaskStep(SupervisedStep):
             (batch, ...).
         weights: w by task; 1 where none is given.
         log_variances: s by task, of the model's variables.
-        **more: what else `SupervisedStep` takes, but for metrics, distillation and attacks.
+        more: what else `SupervisedStep` takes, but for metrics, distillation and attacks.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MultiTaskStep(SupervisedStep):
         return tf.stack([tf.reduce_sum(weights[task]) for task in self.tasks])
 
     def loss_and_sums(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns losses, right labels and weights summed, float32 (tasks, 3), and the same as (3 tasks,)."""
+        """Returns a batch's losses, right labels and weights, summed: float32 (tasks, 3), and (3 tasks,)."""
         features, labels, weights = batch
         outputs = self.model(features, training=True)
         rows = []

@@ -137,7 +137,7 @@ class SupervisedStep(Step):
         return loss / weight
 
     def figures(self, sums: tf.Tensor, weight: tf.Tensor) -> tuple[Mapping[str, Any], Any]:
-        """Returns figures as `update` does, of what `loss_and_sums` summed and the whole batch's weight."""
+        """Returns figures as `update` does, of the sums of `loss_and_sums` and the whole batch's weight."""
         *values, total = tf.unstack(sums)
         return dict(zip(self._names, values, strict=True)), total
 
