@@ -66,6 +66,9 @@ def interpolate(words: Sequence[str]) -> Child:
     help = fields["lambdas"].removeprefix("average: ").capitalize().replace("; or soup", "")
     parser.add_field("--lambda", str, help)
     parser.add_field("--data2", str, fields["data2"].removeprefix("average: ").capitalize())
+    parser.add_field(
+        "--decide", types_of(taking[0].about.settings)["decide"], fields["decide"][9:].capitalize()
+    )
     parser.add_argument("--soup", action="store_true", help="The mean of all runs, and the greedy soup.")
     parser.flags.append("--soup")
     args = parser.read(words)
@@ -79,7 +82,10 @@ def interpolate(words: Sequence[str]) -> Child:
     first, recipe, paths = _runs_of_one_recipe("interpolate", "average", args)
     settings: Any = first.open_config(recipe.about.settings)
     config = settings.averaging(
-        ",".join(paths), "soup" if args.soup else given["lambda"] or "0:1:0.1", given["data2"]
+        ",".join(paths),
+        lambdas="soup" if args.soup else given["lambda"] or "0:1:0.1",
+        decide=getattr(args, "decide", "all"),
+        data2=given["data2"],
     )
     args.seeds = None
     return Child(recipe, config, {}, args)

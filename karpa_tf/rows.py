@@ -295,7 +295,10 @@ def check_output(path: str, pictures: bool = False) -> None:
 
 
 def write(
-    path: str, given: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]], names: Sequence[str]
+    path: str,
+    given: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | Mapping[str, Sequence[str]],
 ) -> list[str]:
     """Writes the given rows with what is predicted of them to a .csv or .jsonl file, whole or not at all.
 
@@ -303,7 +306,8 @@ def write(
         path: of the file; a .csv of other than ASCII gets a byte order mark, for spreadsheets.
         given: the rows as they were given; their columns stay.
         outputs: of the rows. Probabilities become `confidence`, the largest one, and a column a class.
-        names: the classes, in the order of the probabilities; none: the probabilities stay as they are.
+        names: the classes, in the order of the probabilities; none: the probabilities stay as they are. By
+            output, where several have probabilities: `NAME_probabilities` becomes `NAME_confidence` etc.
 
     Returns:
         What to say: which columns had to be called otherwise.
@@ -363,13 +367,17 @@ def _predicted(name: str, count: int) -> str:
     return f"{name} (predicted)" if count == 2 else f"{name} (predicted {count - 1})"
 
 
-def _flat(outputs: Mapping[str, Any], names: Sequence[str]) -> dict[tuple[str, int], Any]:
+def _flat(
+    outputs: Mapping[str, Any], names: Sequence[str] | Mapping[str, Sequence[str]]
+) -> dict[tuple[str, int], Any]:
     """Returns a row's outputs as cells, by name and place: two classes may have one name."""
+    classes = names if isinstance(names, Mapping) else {"probabilities": names}
     cells: dict[tuple[str, int], Any] = {}
     for name, value in outputs.items():
-        if name == "probabilities" and len(value) == len(names):
-            cells["confidence", 0] = max(value)
-            cells |= {(names[place], place + 1): share for place, share in enumerate(value)}
+        if name in classes and len(value) == len(classes[name]):
+            before = name.removesuffix("probabilities")
+            cells[f"{before}confidence", 0] = max(value)
+            cells |= {(before + classes[name][place], place + 1): share for place, share in enumerate(value)}
         else:
             cells[name, 0] = value
     return cells

@@ -157,7 +157,13 @@ class WordPiece(InALine):
         Returns:
             int32 ragged (n, pieces).
         """
-        return self._tokenize(tf.convert_to_tensor(text, tf.string))
+        text = tf.convert_to_tensor(text, tf.string)
+        return self._eager(text) if tf.executing_eagerly() else self._tokenize(text)
+
+    @cached_property
+    def _eager(self) -> Any:
+        # The calls of a tf.function are counted, and TensorFlow warns where several vocabularies are used.
+        return self._tokenize.get_concrete_function()
 
     @cached_property
     def _tokenize(self) -> tf.types.experimental.PolymorphicFunction:

@@ -43,7 +43,7 @@ def flags_of(words: list[str]) -> set[str]:
     if verb == "ensemble":
         return common | {"--weights"}
     if verb == "interpolate":
-        return {*common, "--lambda", "--data2", "--soup"}
+        return {*common, "--lambda", "--data2", "--decide", "--soup"}
     if verb == "distill":
         return flags_of(["train", "any"]) | {"--into"}
     if verb == "serve":

@@ -62,6 +62,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     deep = keras.Sequential([keras.Input([4]), keras.layers.Dense(3), keras.layers.Dense(2)])
     batches = data.array_batches(np.zeros([MANY, 4]), np.zeros([MANY, 2]), batch_size=10)
     stage = training.Stage(training.SupervisedStep(model), batches)
+    heads = keras.Model(deep.inputs, {name: deep.outputs[0] for name in ("a", "b")})
+    heads.compile(training.AdamW(0.1), training.SparseCrossEntropy())
     tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
     algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
     lesson = training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY))
@@ -96,6 +98,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         *algorithms,
         meta.ProtoNet(deep, ways=2),
         meta.MetaStep(algorithms[0], training.AdamW(0.1)),
+        training.EwcStep(model, strength=1.0),
+        data.Reservoir(9, 0),
+        data.BalancedReservoir(9, 0),
         training.GanStep(
             models.build_dcgan_generator((8, 8, 1), latent=2, filters=2),
             models.build_dcgan_discriminator((8, 8, 1), filters=2, units=2),
@@ -110,6 +115,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         lesson,
         training.Distillation(lesson, 2.0),
         training.Evaluator(model, batches, {}, tf.distribute.get_strategy()),
+        training.MultiTaskStep(heads),
         training.Run(run_folder, run_settings),
         stage,
         stage.step,

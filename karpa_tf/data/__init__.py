@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from karpa_tf.data.batches import Batches as Batches
     from karpa_tf.data.batches import array_batches as array_batches
     from karpa_tf.data.batches import from_dataset as from_dataset
+    from karpa_tf.data.batches import mixed_batches as mixed_batches
+    from karpa_tf.data.batches import paired_batches as paired_batches
     from karpa_tf.data.images import ImageData as ImageData
     from karpa_tf.data.images import Images as Images
     from karpa_tf.data.images import decode_image as decode_image
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from karpa_tf.data.intents import embedded_intents as embedded_intents
     from karpa_tf.data.labelled import TableData as TableData
     from karpa_tf.data.labelled import load_table as load_table
+    from karpa_tf.data.reservoir import BalancedReservoir as BalancedReservoir
+    from karpa_tf.data.reservoir import Reservoir as Reservoir
     from karpa_tf.data.sequences import Sequences as Sequences
     from karpa_tf.data.sequences import dense_features as dense_features
     from karpa_tf.data.sequences import encode_texts as encode_texts
@@ -53,10 +57,11 @@ else:  # a type checker would take any name for one of these
         __name__,
         {
             ".augmentation": "Augmentation image_batches",
-            ".batches": "Batches array_batches from_dataset",
+            ".batches": "Batches array_batches from_dataset mixed_batches paired_batches",
             ".images": "ImageData Images decode_image open_images open_test_images read_image",
             ".intents": "embedded_intents",
             ".labelled": "TableData load_table",
+            ".reservoir": "BalancedReservoir Reservoir",
             ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
             "sequence_batches",
             ".sources": "Corpus DataRecord open_corpus",

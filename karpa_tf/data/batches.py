@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,25 @@ def array_batches(features: Any, labels: Any, *, batch_size: int, seed: int | No
     return Batches(load, order.steps_per_epoch, batch_size)
 
 
+def paired_batches(batches: Batches, others: Batches, share: float) -> Batches:
+    """Returns batches that have the rows of two: an epoch is one of the first, beside which the others come.
+
+    Args:
+        batches: of (features, labels, sample weights).
+        others: the same; batch n of both are joined.
+        share: of the loss that the others' rows have together, where both batches are full.
+    """
+    size = batches.batch_size + others.batch_size
+    factors = (1 - share) * size / batches.batch_size, share * size / others.batch_size
+
+    def load(step: tf.Tensor, part: int, parts: int) -> Any:
+        both = [source.load(step, part, parts) for source in (batches, others)]
+        both = [(*rest, weights * factor) for (*rest, weights), factor in zip(both, factors, strict=True)]
+        return tf.nest.map_structure(lambda *pair: tf.concat(pair, 0), *both)
+
+    return Batches(load, batches.steps_per_epoch, size)
+
+
 def _as_tensors(arrays: Any) -> Any:
     """Returns an array, or a dict or tuple of them, as tensors; a list is an array."""
     if isinstance(arrays, Mapping):
@@ -145,6 +164,47 @@ def _as_tensors(arrays: Any) -> Any:
 def _check_batch_size(batch_size: Any) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a whole number of at least 1. Received: {batch_size!r}.")
+
+
+def mixed_batches(parts: Sequence[Batches], *, temperature: float = 1.0, seed: int = 0) -> Batches:
+    """Returns batches of several sets of data, each batch of one of them.
+
+    A set of b_i batches has the share b_i^(1/T) / sum_j b_j^(1/T) of an epoch, in an order made of the seed
+    and the epoch alone: with T = 1 each is gone through once, with a high T all have the same share
+    (Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019). The next batch of a set is always the one
+    behind its last.
+
+    Args:
+        parts: the sets, of batches of one size and structure.
+        temperature: T, above 0.
+        seed: of the order.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    sizes = np.array([part.steps_per_epoch for part in parts], np.float64)
+    shares = sizes ** (1.0 / temperature)
+    counts = np.maximum(1, np.round(sizes.sum() * shares / shares.sum())).astype(int)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn = np.random.default_rng((seed, 7, epoch)).permutation(np.repeat(np.arange(len(parts)), counts))
+        numbers = np.zeros(len(drawn), np.int64)
+        for number, count in enumerate(counts):
+            numbers[drawn == number] = epoch * count + np.arange(count)
+        return drawn, numbers
+
+    def place(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epoch, index = divmod(int(step), int(counts.sum()))
+        drawn, numbers = order(epoch)
+        return drawn[index].astype(np.int32), numbers[index]
+
+    def load(step: tf.Tensor, part: int, of: int) -> Any:
+        drawn, number = tf.numpy_function(place, [step], [tf.int32, tf.int64], stateful=False)
+        number = tf.ensure_shape(number, [])
+        each = [partial(one.load, number, part, of) for one in parts]
+        return tf.switch_case(tf.ensure_shape(drawn, []), each)
+
+    return Batches(load, int(counts.sum()), parts[0].batch_size)
 
 
 class EpochOrder:
@@ -176,7 +236,7 @@ class EpochOrder:
 
 def slice_part(rows: Any, part: int, parts: int) -> Any:
     """Returns the `part`-th of `parts` equal slices of a batch."""
-    size = len(rows) // parts
+    size = rows.shape[0] // parts
     return rows[part * size : (part + 1) * size]
 
 

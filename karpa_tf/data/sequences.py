@@ -241,13 +241,13 @@ def encode_words(
 
 def sequence_batches(
     sequences: Sequences,
-    labels: np.ndarray,
-    weights: np.ndarray,
+    labels: Any,
+    weights: Any,
     wordpiece: WordPiece,
     *,
     batch_size: int,
     seed: int | None = None,
-    buckets: int = 4,
+    buckets: int | Sequence[int] = 4,
     token_dropout: float = 0.0,
     balanced: int = 0,
 ) -> Batches:
@@ -255,27 +255,32 @@ def sequence_batches(
 
     Args:
         sequences: the rows.
-        labels: int32, one a row (rows,) or one a piece (pieces,); batches hold (batch,) or (batch, time).
-        weights: float32 of the same shape, what a label counts for in the loss; 0: not at all.
+        labels: int32, one a row (rows,) or one a piece (pieces,); batches hold (batch,) or (batch, time). Or
+            a dict of such arrays, which batches hold likewise.
+        weights: float32 of the same shapes, what a label counts for in the loss; 0: not at all.
         wordpiece: whose [PAD] and [MASK] are used.
         batch_size: rows in a batch.
         seed: training: shuffled anew each epoch, in buckets of like lengths. None: sorted by length, as
             `rows_of` says.
-        buckets: most widths that training batches may have.
+        buckets: most widths that training batches may have; or the widths, rising, whose last holds the
+            longest row.
         token_dropout: share of the pieces that are replaced by [MASK] in training.
         balanced: training: batches of two rows each of several labels, and so many rows in an epoch at
             least; 0: each row once.
     """
     lengths = sequences.lengths
     order: LengthOrder | BalancedOrder
-    if balanced and seed is not None:
+    if not isinstance(buckets, int):
+        order = LengthOrder(lengths, batch_size, list(buckets), seed)
+    elif balanced and seed is not None:
         # The longest row of a batch is longer than most rows are.
         longest = np.random.default_rng(seed).choice(lengths, (1000, batch_size)).max(axis=1)
         widths = bucket_widths(np.append(longest, lengths.max()), buckets)
-        order = BalancedOrder(labels, lengths, batch_size, widths, seed, balanced)
+        order = BalancedOrder(np.asarray(labels), lengths, batch_size, widths, seed, balanced)
     else:
         order = LengthOrder(lengths, batch_size, bucket_widths(lengths, buckets), seed)
-    per_piece = len(labels) == len(sequences.token_ids) and len(labels) != len(sequences)
+    facts = [*_as(np.int32, labels), *_as(np.float32, weights)]
+    per_piece = [len(fact) == len(sequences.token_ids) and len(fact) != len(sequences) for fact in facts]
     special = np.isin(sequences.token_ids, wordpiece.special_ids)
 
     def read(step: np.ndarray) -> list[np.ndarray]:
@@ -291,35 +296,36 @@ def sequence_batches(
             ids = np.where(dropped, wordpiece.mask_id, ids)
         ids = np.where(mask, ids, wordpiece.pad_id)
         segments = np.where(mask, sequences.segment_ids[index], 0)
-        if per_piece:
-            label, weight = np.where(mask, labels[index], 0), np.where(mask, weights[index], 0)
-        else:
-            label, weight = labels[rows], np.where(rows < 0, 0, weights[rows])
-        kinds = (np.int32, np.int32, bool, np.int32, np.float32)
-        arrays = [a.astype(k) for a, k in zip((ids, segments, mask, label, weight), kinds, strict=True)]
+        arrays = [ids.astype(np.int32), segments.astype(np.int32), mask]
+        for fact, each_piece in zip(facts, per_piece, strict=True):
+            here = np.where(mask, fact[index], 0) if each_piece else np.where(rows < 0, 0, fact[rows])
+            arrays.append(here.astype(fact.dtype))
         if sequences.case_ids is not None:
             arrays.append(np.where(mask, sequences.case_ids[index], 0).astype(np.int32))
         return arrays
 
     def load(step: tf.Tensor, part: int, parts: int) -> Any:
         row, pieces = [batch_size], [batch_size, None]
-        label = pieces if per_piece else row
-        kinds = [tf.int32, tf.int32, tf.bool, tf.int32, tf.float32]
-        shapes = [pieces, pieces, pieces, label, label]
+        kinds = [tf.int32, tf.int32, tf.bool, *(tf.as_dtype(fact.dtype) for fact in facts)]
+        shapes = [pieces, pieces, pieces, *(pieces if each_piece else row for each_piece in per_piece)]
         if sequences.case_ids is not None:
             kinds.append(tf.int32)
             shapes.append(pieces)
         arrays = tf.numpy_function(read, [step], kinds, stateful=False)
-        ids, segments, mask, labels_, weights_, *cases = (
+        ids, segments, mask, *more = (
             slice_part(tf.ensure_shape(a, shape), part, parts)
             for a, shape in zip(arrays, shapes, strict=True)
         )
         features = {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}
-        if cases:
-            features["case_ids"] = cases[0]
-        return features, labels_, weights_
+        if sequences.case_ids is not None:
+            features["case_ids"] = more.pop()
+        return features, *tf.nest.pack_sequence_as((labels, weights), more)
 
     return Batches(load, order.steps_per_epoch, batch_size)
+
+
+def _as(kind: type, arrays: Any) -> list[np.ndarray]:
+    return [np.asarray(array, kind) for array in tf.nest.flatten(arrays)]
 
 
 def rows_of(sequences: Sequences, batch_size: int) -> np.ndarray:

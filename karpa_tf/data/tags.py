@@ -20,7 +20,8 @@ from karpa_tf.lines import InALine
 from karpa_tf.privacy import redact_words
 
 OUTSIDE = "O"
-_SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", ".bioes")
+# Of files in CoNLL columns.
+SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", ".bioes")
 _SPLIT_SEED = 22
 # Prefixes of IOB1, IOB2, BIOES, BILOU, BMES and BMEWO, and what they are in IOB2.
 _PREFIX = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B", "W": "B"}
@@ -226,7 +227,7 @@ def _read_plain(source: str, broken: Broken, notes: list[str]) -> dict[Split, li
         return _read_tfds(source, broken, notes)
     path = Path(source)
     if path.is_dir():
-        return {s: read_conll(file, broken, notes) for s, file in find_splits(path, _SUFFIXES).items()}
+        return {s: read_conll(file, broken, notes) for s, file in find_splits(path, SUFFIXES).items()}
     if not path.exists():
         raise no_such_path(
             source, "a file in CoNLL columns (token first, tag last), a folder with train.conll"

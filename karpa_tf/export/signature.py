@@ -29,7 +29,8 @@ class Signature(InALine):
         variables: the Keras variables that the function reads.
         resources: what else it holds: lookup tables, tokenizers.
         check: given the number of a row and the row, raises a `UserError` for one that makes no sense.
-        names: the classes, in the order of the output `probabilities`.
+        names: the classes, in the order of the output `probabilities`; or by output, as
+            `{"intents_probabilities": [...]}`.
         scales: by name of an output the size that its numbers are compared by, where those of the examples of
             an export are smaller: a difference of probabilities may be nearly 0 for all of them.
         shown: how outputs read in a terminal: a name, or several in one string, lists that are to stand side
@@ -41,7 +42,7 @@ class Signature(InALine):
     variables: Sequence[Any] = ()
     resources: Sequence[Any] = ()
     check: Callable[[int, Mapping[str, Any]], None] | None = None
-    names: Sequence[str] = ()
+    names: Sequence[str] | Mapping[str, Sequence[str]] = ()
     shown: Sequence[str] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
 

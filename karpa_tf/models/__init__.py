@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from karpa_tf.models.bert import build_bert as build_bert
     from karpa_tf.models.bert_classifier import build_bert_classifier as build_bert_classifier
     from karpa_tf.models.bert_masked_lm import build_bert_masked_lm as build_bert_masked_lm
+    from karpa_tf.models.bert_multi_task import build_bert_multi_task as build_bert_multi_task
     from karpa_tf.models.bert_tagger import build_bert_tagger as build_bert_tagger
     from karpa_tf.models.bidirectional_gru import BidirectionalGRU as BidirectionalGRU
     from karpa_tf.models.dcgan_discriminator import build_dcgan_discriminator as build_dcgan_discriminator
@@ -33,6 +34,7 @@ else:  # a type checker would take any name for one of these
             ".bert": "build_bert",
             ".bert_classifier": "build_bert_classifier",
             ".bert_masked_lm": "build_bert_masked_lm",
+            ".bert_multi_task": "build_bert_multi_task",
             ".bert_tagger": "build_bert_tagger",
             ".bidirectional_gru": "BidirectionalGRU",
             ".dcgan_discriminator": "build_dcgan_discriminator",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from karpa_tf.models.bert import Dropout, TransformerBlock
@@ -35,17 +37,20 @@ def build_bert_tagger(
     )
 
     # === Functional Model ===
-    inputs = dict(bert.input)
-    x = bert.output
-    if cases:
-        embeddings = bert.get_layer("embeddings")
-        inputs["case_ids"] = keras.Input([None], dtype="int32", name="case_ids")
-        table = keras.layers.Embedding(
-            CASES, x.shape[-1], "zeros", dtype=embeddings.dtype_policy, name="case_embedding"
-        )
-        x = embeddings(inputs["token_ids"], inputs["segment_ids"])
-        x = keras.layers.Add(dtype=embeddings.dtype_policy, name="add_case")([x, table(inputs["case_ids"])])
-        for layer in bert.layers:
-            if isinstance(layer, TransformerBlock):
-                x = layer(x, inputs["padding_mask"])
+    inputs, x = with_cases(bert) if cases else (bert.input, bert.output)
     return keras.Model(inputs, head(drop(x)), name="bert_tagger")
+
+
+def with_cases(bert: keras.Model) -> tuple[dict[str, Any], Any]:
+    """Returns the inputs of an encoder and `case_ids`, and what its layers give for all of them."""
+    embeddings = bert.get_layer("embeddings")
+    inputs = {**bert.input, "case_ids": keras.Input([None], dtype="int32", name="case_ids")}
+    table = keras.layers.Embedding(
+        CASES, bert.output.shape[-1], "zeros", dtype=embeddings.dtype_policy, name="case_embedding"
+    )
+    x = embeddings(inputs["token_ids"], inputs["segment_ids"])
+    x = keras.layers.Add(dtype=embeddings.dtype_policy, name="add_case")([x, table(inputs["case_ids"])])
+    for layer in bert.layers:
+        if isinstance(layer, TransformerBlock):
+            x = layer(x, inputs["padding_mask"])
+    return inputs, x

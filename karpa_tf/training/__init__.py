@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from karpa_tf.training.adversarial import GanStep as GanStep
     from karpa_tf.training.callbacks import BestWeights as BestWeights
     from karpa_tf.training.checkpoint import Checkpoints as Checkpoints
+    from karpa_tf.training.consolidation import EwcStep as EwcStep
+    from karpa_tf.training.consolidation import fisher_information as fisher_information
     from karpa_tf.training.distillation import Distillation as Distillation
     from karpa_tf.training.distillation import TaughtRows as TaughtRows
     from karpa_tf.training.distillation import distillation_loss as distillation_loss
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from karpa_tf.training.loop import Stage as Stage
     from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
+    from karpa_tf.training.multi_task import MultiTaskStep as MultiTaskStep
     from karpa_tf.training.optimizers import SGD as SGD
     from karpa_tf.training.optimizers import AdamW as AdamW
     from karpa_tf.training.run import Run as Run
@@ -37,11 +40,13 @@ else:  # a type checker would take any name for one of these
             ".adversarial": "GanStep",
             ".callbacks": "BestWeights",
             ".checkpoint": "Checkpoints",
+            ".consolidation": "EwcStep fisher_information",
             ".distillation": "Distillation TaughtRows distillation_loss",
             ".evaluation": "Evaluator evaluate",
             ".fitting": "fit",
             ".loop": "Stage train",
             ".losses": "SparseCrossEntropy",
+            ".multi_task": "MultiTaskStep",
             ".optimizers": "SGD AdamW",
             ".run": "Run",
             ".run_folder": "RunFolder list_runs open_run",

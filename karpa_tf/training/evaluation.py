@@ -36,11 +36,10 @@ class Outputs:
         # Calls of the function itself are counted, and TensorFlow warns where several models are evaluated.
         self._forward = forward.get_concrete_function()
 
-    def __iter__(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
         """Yields (outputs, labels, sample weights) of each batch, as arrays."""
         for features, labels, weights in self._dataset:
-            outputs = self._forward(features)
-            yield tf.nest.map_structure(np.asarray, outputs), labels.numpy(), weights.numpy()
+            yield tf.nest.map_structure(np.asarray, (self._forward(features), labels, weights))
 
 
 def evaluate(

@@ -77,6 +77,8 @@ class Stage(InALine):
             chief alone calls it.
         name: of the stage, within its run.
         stop_if_diverged: end when the loss is not a number or grows away. A GAN's may rise.
+        own_tags: whether its tags in TensorBoard begin with its name; else its curves go on with those of the
+            stage before.
     """
 
     step: Step
@@ -86,6 +88,7 @@ class Stage(InALine):
     validation: Callable[[], dict[str, float]] | None = None
     name: str = "training"
     stop_if_diverged: bool = True
+    own_tags: bool = True
 
     def __post_init__(self) -> None:
         """Raises a UserError for a stage that makes no sense."""
@@ -175,7 +178,8 @@ class _Training:
         self.clock = 0
         self.history = History()
         self.totals: np.ndarray = np.zeros(0)
-        self.watch = _Watch(stage.stop_if_diverged)
+        self.watches = {name: _Watch(stage.stop_if_diverged) for name in self.step.watched}
+        self.watch = next(iter(self.watches.values()))
         self._unread: list[tuple[int, Figures]] = []
         self._figures: Mapping[str, float] = {}
         if stage.batches and stage.batches.batch_size % self.step.parts:
@@ -198,7 +202,7 @@ class _Training:
 
     @property
     def _stateful(self) -> list[Any]:
-        return [c for c in (self.watch, self.step, *self.callbacks) if hasattr(c, "get_state")]
+        return [c for c in (*self.watches.values(), self.step, *self.callbacks) if hasattr(c, "get_state")]
 
     def _save(self) -> None:
         self._read()
@@ -340,8 +344,9 @@ class _Training:
         unread, self._unread = self._unread, []
         for clock, figures in unread:
             self.totals = self.totals + figures.sums if self.totals.size else figures.sums.copy()
-            if "loss" in figures.names:
-                self.watch.check(figures["loss"], clock)
+            for name, watch in self.watches.items():
+                if name in figures:
+                    watch.check(figures[name], clock)
 
     # --- Small parts
 

@@ -155,12 +155,11 @@ class Run(InALine, Generic[S]):
 
     def is_over(self, stage: str) -> bool:
         """Whether a resumed run had left that stage behind: its model need not be made again."""
-        if stage in self._stages:
-            return True
         state = self._state
-        return bool(
-            state and state.get("stage", "training") != stage and stage in state.get("finished", [stage])
-        )
+        behind = state and state.get("stage", "training") != stage and stage in state.get("finished", [stage])
+        if behind and stage not in self._stages:
+            self._stages.append(stage)  # the next checkpoints must know it too
+        return stage in self._stages
 
     def fit(
         self,
@@ -192,7 +191,6 @@ class Run(InALine, Generic[S]):
             The figures of each epoch.
         """
         if self.is_over(stage.name):
-            self._stages.append(stage.name)
             return History()
         state, settings = self._state or {}, self.settings
         goes_on = bool(state) and state.get("stage", stage.name) == stage.name
@@ -210,7 +208,7 @@ class Run(InALine, Generic[S]):
             profile=settings.profile_steps() if hasattr(settings, "profile_steps") else None,
             histograms=settings.histograms,
             own_steps=about is not None and about.steps != UPDATES,
-            stage="" if stage.name == Stage.name else stage.name,
+            stage=stage.name if stage.own_tags and stage.name != Stage.name else "",
             begin=begin,
             writes=self.chief,
             **tensorboard,

@@ -27,7 +27,8 @@ class Figures(Mapping[str, float]):
 
     Args:
         names: of the figures.
-        sums: float64 (names + 1,): each summed over the batch, and last the weight that divides them.
+        sums: float64 (names + 1,): each summed over the batch, and last the weight that divides them; or
+            (2 names,): and then the weight of each. A figure whose own weight is 0 is not there.
     """
 
     def __init__(self, names: Sequence[str], sums: Any) -> None:
@@ -40,16 +41,24 @@ class Figures(Mapping[str, float]):
         return np.asarray(self._sums)
 
     def __getitem__(self, name: str) -> float:
-        total, weight = float(self.sums[self.names.index(name)]), float(self.sums[-1])
+        place = self.names.index(name) if name in self.names else -1
+        if place < 0 or (self._own and self.sums[len(self.names) + place] <= 0):
+            raise KeyError(name)
+        total, weight = float(self.sums[place]), float(self.sums[len(self.names) + place * self._own])
         if weight <= 0 and total:
             return math.nan
         return total / max(weight, 1e-9)
 
+    @property
+    def _own(self) -> bool:
+        """Whether each figure has a weight of its own; its shape is known without waiting."""
+        return len(self.names) > 1 and self._sums.shape[0] == 2 * len(self.names)
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter([name for name in self.names if name in self] if self._own else self.names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(list(iter(self)))
 
     def __repr__(self) -> str:
         return in_a_line("Figures", dict(self))
@@ -70,12 +79,14 @@ class Step(InALine, ABC):
         parts: into how many equal parts a batch is cut.
         advance: by how much the last call has moved the clock of the training.
         stop_training: set it to end the training after this step, where there is no model to set it on.
+        watched: the losses among the figures: training ends where one of them is no number or grows away.
     """
 
     model: keras.Model | None = None
     parts = 1
     advance = 1
     stop_training = False
+    watched: Sequence[str] = ("loss",)
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -110,7 +121,8 @@ class Step(InALine, ABC):
 
         Returns:
             Figures by name, scalars summed over the batch, and the weight that divides the sums: figures are
-            averages over replicas, steps and epochs by it. With means over a batch it is 1.
+            averages over replicas, steps and epochs by it. With means over a batch it is 1. Weights by name
+            where figures have different ones: one of weight 0 is left out.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither update nor __call__.")
 
@@ -171,12 +183,13 @@ def _checked(step: Step, given: Any) -> tuple[list[str], list[tf.Tensor]]:
     """Returns the names of an update's figures, and their sums and the weight; or raises a UserError."""
     try:
         figures, weight = given
-        values = [tf.convert_to_tensor(value) for value in (*figures.values(), weight)]
+        weights = [weight[name] for name in figures] if isinstance(weight, Mapping) else [weight]
+        values = [tf.convert_to_tensor(value) for value in (*figures.values(), *weights)]
         numbers = all(value.dtype.is_floating or value.dtype.is_integer for value in values)
         if numbers and all(value.shape.rank == 0 for value in values):
             return list(map(str, figures)), [tf.cast(value, tf.float32) for value in values]
         given = {name: value.shape for name, value in zip([*figures, "weight"], values, strict=True)}
-    except (TypeError, ValueError, AttributeError, tf.errors.OpError):
+    except (TypeError, ValueError, KeyError, AttributeError, tf.errors.OpError):
         pass
     raise UserError(
         f"{type(step).__name__}.update must return figures by name and their weight, each one number: "

@@ -84,6 +84,7 @@ class SupervisedStep(Step):
         self.attack = attack
         self.sparsity = sparsity
         self.distillation = distillation
+        self.summed = len(self.metrics) + 2
         self._made = 0
         self.parts *= accumulate
         if adversary and self.strategy.num_replicas_in_sync > 1:
@@ -107,8 +108,7 @@ class SupervisedStep(Step):
     def update(self, batch: Any) -> tuple[Mapping[str, Any], Any]:
         variables = self.model.trainable_variables
         # The weight of the whole global batch, known beforehand, spares a pass over all gradients.
-        weight = all_reduce(self.strategy, tf.reduce_sum(_weights(batch)))
-        weight = tf.maximum(weight, 1e-9)
+        weight = tf.maximum(all_reduce(self.strategy, self.weigh(batch)), 1e-9)
         grads, sums = (self._accumulated if self.accumulate > 1 else self._gradients)(batch, weight)
         grads = all_reduce(self.strategy, grads)
         if self._statistics:
@@ -119,12 +119,25 @@ class SupervisedStep(Step):
             grads = [rows_with_gradient(g) if i in self._sparse else g for i, g in enumerate(grads)]
         masks = self.sparsity.masks(variables) if self.sparsity else {}
         grads = [masked(g, masks[i]) if i in masks else g for i, g in enumerate(grads)]
+        figures = self.figures(sums, weight)
         # Every replica makes the same update of its own copy of the weights.
-        self.apply_gradients(sums, (self.model.optimizer, grads, variables))
+        self.apply_gradients(figures, (self.model.optimizer, grads, variables))
         for place, mask in masks.items():  # momentum moves pruned weights as well
             variable = variables[place].value
             # The handle is this replica's own.
             tf.raw_ops.AssignVariableOp(resource=variable.handle, value=masked(variable, mask))
+        return figures
+
+    def weigh(self, batch: Any) -> tf.Tensor:
+        """Returns what a batch's losses are divided by: the sum of its weights."""
+        return tf.reduce_sum(_weights(batch))
+
+    def mean(self, loss: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        """Returns what is descended on, of the loss of a batch or a part of it, and the batch's weight."""
+        return loss / weight
+
+    def figures(self, sums: tf.Tensor, weight: tf.Tensor) -> tuple[Mapping[str, Any], Any]:
+        """Returns figures as `update` does, of the sums of `loss_and_sums` and the whole batch's weight."""
         *values, total = tf.unstack(sums)
         return dict(zip(self._names, values, strict=True)), total
 
@@ -165,7 +178,7 @@ class SupervisedStep(Step):
         with tf.GradientTape() as tape:
             tape.watch(others)  # a frozen one too
             loss, sums = self.loss_and_sums(batch)
-            loss /= weight
+            loss = self.mean(loss, weight)
         sources = [*(v.value for v in self.model.trainable_variables), *others]
         grads = tape.gradient(loss, sources, unconnected_gradients="zero")
         if self._lazy:
@@ -184,7 +197,7 @@ class SupervisedStep(Step):
             return i + 1, [a + b for a, b in zip(grads, more, strict=True)], sums + partial
 
         zeros = [tf.zeros_like(v) for v in self.model.trainable_variables]
-        start = (0, zeros, tf.zeros([len(self.metrics) + 2]))
+        start = (0, zeros, tf.zeros([self.summed]))
         _, grads, sums = tf.while_loop(lambda i, *_: i < count, add, start)
         return grads, sums
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.data.batches import Batches, LengthOrder, array_batches, bucket_widths
+from karpa_tf.data.batches import Batches, LengthOrder, array_batches, bucket_widths, paired_batches
 from karpa_tf.errors import UserError
 
 
@@ -159,3 +159,24 @@ def test_lists_are_arrays() -> None:
     features, labels, weights = (np.concatenate(parts) for parts in zip(*batches.dataset(), strict=True))
     np.testing.assert_array_equal(features[:3], [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     assert labels[:3].tolist() == [0, 1, 2] and weights.tolist() == [1, 1, 1, 0]
+
+
+def test_paired_batches_have_the_rows_of_both_and_shares_of_the_loss() -> None:
+    first = array_batches(np.arange(10), np.zeros(10), batch_size=4, seed=0)
+    others = array_batches(np.arange(100, 106), np.ones(6), batch_size=2, seed=1)
+    mixed = paired_batches(first, others, share=0.75)
+    assert (mixed.steps_per_epoch, mixed.batch_size) == (3, 6)
+    seen = [batch for batch in mixed.dataset(0, 6).as_numpy_iterator()]
+    for number, (features, labels, weights) in enumerate(seen):
+        assert labels.tolist() == [0] * 4 + [1] * 2
+        real = 4 if number % 3 < 2 else 2
+        assert weights[:4].sum() == pytest.approx(6 * 0.25 * real / 4)
+        assert weights[4:].sum() == pytest.approx(6 * 0.75)
+        assert set(features[4:]) <= set(range(100, 106))
+    for epoch_ in (seen[:3], seen[3:]):
+        rows = [row for features, _, weights in epoch_ for row in features[:4][weights[:4] > 0]]
+        assert sorted(rows) == list(range(10))
+        assert sorted(row for features, *_ in epoch_ for row in features[4:]) == list(range(100, 106))
+    # Batch 4 is the same, however one comes to it.
+    (again,) = mixed.dataset(4, 5).as_numpy_iterator()
+    assert again[0].tolist() == seen[4][0].tolist()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf.recipes.bert_tagger.batches import traced_decoder
 from karpa_tf.recipes.bert_tagger.recipe import BertTagger
-from karpa_tf.recipes.bert_tagger.tag_words import TagWords, decode_tags
+from karpa_tf.recipes.families.examples import traced_decoder
+from karpa_tf.recipes.families.tag_words import TagWords, decode_tags
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, make_tagged, write_conll

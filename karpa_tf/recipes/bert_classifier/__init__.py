@@ -10,7 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipe import About, ExplainOptions, Input
-from karpa_tf.recipes.families.settings import TEACHER, BertExportOptions, BertSettings, TaughtSettings
+from karpa_tf.recipes.families.settings import (
+    TEACHER,
+    BertExportOptions,
+    BertSettings,
+    TaughtSettings,
+)
 from karpa_tf.settings import CountOrNone, NonNegative, defaults_of, option
 
 # What stands for the text and for the word that is looked for, in a pattern.

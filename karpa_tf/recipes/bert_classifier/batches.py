@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import tensorflow as tf
 
 from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
 from karpa_tf.data.tables import Columns, Rows, label_ids
-from karpa_tf.recipes.families.encoders import Examples, Task
-from karpa_tf.training.evaluation import Outputs
+from karpa_tf.recipes.families.encoders import Task
+from karpa_tf.recipes.families.examples import Texts
 
 from . import BertClassifierSettings
 from .cloze import Patterns
@@ -37,31 +33,6 @@ def joined(rows: Rows) -> list[str]:
     if rows.texts_b is None:
         return rows.texts
     return [f"{a} {b}" for a, b in zip(rows.texts, rows.texts_b, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts(Examples):
-    """Texts in batches.
-
-    Attributes:
-        labels: int32 (rows,), in the order of the rows.
-    """
-
-    labels: np.ndarray
-
-    def rows(self, outputs: Outputs) -> np.ndarray:
-        """Returns what a model gives for each row (rows, ...), in the order of the rows."""
-        batches = np.concatenate([batch for batch, _, _ in outputs])
-        result = np.zeros_like(batches[: len(self.labels)])
-        result[self.order[self.order >= 0]] = batches[self.order >= 0]
-        return result
-
-    def labelled(self, outputs: Outputs, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self.labels, self.probabilities(outputs)
-
-    def probabilities(self, outputs: Outputs) -> np.ndarray:
-        """Returns probabilities float32 (rows, classes), in the order of the rows."""
-        return tf.nn.softmax(self.rows(outputs)).numpy()
 
 
 def batch_texts(task: ClassifierTask, rows: Rows, training: bool, numbered: bool = False) -> Texts:

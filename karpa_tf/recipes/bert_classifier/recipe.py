@@ -33,6 +33,7 @@ from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import common, ensembles, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
+from karpa_tf.recipes.families.examples import Texts
 from karpa_tf.recipes.families.rehearsal import rehearse
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
@@ -47,7 +48,7 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ABOUT, BertClassifierSettings, few
-from .batches import EPOCH, PROJECTED, ClassifierTask, Texts, batch_texts, columns_of, joined
+from .batches import EPOCH, PROJECTED, ClassifierTask, batch_texts, columns_of, joined
 from .card import model_card
 from .classify import Classify, text_inputs
 from .cloze import Patterns, calibrate

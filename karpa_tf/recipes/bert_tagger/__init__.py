@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from karpa_tf.recipe import About, ExplainOptions, Input
-from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
+from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings, JoinedSettings
 from karpa_tf.settings import defaults_of, option
 
 
 @dataclass(kw_only=True)
 @defaults_of(__file__)
-class BertTaggerSettings(BertSettings):
+class BertTaggerSettings(BertSettings, JoinedSettings):
     """A BERT that tags words: named entities, slots."""
 
     # Whole sentences of tags say more than a label each, and there are fewer of them to learn from.

@@ -35,8 +35,10 @@ from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation
 from karpa_tf.recipes.families import ensembles, folds
 from karpa_tf.recipes.families.encoders import EncoderRecipe
+from karpa_tf.recipes.families.examples import Words
 from karpa_tf.recipes.families.rehearsal import rehearse
-from karpa_tf.recipes.families.words import Claim, explain_words
+from karpa_tf.recipes.families.tag_words import TagWords
+from karpa_tf.recipes.families.words import claims_of_tags, explain_words, words_of_tags
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tagging import format_type_table, write_tagging
 from karpa_tf.reports.tensorboard import Labels
@@ -45,8 +47,7 @@ from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 
 from . import ABOUT, BertTaggerSettings
-from .batches import TaggerTask, Words, batch_words
-from .tag_words import TagWords
+from .batches import TaggerTask, batch_words
 
 # Words shown in the projector.
 _PROJECTED = 2000
@@ -167,22 +168,8 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what each word of texts adds to the probability of every tag that is not `O`."""
 
-        def words_of(outputs: Mapping[str, Any]) -> list[str]:
-            return [token for token in outputs["tokens"] if token]
-
-        def claims(outputs: Mapping[str, Any]) -> list[Claim]:
-            def claim(place: int, tag: str) -> Claim:
-                def score(other: Mapping[str, Any], left_out: int) -> float:
-                    here = place - (0 <= left_out < place)
-                    found = left_out != place and here < len(other["tags"]) and other["tags"][here] == tag
-                    return other["scores"][here] if found else 0.0
-
-                return Claim(f"{outputs['tokens'][place]}: {tag}", score)
-
-            return [claim(i, tag) for i, tag in enumerate(outputs["tags"]) if tag not in ("", OUTSIDE)]
-
         signature = self.served(*self.open_model(folder))
-        return explain_words(folder, signature, inputs, claims, words_of=words_of)
+        return explain_words(folder, signature, inputs, claims_of_tags, words_of=words_of_tags)
 
     # --- Export
 

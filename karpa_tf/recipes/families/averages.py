@@ -66,7 +66,8 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
     config, folder = run.settings, run.folder
     parents = [open_run(path) for path in config.averaged()]
     ensembles.check_members(recipe, parents, "Runs that are averaged")
-    if config != parents[0].open_config(type(config)).averaging(config.average, config.lambdas, config.data2):
+    how = {name: getattr(config, name) for name in ("lambdas", "decide", "data2")}
+    if config != parents[0].open_config(type(config)).averaging(config.average, **how):
         raise UserError("An average has the settings of its first run: `karpa-tf interpolate` takes them.")
     if joined := next((parent for parent in parents if ensembles.members_of(parent)), None):
         raise UserError(f"{joined.path} is an ensemble: it has no weights of its own to average.")
@@ -84,7 +85,7 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
             shutil.copy2(path, folder.assets / path.name)
     if run.chief:
         note_ancestors(folder, ancestors)
-    mix = _Mix(recipe, model, weights, parents, config.data2)
+    mix = _Mix(recipe, model, weights, parents, config)
     made = _soups(mix, run) if config.lambdas == "soup" else _interpolate(mix, run)
     chosen, shares, facts, note = made
     mix.put(shares)
@@ -180,7 +181,7 @@ class _Mix:
         model: keras.Model,
         weights: Sequence[Sequence[np.ndarray]],
         parents: Sequence[RunFolder],
-        data2: str,
+        config: Any,
     ) -> None:
         self.recipe, self.model, self.weights = recipe, model, weights
         self.names = [f"{parent.recipe}/{parent.path.resolve().name}" for parent in parents]
@@ -198,9 +199,9 @@ class _Mix:
                 self.data[f"{name} of {self.names[len(seen)]}" if name in self.data else name] = parent
             seen.add(fingerprint)
         self.scorers = {name: recipe.scorer(one, model, "validation") for name, one in self.data.items()}
-        self.decide = list(self.scorers)
-        if data2:
-            self.scorers[Path(data2).name] = recipe.scorer(parents[0], model, data2)
+        self.decide = list(self.scorers)[: 1 if config.decide == "first" else None]
+        if config.data2:
+            self.scorers[Path(config.data2).name] = recipe.scorer(parents[0], model, config.data2)
         self.measured: dict[tuple[float, ...], dict[str, Figures]] = {}
 
     def put(self, shares: Sequence[float]) -> None:
@@ -217,7 +218,7 @@ class _Mix:
         return self.measured[key]
 
     def rank(self, figures: Mapping[str, Figures]) -> tuple[float, float]:
-        """What decides: the mean of the main figure over validation splits, and then that of the loss."""
+        """What decides: the mean of the main figure over validation splits, or of one; then of the loss."""
         mean = np.mean([figures[name][self.figure] for name in self.decide])
         return float(mean), -float(np.mean([figures[name]["loss"] for name in self.decide]))
 
@@ -240,7 +241,7 @@ class _Mix:
                     for value, figures in rows.items()
                 }
                 at = max(gaps, key=gaps.__getitem__)
-                found[data] |= {name: max(gaps[at], 0.0), f"{name} at lambda": at}
+                found[data] |= {name: max(0.0, gaps[at]), f"{name} at lambda": at}
         return found
 
     def say_barriers(self, barriers: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

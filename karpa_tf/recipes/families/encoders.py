@@ -61,6 +61,10 @@ class Examples(InALine):
         """Returns labels int (n,) as places in `names`, and probabilities float32 (n, classes) for them."""
         raise NotImplementedError
 
+    def right(self, outputs: Any, names: Sequence[str]) -> np.ndarray:
+        """Returns bool (rows,): whether all of what a model says of a row is right."""
+        raise NotImplementedError
+
 
 S = TypeVar("S", bound=BertSettings)
 # The examples of a split, and the same in batches.
@@ -153,6 +157,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     @abstractmethod
     def served(self, task: Task[S], model: keras.Model) -> Signature:
         """Returns what a model serves."""
+
+    def served_beside(self, task: Task[S], model: keras.Model) -> dict[str, Signature]:
+        """Returns what else a model serves, by the name of the signature."""
+        return {}
 
     @abstractmethod
     def rows(self, part: P) -> list[dict[str, str]]:
@@ -250,9 +258,9 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         A small BERT of its own may learn masked words first, a stage before the fine-tuning.
         """
         config, folder = run.settings, run.folder
-        if config.ensemble:
+        if getattr(config, "ensemble", ""):
             return ensembles.join(self, run)
-        if config.average:
+        if getattr(config, "average", ""):
             return averages.average(self, run)
         starts.refuse_older(run)
         starts.resolve_preset(config, folder)
@@ -350,7 +358,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def open_model(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
         """Returns what a run reads and gives, and its model with the best weights, in float32."""
         task, start = self._open_task(folder)
-        if task.config.ensemble:
+        if getattr(task.config, "ensemble", ""):
             return task, ensembles.open_ensemble(self, folder)
         return task, starts.open_trained(task.config, folder, start, partial(self.build, task))
 
@@ -400,6 +408,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             folder,
             options,
             signature := self.served(task, model),
+            self.served_beside(task, model),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",

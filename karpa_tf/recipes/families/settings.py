@@ -94,6 +94,9 @@ class JoinedSettings(SplitSettings):
     lambdas: str = option(
         "0:1:0.1", "average: shares of the second run to try, as 0:1:0.1 or 0.2,0.4; or essay; or soup."
     )
+    decide: Literal["all", "first"] = option(
+        "all", "average: whose validation split decides: the mean of all runs', or the first run's alone."
+    )
     data2: str = option("", "average: further rows to measure on; they decide nothing.")
 
     def __post_init__(self) -> None:
@@ -131,10 +134,9 @@ class JoinedSettings(SplitSettings):
         """Returns the runs in `average`."""
         return [name.strip() for name in self.average.split(",") if name.strip()]
 
-    def averaging(self, average: str, lambdas: str, data2: str = "") -> Self:
-        """Returns the settings of an `average`, whose first run has these."""
-        plain = self.joined("")
-        return dataclasses.replace(plain, average=average, lambdas=lambdas, data2=data2, **self.of_weights())
+    def averaging(self, average: str, **how: Any) -> Self:
+        """Returns the settings of an `average`, whose first run has these; `how` is what else is set."""
+        return dataclasses.replace(self.joined(""), average=average, **{**self.of_weights(), **how})
 
     def of_weights(self) -> dict[str, Any]:
         """Returns what a run has otherwise that begins or ends with the weights of this one as a whole."""
@@ -145,7 +147,7 @@ class JoinedSettings(SplitSettings):
         return {"rehearse_from": self.rehearse_from or self.init} if self.rehearse else {}
 
     def of_pruned(self) -> dict[str, Any]:
-        plain = {"average": "", "lambdas": "0:1:0.1", "data2": ""}
+        plain = {"average": "", "lambdas": "0:1:0.1", "decide": "all", "data2": ""}
         return {**super().of_pruned(), **plain, **self.rehearsed()}
 
     def values_of_lambda(self) -> list[float]:
@@ -174,7 +176,7 @@ class JoinedSettings(SplitSettings):
 # What a run that comes of others does not take over from the settings of the first of them.
 _OF_TRAINING = (
     *("strategy", "init", "teacher", "ensemble", "weights", "extra_data", "pretrain_data"),
-    *("average", "lambdas", "data2"),
+    *("average", "lambdas", "decide", "data2"),
     *("sparsity", "prune_heads", "prune_neurons"),
 )
 # What a run of another recipe takes over: which rows there are, and how they are read.
@@ -225,7 +227,7 @@ class TaughtSettings(JoinedSettings):
 
 
 @dataclass(kw_only=True)
-class BertSettings(JoinedSettings):
+class BertSettings(SplitSettings):
     """Settings of fine-tuning a BERT, whatever for."""
 
     epochs: Count = option(6, "Most passes over the training data.")

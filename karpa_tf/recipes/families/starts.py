@@ -491,7 +491,7 @@ def make_optimizer(config: BertSettings, model: keras.Model, steps: int, peak: f
         lazy=True,
         rates=learning_rates(model, config),
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "log_variance"])
     return optimizer
 
 

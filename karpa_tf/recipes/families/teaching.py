@@ -44,7 +44,7 @@ class Teacher(InALine):
         self.signature: Signature = recipe.signature(self.folder, recipe.about.predict())
         if not self.signature.names:
             raise UserError(f"{where} cannot teach: it gives no probabilities of labels.")
-        ensembles.check_labels(self.signature.names, names, where, f"the data {run.settings.data}")
+        ensembles.check_labels(list(self.signature.names), names, where, f"the data {run.settings.data}")
         own, others = ({name: str(spec) for name, spec in x.items()} for x in (self.signature.inputs, inputs))
         if own != others:
             raise UserError(

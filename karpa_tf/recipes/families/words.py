@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from karpa_tf import rows
 from karpa_tf.data.sequences import split_words
+from karpa_tf.data.tags import OUTSIDE
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Explanation
 from karpa_tf.reports.classification import event_writer, markdown, write_text
@@ -83,6 +84,25 @@ def explain_words(
             with event_writer(folder.path / "explain"):
                 write_text(number, "explanation", _table(claim.title, before, words_))
     return Explanation(explanations=results, lines=lines, more={"run": str(folder.path)})
+
+
+def words_of_tags(outputs: Mapping[str, Any], task: str = "") -> list[str]:
+    """Returns the words that a tagger found in a text; `task`: with a name before its outputs'."""
+    return [token for token in outputs[f"{task}tokens"] if token]
+
+
+def claims_of_tags(outputs: Mapping[str, Any], task: str = "") -> list[Claim]:
+    """Returns what a tagger says of a text: every tag but `O`; `task`: see `words_of_tags`."""
+
+    def claim(place: int, tag: str) -> Claim:
+        def score(other: Mapping[str, Any], left_out: int) -> float:
+            here, tags = place - (0 <= left_out < place), other[f"{task}tags"]
+            found = left_out != place and here < len(tags) and tags[here] == tag
+            return other[f"{task}scores"][here] if found else 0.0
+
+        return Claim(f"{outputs[f'{task}tokens'][place]}: {tag}", score)
+
+    return [claim(i, tag) for i, tag in enumerate(outputs[f"{task}tags"]) if tag not in ("", OUTSIDE)]
 
 
 def _without_each_word(text: str, keep: str) -> list[tuple[str, str]]:

@@ -13,9 +13,9 @@ from karpa_tf.meta.images import open_image_tasks
 from karpa_tf.meta.sinusoids import open_sinusoids
 from karpa_tf.meta.tasks import TaskData, Tasks
 from karpa_tf.meta.texts import open_text_tasks
+from karpa_tf.recipes.families.vectors import Encoder
 
 from . import MetaSettings
-from .encoder import Encoder
 
 # Tasks of a batch in evaluation, and the seeds of what is drawn there: no training draws the same.
 _AT_ONCE = 20

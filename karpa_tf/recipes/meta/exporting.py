@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from karpa_tf.export.signature import Signature
 from karpa_tf.meta.algorithm import Algorithm
+from karpa_tf.recipes.families.vectors import Encoder
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.training.run_folder import RunFolder
 
 from . import MetaSettings
 from .data import VALIDATION_SEED, open_tasks
-from .encoder import Encoder
 from .served import signature_of
 
 

@@ -25,6 +25,7 @@ from karpa_tf.meta.step import MetaStep
 from karpa_tf.meta.tasks import Tasks, task_batches
 from karpa_tf.recipe import Evaluation, Exported, ExportOptions, PredictOptions, Recipe
 from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families.vectors import first_encoder, read_encoder
 from karpa_tf.reports.classification import event_writer, write_image
 from karpa_tf.reports.few_shot import draw_fit, draw_task
 from karpa_tf.training import runtime
@@ -37,7 +38,6 @@ from karpa_tf.training.schedule import WarmupThenDecay
 from . import ABOUT, MetaEvaluateOptions, MetaSettings
 from .comparison import answer, baselines
 from .data import TEST_SEED, VALIDATION_SEED, class_count, describe, open_tasks, same_tasks
-from .encoder import first_encoder, read_encoder
 from .exporting import Trained, model_card, rows, signature
 from .network import make_algorithm
 

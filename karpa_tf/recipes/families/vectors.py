@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,8 +18,6 @@ from karpa_tf.models.presets import load_preset
 from karpa_tf.recipes.families import common, starts
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
-
-from . import MetaSettings
 
 # Texts that are read at once.
 _AT_ONCE = 64
@@ -58,8 +57,12 @@ class Encoder(InALine):
         return vectors
 
 
-def first_encoder(run: Run[MetaSettings]) -> Encoder:
-    """Reads the preset that a run names, and keeps it in the run folder: predicting needs no preset."""
+def first_encoder(run: Run[Any]) -> Encoder:
+    """Reads the preset that a run names, and keeps it in the run folder: predicting needs no preset.
+
+    Args:
+        run: whose settings have `preset` and `sequence_length`.
+    """
     config = run.settings
     preset = load_preset(config.preset)
     starts.check_preset(preset, config, run.folder)
@@ -72,7 +75,7 @@ def first_encoder(run: Run[MetaSettings]) -> Encoder:
     return encoder
 
 
-def read_encoder(folder: RunFolder, config: MetaSettings) -> Encoder:
+def read_encoder(folder: RunFolder, config: Any) -> Encoder:
     """Returns the encoder that `first_encoder` has kept."""
     encoder = Encoder(starts.read_start(folder), config.sequence_length)
     with common.reading_weights(folder):

@@ -1,8 +1,8 @@
-"""The served function of `bert-tagger`, and how it chooses tags."""
+"""Texts to words and what a BERT reads of them, and words to tags: the graph ops that taggers serve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -13,7 +13,7 @@ from karpa_tf.data.sequences import dense_features, letter_cases, pack_words, sp
 from karpa_tf.data.tags import OUTSIDE
 from karpa_tf.lines import InALine
 from karpa_tf.models.ensemble import logits_and_more
-from karpa_tf.wordpiece import WordPiece
+from karpa_tf.wordpiece import END, START, WordPiece
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,31 +43,79 @@ class TagWords(InALine):
             tags' probabilities; `words` int32 (n,), how many a text has: "" and 0 lie beyond. Of an ensemble
             also `disagreement` float32 (n, words).
         """
-        words = split_words(text)
-        token_ids, first = pack_words(self.wordpiece, words, length=self.length)
-        features = dense_features(token_ids, None, self.wordpiece.pad_id)
-        place = tf.stack([first.value_rowids(), tf.cast(first.flat_values, tf.int64)], axis=1)
-        if self.wordpiece.lowercase:
-            shape = tf.shape(features["token_ids"], tf.int64)
-            features["case_ids"] = tf.scatter_nd(place, letter_cases(words.flat_values), shape)
-        # A batch of empty texts has no row, and the model wants one.
-        none = tf.cast(tf.equal(token_ids.nrows(), 0), tf.int32)
-        features = {name: tf.pad(value, [[0, none], [0, none]]) for name, value in features.items()}
-        logits, more = logits_and_more(self.model, features)
-        scores = tf.nn.log_softmax(tf.gather_nd(logits, place))
-        tag = decode_tags(scores, words.row_lengths(), self.names)
+        read = read_words(self.wordpiece, text, length=self.length, cases=self.wordpiece.lowercase)
+        logits, more = logits_and_more(self.model, read.features)
+        return read.tagged(logits, self.names, more)
+
+
+@dataclass(frozen=True)
+class ReadWords:
+    """Texts as a BERT reads them: rows of pieces, of a long text several.
+
+    Attributes:
+        words: string ragged (n, words).
+        features: of the rows.
+        place: int64 (words, 2), row and place in it of the first piece of each word, all texts' words one
+            after the other.
+        row: int64 (n,), the row with which each text begins; without words it is one of no words.
+    """
+
+    words: tf.RaggedTensor
+    features: dict[str, tf.Tensor]
+    place: tf.Tensor
+    row: tf.Tensor
+
+    def tagged(
+        self, logits: tf.Tensor, names: Sequence[str], more: Mapping[str, tf.Tensor] | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns what `TagWords` gives.
+
+        Args:
+            logits: float32 (rows, pieces, tags).
+            names: the tags.
+            more: float32 (rows, pieces), what else there is to say of each piece, by name.
+        """
+        scores = tf.nn.log_softmax(tf.gather_nd(logits, self.place))
+        tag = decode_tags(scores, self.words.row_lengths(), names)
         score = tf.exp(tf.gather(scores, tag, batch_dims=1))
-        shape = [None, None]
+
+        def dense(values: tf.Tensor, padding: str | float) -> tf.Tensor:
+            return self.words.with_values(values).to_tensor(padding, shape=[None, None])
+
         return {
-            "tokens": words.to_tensor("", shape=shape),
-            "tags": words.with_values(tf.gather(tf.constant(self.names), tag)).to_tensor("", shape=shape),
-            "scores": words.with_values(score).to_tensor(0.0, shape=shape),
-            "words": tf.cast(words.row_lengths(), tf.int32),
-            **{
-                name: words.with_values(tf.gather_nd(value, place)).to_tensor(0.0, shape=shape)
-                for name, value in more.items()
-            },
+            "tokens": dense(self.words.flat_values, ""),
+            "tags": dense(tf.gather(tf.constant(names), tag), ""),
+            "scores": dense(score, 0.0),
+            "words": tf.cast(self.words.row_lengths(), tf.int32),
+            **{name: dense(tf.gather_nd(value, self.place), 0.0) for name, value in (more or {}).items()},
         }
+
+
+def read_words(wordpiece: WordPiece, text: tf.Tensor, *, length: int, cases: bool) -> ReadWords:
+    """Reads texts as words, in graph ops.
+
+    Args:
+        wordpiece: the vocabulary.
+        text: string (n,).
+        length: most pieces of a row.
+        cases: whether the model reads `case_ids`.
+    """
+    words = split_words(text)
+    token_ids, first = pack_words(wordpiece, words, length=length)
+    # Texts without words have no row of their own; the model wants one at least.
+    rows, none = token_ids.nrows(), words.row_lengths() == 0
+    count = tf.cast(tf.reduce_any(none) | tf.equal(rows, 0), tf.int64)
+    nothing = tf.RaggedTensor.from_uniform_row_length(
+        tf.tile(tf.constant([wordpiece.ids[START], wordpiece.ids[END]], tf.int32), [count]), 2
+    )
+    token_ids = tf.concat([token_ids, nothing], axis=0)
+    features = dense_features(token_ids, None, wordpiece.pad_id)
+    place = tf.stack([first.value_rowids(), tf.cast(first.flat_values, tf.int64)], axis=1)
+    if cases:
+        shape = tf.shape(features["token_ids"], tf.int64)
+        features["case_ids"] = tf.scatter_nd(place, letter_cases(words.flat_values), shape)
+    begins = tf.gather(tf.concat([first.value_rowids(), rows[None]], 0), words.row_starts())
+    return ReadWords(words, features, place, tf.where(none, rows, begins))
 
 
 def decode_tags(scores: tf.Tensor, lengths: tf.Tensor, names: Sequence[str]) -> tf.Tensor:
