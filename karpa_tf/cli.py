@@ -34,7 +34,7 @@ from karpa_tf.recipe import (
     recipe_of,
 )
 from karpa_tf.reports.tables import format_table
-from karpa_tf.serving.options import LoadOptions, ServeOptions
+from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 
 
@@ -451,6 +451,20 @@ def _load_test(words: Sequence[str]) -> int:
     return _done(args, {"url": args.url, "inputs": args.input if given else "made", **report})
 
 
+def _rollout(words: Sequence[str]) -> int:
+    parser = _parser("rollout", {"model": "Folder of a model's versions, as savedmodels/NAME."})
+    parser.add_fields(RolloutOptions)
+    args = parser.read(words)
+    options = _fields_of(RolloutOptions, args)
+    with _quiet_import():
+        from karpa_tf.serving import rollout
+
+    done = rollout.roll_out(Path(args.model), options)
+    served = ", ".join(f"{label}: version {number}" for label, number in done["labels"].items())
+    print(f"{done['config']}: {done['model']}, {served}", file=_text(args))
+    return _done(args, done)
+
+
 _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
@@ -467,6 +481,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "play": ("Play episodes with a run's policy and write a film of them.", _play),
     "export": ("Write a SavedModel for TensorFlow Serving, or another format.", _export),
     "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
+    "rollout": ("Write which versions of a model are served: a stable one, and a canary.", _rollout),
     "load-test": ("Send requests to a server, at a rate or from some clients, and time them.", _load_test),
     "tensorboard": ("Start TensorBoard on all runs, on those of a recipe, or on one.", _tensorboard),
 }

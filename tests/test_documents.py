@@ -18,7 +18,7 @@ import pytest
 from karpa_tf.child_runs import REMOVED
 from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
-from karpa_tf.serving.options import LoadOptions, ServeOptions
+from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import types_of
 from tests.documents import DOCS, PACKAGES, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
@@ -48,6 +48,8 @@ def flags_of(words: list[str]) -> set[str]:
         return flags_of(["train", "any"]) | {"--into"}
     if verb == "serve":
         return common | {f"--{name}" for name in types_of(ServeOptions)}
+    if verb == "rollout":
+        return common | {f"--{name}" for name in types_of(RolloutOptions)}
     if verb == "load-test":
         return common | {"--input"} | {f"--{name}" for name in types_of(LoadOptions)}
     if verb in ("evaluate", "predict", "explain", "play", "export"):

@@ -10,6 +10,8 @@ import pytest
 from karpa_tf.data.tables import Columns, open_table, open_test_rows
 from karpa_tf.data.tags import open_tagged, open_test_sentences
 from karpa_tf.privacy import Span, redact, redact_words, spans, spans_of_tags
+from karpa_tf.recipes.multi_task import MultiTaskSettings
+from karpa_tf.recipes.multi_task.data import open_tasks
 from tests.conftest import BERT_TINY, make_intents, make_tagged, write_conll, write_csv
 from tests.documents import DOCS, ROOT, printed, python_blocks
 
@@ -122,6 +124,14 @@ def test_tagged_words_are_redacted_and_keep_their_tags(tmp_path: Path) -> None:
     assert {sentence.words[-1] for sentence in found} == {"[EMAIL]"}
     splits = open_tagged(path, redact=True).splits.values()
     assert {sentence.words[-1] for part in splits for sentence in part} == {"[EMAIL]"}
+
+
+def test_every_task_of_several_is_redacted(tmp_path: Path) -> None:
+    texts = write_csv(tmp_path / "rows.csv", [(f"{text} a@b.de", label) for text, label in make_intents(40)])
+    words = write_conll(tmp_path / "rows.conll", [[*words, ("a@b.de", "O")] for words in make_tagged(40)])
+    config = MultiTaskSettings(data=f"texts={texts} words={words}", redact=True)
+    every = [text for part in open_tasks(config).splits.values() for text in part.texts]
+    assert len(every) > 60 and all(text.endswith("[EMAIL]") for text in every)
 
 
 def test_nothing_of_it_is_in_a_run_or_what_it_exports(karpa, classified, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The flags of `karpa-tf serve` and `load-test`, each with its line of `--help`. Imports nothing heavy.
+"""The flags of `serve`, `rollout` and `load-test`, each with its line of `--help`. Imports nothing heavy.
 
 Where TensorFlow Serving has the same flag, it has the same name.
 """
@@ -105,3 +105,25 @@ class LoadOptions(Fields):
                 "--rate and --clients exclude each other: an open loop has no clients. Received: "
                 f"{self.rate:g} and {self.clients}."
             )
+
+
+@dataclass(kw_only=True)
+class RolloutOptions(Fields):
+    """The flags of `karpa-tf rollout`."""
+
+    stable: CountOrNone = option(0, "The version of the label stable; 0: as it is.")
+    canary: CountOrNone = option(0, "The version of the label canary beside it; 0: none.")
+    promote: bool = option(False, "The canary becomes the stable version.")
+    rollback: bool = option(False, "The canary is taken back.")
+    config: str = option("", "The models.config to write; else the one beside the model's folder.")
+    name: str = option("", "The model's name in it; else that of its folder.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for flags that make no sense."""
+        super().__post_init__()
+        if (self.promote and self.rollback) or (
+            (self.promote or self.rollback) and (self.stable or self.canary)
+        ):
+            raise UserError("--promote, --rollback and the versions exclude each other: give one of them.")
+        if not (self.promote or self.rollback or self.stable or self.canary):
+            raise UserError("rollout takes --stable N, --canary N, --promote or --rollback.")
