@@ -17,7 +17,9 @@ from karpa_tf.errors import UserError
 from karpa_tf.recipes.continual import ContinualSettings
 from karpa_tf.recipes.continual.data import Examples
 from karpa_tf.recipes.continual.methods import Learner, build_network
+from karpa_tf.recipes.continual.recipe import Continual
 from karpa_tf.recipes.continual.stream import CandidatesCrossEntropy, deal
+from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import make_images, write_class_folders, write_csv
 from tests.events import read_events, tags_of
 from tests.presets import tensors, write_folder
@@ -106,8 +108,20 @@ def test_without_a_method_a_task_is_forgotten_and_with_all_rows_it_is_not(data, 
     assert joint["memory_bytes"] == 104 * 112 and joint["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("name", ["replay", "ewc"])
-@pytest.mark.parametrize("left", [3, 20, 34])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("replay", 20),
+        ("ewc", 34),
+        *(
+            pytest.param(*case, marks=_SLOW)
+            for case in (("replay", 3), ("replay", 34), ("ewc", 3), ("ewc", 20))
+        ),
+    ],
+)
 def test_it_resumes_to_the_bit_at_any_task(name, left, request, karpa, tmp_path) -> None:
     run = request.getfixturevalue(name)
     stopped = shutil.copytree(run, tmp_path / "continual" / "1")
@@ -148,6 +162,7 @@ def test_a_stopped_run_says_which_task_it_has_not_learned(replay, karpa, tmp_pat
     assert result.status == 2 and "has not learned task 2 yet; go on with `karpa-tf train" in result.err
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_weights_of_another_run(data, replay, karpa, tmp_path) -> None:
     """At a rate of all but 0 it is as good on the first task as that one is."""
     words = ["--learning_rate", 1e-12, "--init", replay, "--epochs", 1, "--stream", "task"]
@@ -271,8 +286,7 @@ def test_where_the_task_is_known_there_is_an_answer_for_each(data, ewc, karpa, t
 
 def test_domains_share_their_outputs(data, karpa, tmp_path) -> None:
     run = train(data, tmp_path, "--stream", "domain", "--method", "joint", "--epochs", 2, "--shuffle", "true")
-    assert karpa("export", run, "--to", tmp_path / "models", "--force").status == 0
-    names = (tmp_path / "models" / "continual" / "1" / "assets" / "labels.txt").read_text().splitlines()
+    names = Continual().open_model(RunFolder(run)).stream.names
     first, second = (set(name.split("/")) for name in names)
     assert first | second == set(NAMES) and len(first) == len(second) == 3
     row = json.dumps({"image": images_of(data)[0].tolist()})
