@@ -37,6 +37,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from karpa_tf.serving.load import Load, Rest, exchange, request_bytes
+
 CLIENTS = 32
 SIZES = ["--layers", "6", "--heads", "12", "--width", "384", "--sequence_length", "64"]
 WORDS = [
@@ -191,28 +193,11 @@ def serve_minimally(savedmodel: str, port: int) -> None:
 # --- The load generator ---------------------------------------------------------------------------
 
 
-def request_bytes(path: str, body: Any) -> bytes:
-    """A request as it goes over the wire."""
-    if body is None:
-        return f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-    data = json.dumps(body).encode()
-    return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
-
-
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Sends a request, reads the whole answer, and returns its status."""
-    writer.write(request)
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    await reader.readexactly(length)
-    return int(head[9:12])
-
-
 async def ask_once(port: int, path: str, body: Any) -> int:
     """One request on a connection of its own; its status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        return await exchange(reader, writer, request_bytes(path, body))
+        return (await exchange(reader, writer, request_bytes(path, body)))[0]
     finally:
         writer.close()
 
@@ -221,35 +206,21 @@ async def load(
     port: int, model: str, clients: int, seconds: float, make_row: Callable[[random.Random], Any]
 ) -> dict:
     """Clients that each send one row, wait for the answer, and send the next."""
-    latencies: list[float] = []
-    failed: list[int] = []
-    end = time.perf_counter() + seconds
 
-    async def client(number: int) -> None:
+    def messages(number: int) -> list[bytes]:
         rng = random.Random(number)
-        requests = [
-            request_bytes(f"/v1/models/{model}:predict", {"instances": [make_row(rng)]}) for _ in range(64)
-        ]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        turn = 0
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            status = await exchange(reader, writer, requests[turn % len(requests)])
-            latencies.append(time.perf_counter() - start)
-            turn += 1
-            if status != 200:
-                failed.append(status)
-        writer.close()
+        path = f"/v1/models/{model}:predict"
+        return [request_bytes(path, {"instances": [make_row(rng)]}) for _ in range(64)]
 
-    begin = time.perf_counter()
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    elapsed = time.perf_counter() - begin
-    ordered = sorted(latencies)
+    sent = Load(Rest("127.0.0.1", port, f"/v1/models/{model}"), messages, seconds)
+    await sent.closed(clients)
+    report = sent.report()
     return {
-        "rows_per_second": len(ordered) / elapsed,
-        "median_ms": statistics.median(ordered) * 1e3,
-        "p99_ms": ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)] * 1e3,
-        "failed": len(failed),
+        "requests": report["requests"],
+        "rows_per_second": report["rows_per_second"],
+        "median_ms": report["latency_ms"]["p50"],
+        "p99_ms": report["latency_ms"]["p99"],
+        "failed": report["failed"],
     }
 
 
@@ -421,7 +392,7 @@ async def soak(port: int, pid: int, model: Path, source: Path, seconds: float, h
     last = [size for at, size in memory if at >= seconds * 0.9]
     return {
         "seconds": seconds,
-        "requests": round(loaded["rows_per_second"] * seconds),
+        "requests": loaded["requests"],
         "failed": loaded["failed"],
         "p99_ms": loaded["p99_ms"],
         "swaps": swaps,
@@ -692,7 +663,7 @@ async def probe(port: int, seconds: float) -> dict[str, list[float]]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
             start = time.perf_counter()
-            assert await exchange(reader, writer, data) == 200
+            assert (await exchange(reader, writer, data))[0] == 200
             times[name].append((time.perf_counter() - start) * 1e3)
             await asyncio.sleep(0.003)
         writer.close()

@@ -34,7 +34,7 @@ from karpa_tf.recipe import (
     recipe_of,
 )
 from karpa_tf.reports.tables import format_table
-from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 
 
@@ -423,6 +423,48 @@ def _serve(words: Sequence[str]) -> int:
     return 0
 
 
+def _load_test(words: Sequence[str]) -> int:
+    from karpa_tf import rows
+    from karpa_tf.serving import load
+
+    parser = _parser("load-test", {"url": "http://HOST:PORT/v1/models/NAME or grpc://HOST:PORT/NAME."})
+    parser.add_field("--input", str, "Rows to send, a file as for predict; else short texts and zeros.")
+    parser.add_fields(LoadOptions)
+    args = parser.read(words)
+    options = _fields_of(LoadOptions, args)
+    target = load.open_target(args.url, options)
+    given = rows.read([], args.input) if "input" in args else None
+    if given or not isinstance(target, load.Rest):  # messages of gRPC are made by TensorFlow
+        with _quiet_import():
+            from tensorflow import TensorSpec, as_dtype
+    inputs = load.inputs_of(target, options.signature)
+    if given is None:
+        asked = load.made_rows(inputs)
+    else:
+        types = {name: as_dtype(load.number_of(spec.dtype)) for name, spec in inputs.items()}
+        specs = {name: TensorSpec(spec.shape, types[name], name) for name, spec in inputs.items()}
+        read = given.match(rows.inputs_of_signature(specs), filled=True).inputs
+        asked = [{name: rows.read_value(row[name], specs[name]) for name in specs} for row in read if row]
+    report = load.run(target, load.make_messages(target, inputs, asked, options.rows), options)
+    for line in load.format_report(report):
+        print(line, file=_text(args))
+    return _done(args, {"url": args.url, "inputs": args.input if given else "made", **report})
+
+
+def _rollout(words: Sequence[str]) -> int:
+    parser = _parser("rollout", {"model": "Folder of a model's versions, as savedmodels/NAME."})
+    parser.add_fields(RolloutOptions)
+    args = parser.read(words)
+    options = _fields_of(RolloutOptions, args)
+    with _quiet_import():
+        from karpa_tf.serving import rollout
+
+    done = rollout.roll_out(Path(args.model), options)
+    served = ", ".join(f"{label}: version {number}" for label, number in done["labels"].items())
+    print(f"{done['config']}: {done['model']}, {served}", file=_text(args))
+    return _done(args, done)
+
+
 _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
@@ -439,6 +481,8 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "play": ("Play episodes with a run's policy and write a film of them.", _play),
     "export": ("Write a SavedModel for TensorFlow Serving, or another format.", _export),
     "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
+    "rollout": ("Write which versions of a model are served: a stable one, and a canary.", _rollout),
+    "load-test": ("Send requests to a server, at a rate or from some clients, and time them.", _load_test),
     "tensorboard": ("Start TensorBoard on all runs, on those of a recipe, or on one.", _tensorboard),
 }
 

@@ -11,7 +11,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 
 # The packages whose names are imported when they are asked for; and all that a script should use.
 LAZY = ["data", "export", "meta", "models", "reports", "serving", "training"]
-PACKAGES = [*LAZY, "errors", "recipe", "settings"]
+PACKAGES = [*LAZY, "errors", "privacy", "recipe", "settings"]
 
 
 def python_blocks(page: Path) -> list[str]:

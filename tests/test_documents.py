@@ -18,7 +18,7 @@ import pytest
 from karpa_tf.child_runs import REMOVED
 from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
-from karpa_tf.serving.options import ServeOptions
+from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import types_of
 from tests.documents import DOCS, PACKAGES, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
@@ -48,6 +48,10 @@ def flags_of(words: list[str]) -> set[str]:
         return flags_of(["train", "any"]) | {"--into"}
     if verb == "serve":
         return common | {f"--{name}" for name in types_of(ServeOptions)}
+    if verb == "rollout":
+        return common | {f"--{name}" for name in types_of(RolloutOptions)}
+    if verb == "load-test":
+        return common | {"--input"} | {f"--{name}" for name in types_of(LoadOptions)}
     if verb in ("evaluate", "predict", "explain", "play", "export"):
         return common | set(_options_by_recipe(verb)) | set(_verb_parser(verb).flags)
     return common | {"--like", "--host", "--port"}
@@ -56,7 +60,7 @@ def flags_of(words: list[str]) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_have_the_flags_that_they_show(page: Path) -> None:
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    for command in re.findall(r"karpa-tf ([a-z]+(?: [^`\n#|&;]*)?)", text):
+    for command in re.findall(r"karpa-tf ([a-z-]+(?: [^`\n#|&;]*)?)", text):
         words = command.split()
         if words[0] in _VERBS and words[1:]:
             flags = {word.split("=")[0].rstrip(".,:)") for word in words if re.match(r"--\w", word)}

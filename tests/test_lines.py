@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from karpa_tf import data, export, meta, models, reports, serving, settings, training
 from karpa_tf.lines import InALine
+from karpa_tf.privacy import Span
 from karpa_tf.recipe import (
     EvaluateOptions,
     Evaluation,
@@ -78,6 +79,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text.corpus,
         text.record,
         data.Columns(),
+        Span(0, 3, "email"),
         table.table.splits["train"],
         table.table,
         data.Sentence(("word",) * MANY, ("O",) * MANY),

@@ -18,6 +18,7 @@ from karpa_tf.data.cells import read_text as read_text
 from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.lines import InALine
+from karpa_tf.privacy import redact
 
 # Names of files in a folder, by split.
 FILES: dict[Split, tuple[str, ...]] = {
@@ -74,6 +75,11 @@ class Rows(InALine):
             for a, b in zip(self.texts, second, strict=True)
         ]
 
+    def redacted(self) -> Rows:
+        """Returns the rows with markers in the place of personal data (`karpa_tf.privacy`)."""
+        texts_b = None if self.texts_b is None else [redact(text) for text in self.texts_b]
+        return Rows([redact(text) for text in self.texts], texts_b, self.labels, self.notes)
+
     def take(self, index: Sequence[int]) -> Rows:
         """Returns the rows at the places of `index`."""
         texts_b = None if self.texts_b is None else [self.texts_b[i] for i in index]
@@ -123,17 +129,19 @@ class Table(InALine):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table.
+    """Names of the columns of a table, and how they are read.
 
     Attributes:
         text: of the texts.
         label: of the labels.
         text_b: of the second text of each pair; empty: no pairs.
+        redact: put markers in the place of personal data in the texts, before anything else sees them.
     """
 
     text: str = "text"
     label: str = "label"
     text_b: str = ""
+    redact: bool = False
 
 
 def open_table(
@@ -350,6 +358,13 @@ def read_given(
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
     """
+    found = _read_given(source, columns, needs_training)
+    return {split: rows.redacted() for split, rows in found.items()} if columns.redact else found
+
+
+def _read_given(
+    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool
+) -> dict[Split, Rows]:
     if not isinstance(source, str):
         return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
     if source == "embedded":

@@ -17,6 +17,7 @@ from karpa_tf.data.sources import SPLITS, DataRecord, Split, open_tfds
 from karpa_tf.data.tables import find_splits, no_such_path, read_text, shares_to_cut, with_training
 from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
+from karpa_tf.privacy import redact_words
 
 OUTSIDE = "O"
 # Of files in CoNLL columns.
@@ -75,7 +76,12 @@ class Tagged(InALine):
 
 
 def open_tagged(
-    source: str, *, validation_share: float = 0.05, test_share: float = 0.05, broken: Broken = "skip"
+    source: str,
+    *,
+    validation_share: float = 0.05,
+    test_share: float = 0.05,
+    broken: Broken = "skip",
+    redact: bool = False,
 ) -> Tagged:
     """Opens tagged sentences and splits them.
 
@@ -86,6 +92,7 @@ def open_tagged(
             data brings none.
         test_share: the same for the test split.
         broken: whether a line whose token is empty or invisible is left out, or is an error.
+        redact: put markers in the place of words that are personal data; tags stay.
 
     Returns:
         Sentences by split; those of the same words stay on one side.
@@ -94,7 +101,7 @@ def open_tagged(
         UserError: the source cannot be read, a line is not in CoNLL's form, or no word is tagged.
     """
     notes: list[str] = []
-    given = _read(source, broken, notes)
+    given = _read(source, broken, notes, redact)
     shares = shares_to_cut(given, validation_share, test_share)
     cut = split_sentences(given["train"], *shares)
     splits = {**cut, **given, "train": cut["train"]}
@@ -109,7 +116,7 @@ def open_tagged(
 
 
 def open_test_sentences(
-    source: str, broken: Broken = "skip", notes: list[str] | None = None
+    source: str, broken: Broken = "skip", notes: list[str] | None = None, redact: bool = False
 ) -> list[Sentence]:
     """Returns sentences to evaluate on: the data's own test split, or else every sentence.
 
@@ -117,11 +124,12 @@ def open_test_sentences(
         source: as for `open_tagged`.
         broken: whether a line whose token is empty or invisible is left out, or is an error.
         notes: gets the lines that the user should read.
+        redact: put markers in the place of words that are personal data; tags stay.
 
     Raises:
         UserError: the source cannot be read, or a line is not in CoNLL's form.
     """
-    given = _read(source, broken, [] if notes is None else notes)
+    given = _read(source, broken, [] if notes is None else notes, redact)
     if "test" in given:
         return given["test"]
     return [sentence for split in given.values() for sentence in split]
@@ -200,7 +208,14 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def _read(source: str, broken: Broken, notes: list[str]) -> dict[Split, list[Sentence]]:
+def _read(source: str, broken: Broken, notes: list[str], redact: bool) -> dict[Split, list[Sentence]]:
+    found = _read_plain(source, broken, notes)
+    if not redact:
+        return found
+    return {split: [Sentence(redact_words(s.words), s.tags) for s in part] for split, part in found.items()}
+
+
+def _read_plain(source: str, broken: Broken, notes: list[str]) -> dict[Split, list[Sentence]]:
     if source == "embedded":
         from karpa_tf.data.intents import embedded_intents
 

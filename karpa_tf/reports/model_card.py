@@ -61,6 +61,17 @@ def origin_section(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def redaction_section(settings: Mapping[str, Any]) -> str:
+    """Returns lines on the personal data that a run with such settings has not read; "" of most runs."""
+    if not settings.get("redact"):
+        return ""
+    return (
+        "\nTrained and evaluated on texts in which [EMAIL], [IBAN], [CARD] and [PHONE] stand for such data.\n"
+        "The served function takes texts as they come: give them to `karpa_tf.privacy.redact` first, so\n"
+        "that it reads what it knows.\n"
+    )
+
+
 def settings_list(settings: Mapping[str, Any]) -> str:
     """Returns the settings of a run as a Markdown code block."""
     lines = "\n".join(f"    {key}: {value}" for key, value in settings.items())

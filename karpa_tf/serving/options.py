@@ -1,4 +1,4 @@
-"""The flags of `karpa-tf serve`, each with its line of `--help`. Imports nothing heavy.
+"""The flags of `serve`, `rollout` and `load-test`, each with its line of `--help`. Imports nothing heavy.
 
 Where TensorFlow Serving has the same flag, it has the same name.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from karpa_tf.errors import UserError
-from karpa_tf.settings import Bounds, CountOrNone, Fields, NonNegative, option
+from karpa_tf.settings import Bounds, Count, CountOrNone, Fields, NonNegative, Positive, option
 
 Port = Annotated[int, Bounds(least=0, most=65_535)]
 
@@ -61,7 +61,9 @@ class ServeOptions(Fields):
     tls_key_file: str = option("", "PEM private key of the certificate.")
     token_file: str = option("", "A SHA-256 in hex a line; requests must then bring such a bearer token.")
     access_log: str = option("-", "JSON line a request: a file, - for standard error, or empty for none.")
-    request_log: str = option("", "File for the inputs themselves; e-mail, phone and card numbers redacted.")
+    request_log: str = option(
+        "", "File for the inputs themselves; e-mails, IBANs, card and phone numbers redacted."
+    )
 
     def __post_init__(self) -> None:
         """Raises a UserError for flags that make no sense."""
@@ -77,3 +79,51 @@ class ServeOptions(Fields):
             raise UserError("--model_name and --model_base_path go together; one of them is missing.")
         if self.model_config_file and self.model_base_path:
             raise UserError("--model_config_file and --model_base_path exclude each other.")
+
+
+@dataclass(kw_only=True)
+class LoadOptions(Fields):
+    """The flags of `karpa-tf load-test`."""
+
+    clients: Count = option(1, "Closed loop: so many clients, each of which waits for its answer.")
+    rate: NonNegative = option(
+        0.0, "Open loop: so many requests a second, whether or not others were answered; 0: closed loop."
+    )
+    seconds: Positive = option(10.0, "After these no more requests are sent.")
+    requests: CountOrNone = option(0, "Most requests; 0: as many as go into the seconds.")
+    rows: Count = option(1, "Rows of a request.")
+    signature: str = option("serving_default", "The signature that is asked for.")
+    timeout: Positive = option(30.0, "Seconds after which a request is given up.")
+    token_file: str = option("", "File with the token that the server wants.")
+    ca_file: str = option("", "https, grpcs: PEM certificates to check the server's with; else the system's.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for flags that make no sense."""
+        super().__post_init__()
+        if self.rate and self.clients > 1:
+            raise UserError(
+                "--rate and --clients exclude each other: an open loop has no clients. Received: "
+                f"{self.rate:g} and {self.clients}."
+            )
+
+
+@dataclass(kw_only=True)
+class RolloutOptions(Fields):
+    """The flags of `karpa-tf rollout`."""
+
+    stable: CountOrNone = option(0, "The version of the label stable; 0: as it is.")
+    canary: CountOrNone = option(0, "The version of the label canary beside it; 0: none.")
+    promote: bool = option(False, "The canary becomes the stable version.")
+    rollback: bool = option(False, "The canary is taken back.")
+    config: str = option("", "The models.config to write; else the one beside the model's folder.")
+    name: str = option("", "The model's name in it; else that of its folder.")
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for flags that make no sense."""
+        super().__post_init__()
+        if (self.promote and self.rollback) or (
+            (self.promote or self.rollback) and (self.stable or self.canary)
+        ):
+            raise UserError("--promote, --rollback and the versions exclude each other: give one of them.")
+        if not (self.promote or self.rollback or self.stable or self.canary):
+            raise UserError("rollout takes --stable N, --canary N, --promote or --rollback.")

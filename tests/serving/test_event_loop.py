@@ -40,7 +40,7 @@ from karpa_tf.serving import (
 )
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.observing import Call
-from karpa_tf.serving.privacy import describe_inputs, redact
+from karpa_tf.serving.privacy import describe_inputs
 from karpa_tf.serving.readers import Readers
 from karpa_tf.serving.refusal import Refusal
 from karpa_tf.serving.requests import Question
@@ -417,10 +417,7 @@ def test_lenient_json_reads_inf_outside_of_strings_only() -> None:
     assert parsed["signature_name"] == 'Inf " Inf'
 
 
-def test_the_log_of_inputs_looks_at_each_character_once() -> None:
-    for text in ("1 " * 500_000 + "a", "a" * 500_000, "a@" * 250_000, "." * 500_000 + "@", "+(" * 200_000):
-        assert len(redact(text)) <= len(text)
-    assert redact("x 1 2 3 4 5 6 7 8a call 0171 2345678b now") == "x [phone] 8a call 0171 2345678b now"
+def test_the_log_of_inputs_cuts_long_strings_between_words() -> None:
     long = "ask ada@example.com " * 1000 + "card 4111 1111 1111 1111"
     (described,) = describe_inputs({"text": np.array([long.encode()], object)})["text"]
     assert "@" not in described and "4111" not in described and described.endswith(" characters)")

@@ -25,7 +25,7 @@ PROJECTED = 1000
 
 def columns_of(config: BertClassifierSettings) -> Columns:
     """Returns the columns that a run reads."""
-    return Columns(config.text, config.label, config.text_b)
+    return Columns(config.text, config.label, config.text_b, config.redact)
 
 
 def joined(rows: Rows) -> list[str]:

@@ -61,6 +61,7 @@ def unlabelled(config: BertClassifierSettings, splits: Mapping[Split, Rows]) -> 
     given = [row for row in given if row]  # blank lines
     second = [row["text_b"] for row in given] if config.text_b else None
     found = Rows([row["text"] for row in given], second, [""] * len(given))
+    found = found.redacted() if config.redact else found
     seen = set(chain.from_iterable(rows.keys() for rows in splits.values()))
     places = {key: place for place, key in reversed([*enumerate(found.keys())]) if key not in seen}
     return found.take(sorted(places.values()))

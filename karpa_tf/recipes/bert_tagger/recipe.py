@@ -64,7 +64,8 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
     # --- Data
 
     def open_data(self, config: BertTaggerSettings) -> Tagged:
-        tagged = open_tagged(config.data, **folds.held_out_shares(config), broken=config.broken)
+        shares = folds.held_out_shares(config)
+        tagged = open_tagged(config.data, **shares, broken=config.broken, redact=config.redact)
         splits = folds.hold_out_fold(
             config,
             tagged.splits,
@@ -77,7 +78,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
 
     def open_other(self, task: TaggerTask, source: str) -> tuple[list[Sentence], Sequence[str]]:
         notes: list[str] = []
-        sentences = open_test_sentences(source, task.config.broken, notes)
+        sentences = open_test_sentences(source, task.config.broken, notes, task.config.redact)
         known = types_of(task.names)
         if unseen := sorted(set().union(*(types_of(s.tags) for s in sentences)) - known):
             raise UserError(

@@ -18,7 +18,7 @@ from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
-from karpa_tf.reports.model_card import costs_section, origin_section
+from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
 from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
@@ -266,6 +266,7 @@ def export(
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
     written["model_card"] += origin_section(folder.read_config())
+    written["model_card"] += redaction_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
     signatures = {"serving_default": signature, **(others or {})}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)

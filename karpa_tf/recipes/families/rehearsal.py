@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from karpa_tf.data.sources import SPLITS, Split
+from karpa_tf.errors import UserError
 from karpa_tf.recipe import recipe_of
 from karpa_tf.training.run import check_data
 from karpa_tf.training.run_folder import open_run
@@ -43,12 +44,17 @@ def rehearse(
         join: rows, and others behind them.
 
     Raises:
-        UserError: the other run is not there, or its data is not what it was.
+        UserError: the other run is not there, its data is not what it was, or is not redacted as this is.
     """
     if not config.rehearse:
         return data
     folder = open_run(config.rehearse_from or config.init)
     settings = folder.open_config(recipe_of(folder).about.settings)
+    if getattr(config, "redact", False) and not getattr(settings, "redact", False):
+        raise UserError(
+            f"rehearse: {folder.path} has read its texts without redact, and this run is to have none such; "
+            "train that one with redact first."
+        )
     other = open_data(settings)
     check_data(folder, getattr(settings, "data", ""), other.record)
     keys: dict[str, dict[Split, Sequence[Any]]] = {}

@@ -182,7 +182,7 @@ _OF_TRAINING = (
 # What a run of another recipe takes over: which rows there are, and how they are read.
 _OF_DATA = (
     *("data", "text", "label", "text_b", "broken", "validation_share", "test_share", "folds", "fold"),
-    *("image_size", "sequence_length", "shots", "label_names", "rehearse", "rehearse_from"),
+    *("image_size", "sequence_length", "redact", "shots", "label_names", "rehearse", "rehearse_from"),
 )
 
 
@@ -273,6 +273,9 @@ class BertSettings(SplitSettings):
     width: Count = option(256, "scratch: width of the blocks.")
     vocabulary_size: Count = option(8_000, "scratch: most pieces to learn from the data.")
     lowercase: bool = option(True, "scratch: read text in lower case, without accents.")
+    redact: bool = option(
+        False, "Put [EMAIL], [IBAN], [CARD] and [PHONE] in the place of such data in the texts."
+    )
     pretrain_data: str = option(
         "", "Text to learn by masked words first: same (the training texts), or as for mlm-gru."
     )
@@ -298,6 +301,11 @@ class BertSettings(SplitSettings):
         if self.pretrain_data and self.preset == TEACHER:
             raise UserError(
                 f"pretrain_data does not go with preset {TEACHER}, whose blocks are trained already."
+            )
+        if self.redact and self.pretrain_data not in ("", "same"):
+            raise UserError(
+                "redact goes with pretrain_data same alone: other text is learned from as it is. Received: "
+                f"{self.pretrain_data}."
             )
         if self.preset == "scratch" and self.method != "full":
             raise UserError(f"method {self.method} needs a preset: from scratch every weight must learn.")

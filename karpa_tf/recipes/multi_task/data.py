@@ -70,14 +70,15 @@ def open_tasks(config: MultiTaskSettings) -> Tasks:
     Raises:
         UserError: what a task names cannot be read, is of no known kind, or has no rows to learn from.
     """
-    columns = Columns(config.text, config.label)
+    columns = Columns(config.text, config.label, redact=config.redact)
     shares: dict[str, Any] = held_out_shares(config)
     opened: dict[str, Opened] = {}
     for name, source in config.sources().items():
         if kind_of(name, source, columns) == "texts":
             opened[name] = open_table(source, columns, **shares)
         else:
-            opened[name] = open_tagged(source, **shares, broken=config.broken)
+            how: dict[str, Any] = {"broken": config.broken, "redact": config.redact}
+            opened[name] = open_tagged(source, **shares, **how)
     parts, notes = in_one_split_each(opened)
     labels = []
     for name, one in opened.items():
@@ -108,7 +109,7 @@ def open_others(
     Raises:
         UserError: it names another task, or has labels or types that training never saw.
     """
-    columns = Columns(config.text, config.label)
+    columns = Columns(config.text, config.label, redact=config.redact)
     notes: list[str] = []
     given = {name: EMBEDDED for name in heads} if data == EMBEDDED else named_values("--data", data, "PATH")
     parts: dict[str, Part] = {}
@@ -117,7 +118,7 @@ def open_others(
             raise UserError(f"--data: the run has no task {name}. It has: {', '.join(heads)}.")
         head = heads[name]
         if head.kind == "words":
-            parts[name] = sentences = open_test_sentences(source, config.broken, notes)
+            parts[name] = sentences = open_test_sentences(source, config.broken, notes, config.redact)
             known = {tag[2:] for tag in head.names}
             if unseen := {tag[2:] for sentence in sentences for tag in sentence.tags} - known:
                 raise UserError(
