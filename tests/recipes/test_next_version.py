@@ -107,7 +107,7 @@ def test_images_learn_new_classes(digits, tmp_path, karpa) -> None:
         assert verb == "prune" or records[0]["fingerprint"] == records[1]["fingerprint"]
 
 
-@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("head", marks=pytest.mark.slow)])
 def test_adapters_on_a_run_are_kept_with_it(method, classified, intents_file, tmp_path, karpa) -> None:
     """They were read back on the preset's weights, and not on those that they were trained on."""
     preset = write_reader(tmp_path / "preset", classified / "assets" / "vocab.txt")
