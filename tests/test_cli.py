@@ -208,7 +208,7 @@ def test_help_says_which_recipe_takes_what(karpa, capsys) -> None:
         ],
         "export": [
             "mlm-gru: --top_k N",
-            "bert-tagger: int8: a quarter of the size. (default: none); cifar10-cnn, mnist-mlp: With",
+            "multi-task: int8: a quarter of the size. (default: none); cifar10-cnn, mnist-mlp: With",
         ],
         "predict": ["mlm-gru: --top_k N", "--input FILE", "INPUTS Inputs; else standard input."],
         "explain": ["INPUTS Image files"],
