@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -134,15 +135,19 @@ class Run(InALine, Generic[S]):
         if not (init := getattr(self.settings, "init", "")):
             return
         try:
-            if weights is None:
-                model.load_weights(open_run(init).best_weights)
-            else:
-                model.set_weights(weights)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # Keras' own words on what does not fit
+                if weights is None:
+                    model.load_weights(open_run(init).best_weights)
+                else:
+                    model.set_weights(weights)
         except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:150]
+            # Of shapes Keras says much that ends in the middle.
+            said = " ".join(str(error).split())
+            reason = "" if "could not be loaded" in said or "shape" in said else f" ({said[:150]})"
             raise UserError(
-                f"--init: the weights of {init} do not fit ({reason}); it must be a run of the same model, "
-                "with as many outputs, and with method full where there is one."
+                f"--init: the weights of {init} do not fit{reason}; it must be a run of the same model and "
+                "sizes, with as many outputs."
             ) from None
 
     def keep(self, model: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from karpa_tf.models.averaging import Statistics
 from karpa_tf.recipe import find_recipe
 from karpa_tf.recipes.families.settings import ImageSettings
 from karpa_tf.training.ancestry import lineage
@@ -56,6 +57,7 @@ def test_the_curve_between_two_runs_ends_in_them(logs, karpa) -> None:
     for number, row in ((1, note["curve"][0]), (2, note["curve"][2])):
         own = RunFolder(logs / "mnist-mlp" / str(number))
         model = recipe.network(own)
+        Statistics(model, recipe.features(RunFolder(logs / "mnist-mlp" / "1")))()  # as at every other point
         for other, data in ((1, "digits.npz"), (2, "darker.npz")):
             where = RunFolder(logs / "mnist-mlp" / str(other))
             assert row[data] == pytest.approx(recipe.scorer(where, model, "validation")(), abs=1e-6)

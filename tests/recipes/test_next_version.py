@@ -149,6 +149,35 @@ def test_wrong_words(classified, digits, tagged, intents_file, tmp_path, karpa) 
     assert not (tmp_path / "logs").exists()
 
 
+def test_what_is_rehearsed_is_named_where_it_is_gone(second, classified, tmp_path, karpa) -> None:
+    text = (second / "config.yaml").read_text()
+    for name, (word, other), said in (
+        ("run", (str(classified), str(tmp_path / "gone")), "whose rows are rehearsed: bring it back"),
+        ("own", ("rehearse: 0.25", "rehearse: 0.5"), "is not the data that"),
+    ):
+        copy = shutil.copytree(second, tmp_path / name / "bert-classifier" / "1")
+        assert word in text
+        (copy / "config.yaml").write_text(text.replace(word, other))
+        result = karpa("evaluate", copy)
+        assert result.status == 2 and said in result.err, result.err
+
+
+def test_numbers_with_gaps_are_classes_where_they_are_text(tmp_path, karpa) -> None:
+    x, y = make_images(120, 10, 1)
+    words = [*TINY_DIGITS, "--epochs", 1, "--logs", tmp_path / "logs"]
+    np.savez(tmp_path / "numbers.npz", x_train=x, y_train=y + 5)
+    result = karpa("train", "mnist-mlp", "--data", tmp_path / "numbers.npz", *words)
+    assert result.status == 2 and "or give them names (an array of text" in result.err
+    np.savez(tmp_path / "text.npz", x_train=x, y_train=(y + 5).astype(str))
+    assert karpa("train", "mnist-mlp", "--data", tmp_path / "text.npz", *words).status == 0
+
+
+@pytest.mark.parametrize("recipe", ["bert-tagger", "multi-task"])
+def test_blocks_of_a_teacher_need_one(recipe, karpa) -> None:
+    result = karpa("train", recipe, "--preset", "teacher")
+    assert result.status == 2 and "preset teacher goes with recipes that have a teacher" in result.err
+
+
 def test_a_preset_learns_masked_words_of_its_texts_first(classified, intents_file, tmp_path, karpa) -> None:
     """The encoder goes on from the preset, and the head on from what masked words have made of it."""
     preset = write_reader(tmp_path / "preset", classified / "assets" / "vocab.txt")

@@ -133,7 +133,11 @@ def _interpolate(mix: _Mix, run: Run[Any]) -> tuple[str, list[float], dict[str, 
     named = {f"lambda {value:g}": mix.row(figures) for value, figures in rows.items()}
     facts = {
         "lambda": f"{best:g}" + (f", the best of {len(lambdas)} on validation" if len(lambdas) > 1 else ""),
-        **{f"barrier ({name})": said for name, said in mix.say_barriers(barriers).items()},
+        **(
+            {f"barrier ({n})": said for n, said in mix.say_barriers(barriers).items()}
+            if len(rows) > 2
+            else {}
+        ),
     }
     run.say(*format_table(named), *(f"{name}: {value}" for name, value in facts.items()))
     if run.chief:
@@ -204,9 +208,10 @@ class _Mix:
             self.scorers[Path(config.data2).name] = recipe.scorer(parents[0], model, config.data2)
         self.measured: dict[tuple[float, ...], dict[str, Figures]] = {}
 
-    def put(self, shares: Sequence[float]) -> None:
+    def put(self, shares: Sequence[float], *, as_it_is: bool = False) -> None:
+        """Puts a mean into the network; a run `as_it_is` keeps the statistics that it has."""
         self.model.set_weights(mean_weights(self.weights, shares))
-        if max(shares) < 1:  # a run as it is keeps its own
+        if not as_it_is:
             self.statistics()
 
     def figures(self, shares: Sequence[float]) -> dict[str, Figures]:
@@ -263,7 +268,7 @@ class _Mix:
             score = self.recipe.scorer(folder, self.model, "test")
             rows[data] = {}
             for name, own in [*zip(self.names, every, strict=True), (chosen, list(shares))]:
-                self.put(own)
+                self.put(own, as_it_is=name != chosen)
                 rows[data][name] = score()
         first, *others = self.data
         facts = {

@@ -245,7 +245,9 @@ def thin_test(
         some = f'"{few[0]}" has' if len(few) == 1 else f"{len(few)} of {len(names)} labels have"
         what += f", and {some} fewer than {_ENOUGH_OF_CLASS} of them"
         what += f" ({counts[rarest]})" if len(few) == 1 else f' ("{rarest}": {counts[rarest]})'
-    advice = "--test_share holds out more, and --folds 5 tests on all of them in turn"
+    advice = "--test_share holds out more"
+    if config.takes_folds:
+        advice += ", and --folds 5 tests on all of them in turn"
     return f"{what}: such figures say little. {'More rows in it say more' if brings_test else advice}."
 
 

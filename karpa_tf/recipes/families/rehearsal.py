@@ -48,15 +48,22 @@ def rehearse(
     """
     if not config.rehearse:
         return data
-    folder = open_run(config.rehearse_from or config.init)
+    run = config.rehearse_from or config.init
+    try:
+        folder = open_run(run)
+    except UserError:
+        raise UserError(f"There is no run {run}, whose rows are rehearsed: bring it back.") from None
     settings = folder.open_config(recipe_of(folder).about.settings)
     if getattr(config, "redact", False) and not getattr(settings, "redact", False):
         raise UserError(
             f"rehearse: {folder.path} has read its texts without redact, and this run is to have none such; "
             "train that one with redact first."
         )
-    other = open_data(settings)
-    check_data(folder, getattr(settings, "data", ""), other.record)
+    try:
+        other = open_data(settings)
+        check_data(folder, getattr(settings, "data", ""), other.record)
+    except UserError as error:
+        raise UserError(f"The rows of {folder.path}, which are rehearsed: {error}") from None
     keys: dict[str, dict[Split, Sequence[Any]]] = {}
     for name, splits in (("new", data.splits), ("old", other.splits)):
         keys[name] = {split: list(map(_hashable, groups(splits[split])[0])) for split in SPLITS}

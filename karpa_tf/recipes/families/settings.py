@@ -46,6 +46,9 @@ class SplitSettings(TrainingSettings):
         0.0, "Share of the weights of each matrix that become zero in training; see `karpa-tf prune`."
     )
 
+    # Whether `folds` may be given.
+    takes_folds: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
         super().__post_init__()
@@ -298,6 +301,8 @@ class BertSettings(SplitSettings):
                     f'lora_targets: there is no layer "{target}"{did_you_mean(target, known)} Known: '
                     f"{', '.join(known)}."
                 )
+        if self.preset == TEACHER and not hasattr(self, "teacher"):
+            raise UserError(f"preset {TEACHER} goes with recipes that have a teacher: bert-classifier.")
         if self.pretrain_data and self.preset == TEACHER:
             raise UserError(
                 f"pretrain_data does not go with preset {TEACHER}, whose blocks are trained already."

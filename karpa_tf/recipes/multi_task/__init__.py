@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.recipe import About, EvaluateOptions, ExplainOptions, Input
@@ -43,6 +43,8 @@ class MultiTaskSettings(BertSettings):
     head_rate: NonNegative = option(
         5.0, "Factor of the learning rate of what a preset does not bring, with method full."
     )
+
+    takes_folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raises a UserError for settings that make no sense."""
