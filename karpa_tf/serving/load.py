@@ -271,7 +271,7 @@ class Grpc:
             return Spec(types_pb2.DataType.Name(info.dtype), sizes)
 
         return {
-            key: {name: spec(info) for name, info in value.inputs.items()}
+            key: {name: spec(info) for name, info in sorted(value.inputs.items())}
             for key, value in found.signature_def.items()
         }
 

@@ -294,6 +294,7 @@ def test_domains_share_their_outputs(data, karpa, tmp_path) -> None:
     assert answer["label"] in names and len(answer["probabilities"]) == 2
 
 
+@pytest.mark.slow
 def test_texts_are_learned_on_an_encoder_that_stays_as_it_is(karpa, tmp_path) -> None:
     words = {"cat": "cat cats", "dog": "dog dogs", "eats": "eats eats", "both": "cat dog"}
     rows = [(f"{text} {'eats ' * (n % 3)}{n}", label) for n in range(20) for label, text in words.items()]

@@ -148,6 +148,7 @@ def test_a_student_begins_with_every_second_block_and_the_head(classified, tmp_p
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_an_ensemble_teaches_a_gru_of_its_own_vocabulary(classified, student, karpa, tmp_path) -> None:
     joined, run = (RunFolder(tmp_path / "bert-classifier" / number) for number in "12")
     first: Any = RunFolder(classified).open_config(BertClassifierSettings)

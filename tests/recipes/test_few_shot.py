@@ -388,6 +388,7 @@ def masked(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return logs / "mlm-gru" / "1"
 
 
+@pytest.mark.slow
 def test_a_masked_model_of_ours_classifies_without_rows(masked, karpa, tmp_path) -> None:
     diet = {"cat": "fish", "dog": "bones", "cow": "grass", "bird": "seeds", "mouse": "cheese"}
     write_csv(tmp_path / "data" / "test.csv", [(f"the {animal}", food) for animal, food in diet.items()])

@@ -70,7 +70,9 @@ def test_the_figures_are_there_beside_real_images_and_noise(made) -> None:
 
 
 def test_the_run_folder_and_tensorboard_are_complete(made) -> None:
-    assert {p.name for p in (made / "assets").iterdir()} == {"labels.json", "data.json", "judge.weights.h5"}
+    assert {p.name for p in (made / "assets").iterdir()} == {
+        *("labels.json", "data.json", "start.json", "judge.weights.h5")
+    }
     assert Image.open(made / "samples.png").size == (10 * 64, 3 * 64)
     train, validation = (tags_of(read_events(made / name)) for name in ("train", "validation"))
     assert {"samples", "batch/loss", "batch/discriminator_loss", "epoch/discriminator_loss"} <= train

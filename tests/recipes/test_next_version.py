@@ -172,6 +172,14 @@ def test_numbers_with_gaps_are_classes_where_they_are_text(tmp_path, karpa) -> N
     assert karpa("train", "mnist-mlp", "--data", tmp_path / "text.npz", *words).status == 0
 
 
+def test_weights_of_other_sizes_are_refused_in_our_words(digits, tmp_path, karpa, recwarn) -> None:
+    data = digits.parents[2] / "digits.npz"
+    words = [*TINY_DIGITS, "--units", 9, "--init", digits, "--logs", tmp_path / "logs"]
+    result = karpa("train", "mnist-mlp", "--data", data, *words)
+    assert result.status == 2 and "do not fit; it must be a run of the same model and sizes" in result.err
+    assert not [w for w in recwarn if "container" in str(w.message)]
+
+
 @pytest.mark.parametrize("recipe", ["bert-tagger", "multi-task"])
 def test_blocks_of_a_teacher_need_one(recipe, karpa) -> None:
     result = karpa("train", recipe, "--preset", "teacher")

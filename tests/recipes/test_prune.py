@@ -95,7 +95,7 @@ def test_a_sparse_run_has_its_zeros_and_says_what_it_costs(fixture, karpa, reque
     assert "## Costs" in card and f"| {run} |" in card and "processor time for" in card
 
 
-@pytest.mark.parametrize("fixture", ["classified", pytest.param("tagged", marks=SLOW)])
+@pytest.mark.parametrize("fixture", [pytest.param(name, marks=SLOW) for name in ("classified", "tagged")])
 def test_heads_and_neurons_leave_the_graph(fixture, karpa, request, tmp_path) -> None:
     parent = request.getfixturevalue(fixture)
     recipe = parent.parent.name
@@ -197,7 +197,8 @@ def test_settings_that_cannot_prune_are_refused() -> None:
             BertClassifierSettings(preset="p", method=method, sparsity=0.5)  # type: ignore[arg-type]
     # A run of adapters is pruned in full, at the rate of that; one from few rows is not.
     adapted = BertClassifierSettings(preset="p", method="lora", learning_rate=1e-3)
-    assert adapted.of_pruned() == {"pretrain_data": "", "method": "full", "learning_rate": 0.0}
+    changed = {"pretrain_data": "", "method": "full", "learning_rate": 0.0, "average": ""}
+    assert changed.items() <= adapted.of_pruned().items()
     with pytest.raises(UserError, match="Received: a run of fewshot"):
         BertClassifierSettings(preset="p", method="fewshot").of_pruned()
 

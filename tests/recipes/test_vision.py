@@ -45,7 +45,8 @@ def test_they_learn_and_are_evaluated_beside_baselines(digits, photos) -> None:
 def test_the_run_folder_is_complete(digits) -> None:
     for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "errors.png"):
         assert (digits / name).is_file()
-    assert {p.name for p in (digits / "assets").iterdir()} == {"labels.json", "images.json", "data.json"}
+    assets = {"labels.json", "images.json", "data.json", "start.json"}
+    assert {p.name for p in (digits / "assets").iterdir()} == assets
 
 
 @pytest.mark.parametrize("name", ["digits", "photos"])

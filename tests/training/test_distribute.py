@@ -139,6 +139,7 @@ def test_two_workers_train_as_one_does(text_file, tmp_path) -> None:
     assert "run " not in (two.folder / "1.err").read_text()
 
 
+@pytest.mark.slow
 def test_two_workers_fine_tune_as_one_does(tmp_path) -> None:
     data = write_csv(tmp_path / "train.csv", make_intents(240))
     words = [

@@ -223,6 +223,7 @@ def test_seeds_that_cannot_be_trained_leave_nothing(words, said, karpa, tmp_path
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.slow
 def test_the_first_runs_of_an_own_recipe_may_be_seeds(karpa, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert karpa("new", "mine", "--like", "q-learning").status == 0
