@@ -29,8 +29,8 @@ class Span(NamedTuple):
     kind: str
 
 
-# Returns the parts of a text that are names, or whatever else it finds: (begin, end, kind) each.
 Tagger = Callable[[str], Iterable[tuple[int, int, str]]]
+"""A text to the spans of names in it."""
 
 
 def redact(text: str, tagger: Tagger | None = None) -> str:

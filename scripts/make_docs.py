@@ -22,7 +22,19 @@ import markdown2
 import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["data", "errors", "export", "meta", "models", "recipe", "reports", "serving", "settings", "training"]
+NAMES = [
+    "data",
+    "errors",
+    "export",
+    "meta",
+    "models",
+    "privacy",
+    "recipe",
+    "reports",
+    "serving",
+    "settings",
+    "training",
+]
 MODULES = [f"karpa_tf.{name}" for name in NAMES]
 EXTRAS = ["code-friendly", "cuddled-lists", "fenced-code-blocks", "header-ids", "tables"]
 PAGE = """<!doctype html>
