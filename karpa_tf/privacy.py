@@ -30,7 +30,7 @@ class Span(NamedTuple):
 
 
 Tagger = Callable[[str], Iterable[tuple[int, int, str]]]
-"""A text to the spans of names in it."""
+"""A text to the parts of it that are names, or whatever else it finds: (begin, end, kind) each."""
 
 
 def redact(text: str, tagger: Tagger | None = None) -> str:
