@@ -332,7 +332,11 @@ OpenNetwork = Callable[[RunFolder], keras.Model]
 
 def adds_to_preset(config: BertSettings) -> bool:
     """Whether a run keeps what it adds to the weights of its preset, and not those themselves."""
-    return config.method in ADDED and not (config.init or config.pretrain_data)
+    return _adds(vars(config))
+
+
+def _adds(fields: Mapping[str, Any]) -> bool:
+    return fields.get("method") in ADDED and not (fields.get("init") or fields.get("pretrain_data"))
 
 
 def put_weights(
@@ -360,17 +364,12 @@ def put_weights(
         start.preset.assign(model)
     common.same_vocabulary(init, start.wordpiece, "start from the same preset")
     if weights is None and run.settings.method in ("full", *ADDED):
-        common.begin_with_labels(run, model, names, open_network, adapters=_keeps_adapters(init))
+        adapters = bool(init) and _adds(open_run(init).read_config())
+        common.begin_with_labels(run, model, names, open_network, adapters=adapters)
     else:
         run.begin_with(model, weights)
     if pretrained:
         _put(model, pretrained)
-
-
-def _keeps_adapters(init: str) -> bool:
-    config = open_run(init).read_config() if init else {}
-    added = config.get("method") in ADDED
-    return added and not (config.get("init") or config.get("pretrain_data") or config.get("average"))
 
 
 def _learned(model: keras.Model) -> dict[str, np.ndarray]:
