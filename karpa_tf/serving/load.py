@@ -146,7 +146,8 @@ class Rest:
             return Spec(info["dtype"], None if shape["unknown_rank"] else tuple(map(_size, sizes)))
 
         return {
-            key: {name: spec(info) for name, info in value["inputs"].items()} for key, value in found.items()
+            key: {name: spec(info) for name, info in sorted(value["inputs"].items())}
+            for key, value in found.items()
         }
 
     async def _exchange(self, request: bytes) -> tuple[int, bytes]:
