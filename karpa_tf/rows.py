@@ -409,7 +409,7 @@ def format(
 
     Args:
         inputs: of the rows.
-        outputs: of the rows; of a label and its probabilities the largest one is shown.
+        outputs: of the rows; of a label and its probabilities the largest one is shown, and what is unknown.
         shown: see `Signature`.
     """
     for row, result in zip(inputs, outputs, strict=True):
@@ -417,7 +417,8 @@ def format(
         if is_error(result):
             yield f"  {result['error']}"
         elif not shown and {"label", "probabilities"} <= set(result):
-            yield f"  {result['label']}  {max(result['probabilities']):.3f}"
+            unknown = "" if result.get("known", True) else f"  unknown ({result['unknown_score']:.3g})"
+            yield f"  {result['label']}  {max(result['probabilities']):.3f}{unknown}"
         else:
             together = [names.split() for names in shown] if shown and result else [[name] for name in result]
             for names in together:

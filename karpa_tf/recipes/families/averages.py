@@ -16,7 +16,7 @@ import numpy as np
 from karpa_tf.errors import UserError
 from karpa_tf.models.averaging import Statistics, mean_weights
 from karpa_tf.recipe import About, Evaluation
-from karpa_tf.recipes.families import ensembles
+from karpa_tf.recipes.families import certainty, ensembles
 from karpa_tf.reports.interpolation import write_interpolation
 from karpa_tf.reports.tables import format_table
 from karpa_tf.training.ancestry import lineage, note_ancestors
@@ -26,7 +26,10 @@ from karpa_tf.training.run_folder import RunFolder, open_run
 # What is noted in the assets: the shares, the figures of all that were tried, the barriers.
 _NOTE = "average.json"
 # Of a run's assets, what is of its own training alone.
-_NOT_COPIED = ("start.json", "data.json", "teacher.json", "pretraining.json", "ensemble.json", _NOTE)
+_NOT_COPIED = (
+    *("start.json", "data.json", "teacher.json", "pretraining.json", "ensemble.json", _NOTE),
+    *certainty.FILES,
+)
 
 Figures = dict[str, float]
 
@@ -47,6 +50,9 @@ class Averages(ensembles.Joins, Protocol):
             model: the network; its weights may change between two calls.
             on: `validation` or `test` of the run's data, or other data.
         """
+
+    def fit_certainty(self, run: Run[Any], splits: Mapping[Any, Any]) -> None:
+        """Fits on validation rows how sure the run may be, once its best weights are kept."""
 
     def features(self, folder: RunFolder) -> Any:
         """Returns features of a run's training in batches, for the statistics of batch normalization."""
@@ -93,6 +99,7 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
     run.write_asset(_NOTE, {"chosen": chosen, "shares": shares, **note})
 
     def evaluate() -> Evaluation:
+        recipe.fit_certainty(run, first.splits)
         found = recipe.evaluate(folder, recipe.about.evaluate(), 0)
         beside = mix.tested(shares, chosen)
         found.baselines = {**beside.pop(""), **found.baselines}

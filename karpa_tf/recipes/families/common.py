@@ -16,6 +16,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
+from karpa_tf.recipes.families import certainty
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
 from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
@@ -265,6 +266,9 @@ def export(
         others: further signatures by name.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
+    written["model_card"] += certainty.section(folder)
+    if threshold := certainty.threshold_file(folder):
+        written["assets"] = {**written["assets"], "unknown.json": json.dumps(threshold, indent=2) + "\n"}
     written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += redaction_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
