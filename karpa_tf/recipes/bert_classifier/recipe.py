@@ -176,7 +176,7 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         return self.network(folder)
 
     def reader(self, folder: RunFolder, part: Rows) -> tuple[np.ndarray, certainty.Read]:
-        texts = self.batch(self._open_task(folder)[0], part)
+        texts = self.batch(self.open_task(folder)[0], part)
         return texts.labels, texts.read
 
     def fit_certainty(self, run: Run[BertClassifierSettings], splits: Mapping[Split, Rows]) -> None:

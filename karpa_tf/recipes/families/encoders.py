@@ -230,7 +230,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         return self.open_model(folder)[1]
 
     def validation(self, folder: RunFolder) -> ensembles.Labelled:
-        task, _ = self._open_task(folder)
+        task, _ = self.open_task(folder)
         examples = self.batch(task, self.open_data(task.config).splits["validation"])
         return lambda model: examples.labelled(Outputs(model, examples.batches), task.names)
 
@@ -240,7 +240,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         return self._open(folder)[1]
 
     def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
-        task, _ = self._open_task(folder)
+        task, _ = self.open_task(folder)
         if on in ("validation", "test"):
             data = self.open_data(task.config)
             part = data.splits["validation" if on == "validation" else _held_out(data)]
@@ -369,12 +369,13 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         return task, certainty.put_on(model, folder)
 
     def _open(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
-        task, start = self._open_task(folder)
+        task, start = self.open_task(folder)
         if getattr(task.config, "ensemble", ""):
             return task, ensembles.open_ensemble(self, folder)
         return task, starts.open_trained(task.config, folder, start, partial(self.build, task))
 
-    def _open_task(self, folder: RunFolder) -> tuple[Task[S], starts.Start]:
+    def open_task(self, folder: RunFolder) -> tuple[Task[S], starts.Start]:
+        """Returns what a run reads and gives, and what its model starts from."""
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, self.labels_file)
         start = starts.read_start(folder)
