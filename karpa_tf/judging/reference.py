@@ -1,8 +1,8 @@
 """What a classifier says of held-out rows: the file that its shares are corrected with.
 
-A cell is a predicted label together with how sure the classifier was: its score's place among the scores of the
-held-out rows with that label, in some bins. With one bin, cells are labels and the counts are the confusion
-matrix; more of them keep what a label alone leaves out.
+A cell is a predicted label together with how sure the classifier was: its score's place among the scores of
+the held-out rows with that label, in some bins. With one bin, cells are labels and the counts are the
+confusion matrix; more of them keep what a label alone leaves out.
 """
 
 from __future__ import annotations

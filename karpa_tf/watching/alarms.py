@@ -1,9 +1,9 @@
 """Alarms by CUSUM (Page 1954, Continuous Inspection Schemes), with bounds set by simulation.
 
-A sum per direction grows by the log-likelihood ratio of each text, after against before, and is never below 0. An
-alarm is on from when a sum reaches the bound until it is back at 0. The bound is the one that texts without any
-change reach, on average, once in `false_alarms` texts: since that time is nearly exponential, it is the 1/e
-quantile of the largest sum within so many texts, over simulated streams.
+A sum per direction grows by the log-likelihood ratio of each text, after against before, and is never below
+0. An alarm is on from when a sum reaches the bound until it is back at 0. The bound is the one that texts
+without any change reach, on average, once in `false_alarms` texts: since that time is nearly exponential, it
+is the 1/e quantile of the largest sum within so many texts, over simulated streams.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from karpa_tf.watching.shares import corrected_shares
 # Of the simulation: streams at least, those that raise a false alarm, texts of a stream, and baselines that
 # are drawn anew, since the one at hand is a sample as well.
 _STREAMS, _ALARMS, _STEPS, _BASELINES = 400, 200, 10_000, 100
-# Texts' weight of the fitted distribution in the one that is simulated: a cell that the baseline happens to lack
-# may come.
+# Texts' weight of the fitted distribution in the one that is simulated: a cell that the baseline happens to
+# lack may come.
 _WEIGHT = 20
 # How much the density of places rises from 0 to 1, or falls, when the input drifts.
 _SLOPE = 0.8
@@ -97,8 +97,8 @@ class Shift(NamedTuple):
 def moved_shares(shares: np.ndarray, by: float) -> tuple[list[Shift], np.ndarray]:
     """Returns the directions, and the shares float64 (..., directions, labels) after each.
 
-    A label's share moves by so much, or by half of what there is, and the others keep their proportions. Of two
-    labels one falls as the other rises: there are two directions, not four.
+    A label's share moves by so much, or by half of what there is, and the others keep their proportions. Of
+    two labels one falls as the other rises: there are two directions, not four.
 
     Args:
         shares: (..., labels).
@@ -129,6 +129,7 @@ class ShareAlarm(Cusum):
         shift: of a share, that is to be found as fast as possible.
         false_alarms: mean number of texts between two false alarms.
         seed: of the simulation.
+        bound: that a simulation has found; 0: simulate.
 
     Raises:
         UserError: the baseline has no texts.
@@ -143,6 +144,7 @@ class ShareAlarm(Cusum):
         shift: float = 0.15,
         false_alarms: int = 10_000,
         seed: int = 0,
+        bound: float = 0.0,
     ) -> None:
         baseline = np.asarray(baseline, np.int64)
         if baseline.sum() < 1:
@@ -157,6 +159,9 @@ class ShareAlarm(Cusum):
         self.shares = fit(baseline)
         directions, _ = moved_shares(self.shares, shift)
         names = [f"{_name(labels, label)} {'up' if up else 'down'}" for label, up in directions]
+        if bound:
+            super().__init__(names, _ratios(self.shares, known, shift), bound)
+            return
         random = np.random.default_rng(seed)
         frequencies = baseline + _WEIGHT * self.shares @ known
         frequencies = frequencies / frequencies.sum()
@@ -203,9 +208,9 @@ _CELLS = 50
 class InputAlarm(Cusum):
     """An alarm when scores are no longer distributed within their predicted label as on held-out rows.
 
-    A score's place among those of its label's held-out rows is uniform from 0 to 1, whatever the shares of the
-    labels are; when the input drifts, high places (less sure, more unknown) or low ones become more frequent. The
-    ratio is that of a density which rises, or falls, along the places.
+    A score's place among those of its label's held-out rows is uniform from 0 to 1, nearly whatever the
+    shares of the labels are; when the input drifts, high places (less sure, more unknown) or low ones become
+    more frequent. The ratio is that of a density which rises, or falls, along the places.
 
     Args:
         rows: held-out rows that the places are taken among: few of them are not quite uniform themselves.
@@ -225,5 +230,5 @@ class InputAlarm(Cusum):
         )
 
     def add_place(self, place: float) -> list[str]:
-        """Adds a text by the place of its score, from 0 to 1; returns the directions whose alarm it raises."""
+        """Adds a text by the place of its score, 0 to 1; returns the directions whose alarm it raises."""
         return self.add(min(int(place * _CELLS), _CELLS - 1))

@@ -1,7 +1,7 @@
 """Lines of a growing file or of standard input, and the rows in them.
 
-A place in a file is kept with its inode and first bytes, so that a log which was rotated or truncated meanwhile
-is noticed: what was left of the old one is read first.
+A place in a file is kept with its inode and first bytes, so that a log which was rotated or truncated
+meanwhile is noticed: what was left of the old one is read first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import select
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from karpa_tf.errors import UserError
 
@@ -92,6 +92,8 @@ class File:
         UserError: there is no such file.
     """
 
+    _file: IO[bytes]
+
     def __init__(self, path: str | Path, follow: bool = True, place: Mapping[str, Any] | None = None) -> None:
         self.notes: list[str] = []
         self._path, self._follow = Path(path), follow
@@ -111,7 +113,7 @@ class File:
 
     def _open(self, path: Path, offset: int = 0) -> None:
         file = path.open("rb", buffering=0)
-        if getattr(self, "_file", None):
+        if hasattr(self, "_file"):
             self._file.close()
         self._file, self._cut, self._offset = file, _Cut(), offset
         self._inode = os.fstat(file.fileno()).st_ino
@@ -228,10 +230,10 @@ def rows_of(line: bytes | None, texts: Mapping[str, bool], model: str = "") -> l
         return [_checked(found, texts)]
     if model and found.get("model") != model:
         raise Skipped("another model's")
-    columns = [inputs.get(name) for name in texts]
-    if not all(isinstance(column, list) for column in columns) or len({len(c) for c in columns}) != 1:  # type: ignore[arg-type]
+    columns = [column for name in texts if isinstance(column := inputs.get(name), list)]
+    if len(columns) < len(texts) or len({*map(len, columns)}) != 1:
         raise Skipped("without the inputs")
-    return [_checked(dict(zip(texts, row, strict=True)), texts) for row in zip(*columns, strict=True)]  # type: ignore[arg-type]
+    return [_checked(dict(zip(texts, row, strict=True)), texts) for row in zip(*columns, strict=True)]
 
 
 def _checked(row: Mapping[str, Any], texts: Mapping[str, bool]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from threading import Event
 from typing import Any, Protocol
 
 from karpa_tf.errors import UserError
-from karpa_tf.serving.load import Rest, Spec
+from karpa_tf.serving.load import Rest, Spec, inputs_of, open_target
+from karpa_tf.serving.options import LoadOptions
+from karpa_tf.watching.options import WatchOptions
 
 # Rows of a request, and seconds between two tries to reach a server: 1, 2, 4, ... up to
 AT_ONCE, _LONGEST_WAIT = 64, 30.0
@@ -94,6 +96,20 @@ class Remote:
         if len(rows) == 1:
             return [None]
         return [answer for row in rows for answer in self.ask([row])]
+
+
+def open_remote(url: str, options: WatchOptions) -> Remote:
+    """Returns the model at a URL; without `model_name`, a request log is read for its requests alone.
+
+    Raises:
+        UserError: there is no such model, or it is asked over gRPC.
+    """
+    asked = LoadOptions(signature=options.signature, token_file=options.token_file, ca_file=options.ca_file)
+    target = open_target(url, asked, "watch takes")
+    if not isinstance(target, Rest):
+        raise UserError(f"watch asks a server over REST, http://HOST:PORT/v1/models/NAME. Received: {url}.")
+    options.model_name = options.model_name or target.path.removeprefix("/v1/models/").split("/")[0]
+    return Remote(target, inputs_of(target, options.signature))
 
 
 def check_classifier(model: Model, name: str) -> None:

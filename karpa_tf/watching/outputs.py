@@ -58,7 +58,8 @@ def read_state(path: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"--state: {path} is not what a watcher wrote ({reason}); give another file, or delete it to begin anew."
+            f"--state: {path} is not what a watcher wrote ({reason}); give another file, or delete it to "
+            "begin anew."
         ) from None
 
 
@@ -139,7 +140,7 @@ class Metrics:
         self._model = model
         self.snapshot: Mapping[str, Any] = {}
         self._registry = prometheus_client.CollectorRegistry()
-        self._registry.register(self)  # type: ignore[arg-type]
+        self._registry.register(self)
 
     def text(self) -> bytes:
         """Returns all of them in Prometheus' text format."""

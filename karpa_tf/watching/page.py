@@ -11,13 +11,15 @@ _FEW = 8
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 180, 44, 22
 _STYLE = """
 :root { color-scheme: light dark; --line: #0b62c4; --band: #0b62c433; --bad: #b3261e; --good: #1b6e3c; }
-@media (prefers-color-scheme: dark) { :root { --line: #7db7ff; --band: #7db7ff33; --bad: #ff9188; --good: #7fd6a2; } }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #7db7ff; --band: #7db7ff33; --bad: #ff9188; --good: #7fd6a2; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 1.4rem 0 .2rem; overflow-wrap: anywhere; }
 .on { color: var(--bad); font-weight: 600; } .off { color: var(--good); }
 svg { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-.grid { stroke: currentColor; opacity: .15; } .normal { stroke: currentColor; opacity: .6; stroke-dasharray: 5 4; }
+.grid { stroke: currentColor; opacity: .15; }
+.normal { stroke: currentColor; opacity: .6; stroke-dasharray: 5 4; }
 .line { stroke: var(--line); stroke-width: 2; fill: none; } .band { fill: var(--band); }
 .mark { stroke: var(--bad); stroke-width: 1.5; }
 li { overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
@@ -46,8 +48,8 @@ def page(model: str, snapshot: Mapping[str, Any], nonce: str) -> str:
     report = snapshot["report"]
     return (
         f"{head}{_state(snapshot)}"
-        f"<h2>Shares</h2><p>Of the last {report['window']:,} texts, with 95 % intervals; dashed: the normal share; "
-        f"red: an alarm on shares began.</p>{_table(report)}{_charts(snapshot)}"
+        f"<h2>Shares</h2><p>Of the last {report['window']:,} texts, with 95 % intervals; dashed: the normal "
+        f"share; red: an alarm on shares began.</p>{_table(report)}{_charts(snapshot)}"
         f"<h2>Last alarms</h2>{_alarms(snapshot['last'])}</body></html>"
     )
 

@@ -1,10 +1,11 @@
 """Shares of labels in texts that a classifier labels, corrected for what it confuses.
 
-Counts of what was predicted are a mixture: each true label's distribution over the cells (see `reference`), by
-its share. The shares that make the counts most likely are found by expectation maximization (Saerens et al.
-2002, Adjusting the Outputs of a Classifier to New a Priori Probabilities, section 2.2; on counts instead of
-probabilities). They lie between 0 and 1 and sum to 1, however badly the classifier tells labels apart, where
-the inverse of the confusion matrix (Forman 2008; Lipton et al. 2018) may leave the simplex.
+Counts of what was predicted are a mixture: each true label's distribution over the cells (see
+`judging.reference`), by its share. The shares that make the counts most likely are found by expectation
+maximization (Saerens et al. 2002, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
+section 2.2; on counts instead of probabilities). They lie between 0 and 1 and sum to 1, however badly the
+classifier tells labels apart, where the inverse of the confusion matrix (Forman 2008; Lipton et al. 2018) may
+leave the simplex.
 """
 
 from __future__ import annotations

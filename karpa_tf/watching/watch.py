@@ -1,7 +1,7 @@
 """`karpa-tf watch`: reads lines, has them labelled, and says what becomes of the shares.
 
-A line counts as done when the state is written: before that, what it raised has been said. So a watcher that is
-killed counts nothing twice and loses nothing; of what it said last, it may say something again.
+A line counts as done when the state is written: before that, what it raised has been said. So a watcher that
+is killed counts nothing twice and loses nothing; of what it said last, it may say something again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from karpa_tf.errors import UserError
-from karpa_tf.judging.reference import Reference, scores_of
+from karpa_tf.judging.reference import REFERENCE, Reference, read_reference, scores_of
 from karpa_tf.watching.lines import File, Line, Lines, Skipped, StandardInput, rows_of, shown
 from karpa_tf.watching.models import AT_ONCE, Model, check_classifier, check_outputs
 from karpa_tf.watching.options import WatchOptions
@@ -137,8 +137,8 @@ def _score(outputs: Mapping[str, Any], reference: Reference | None, name: str) -
         return float(scores_of({key: [value] for key, value in outputs.items()}, score)[0])
     except KeyError:
         raise UserError(
-            f"The reference is of a classifier that gives {score}, and {name} gives {', '.join(outputs)}; give "
-            "--reference of the model that is asked."
+            f"The reference is of a classifier that gives {score}, and {name} gives {', '.join(outputs)}; "
+            "give --reference of the model that is asked."
         ) from None
 
 
@@ -209,7 +209,7 @@ def _serving(options: WatchOptions, name: str) -> Iterator[Metrics]:
         server = ThreadingHTTPServer((options.host, options.metrics_port), Handler)
     except OSError as error:
         raise UserError(
-            f"--metrics_port {options.metrics_port} of {options.host} cannot be listened on: {error.strerror}."
+            f"--metrics_port {options.metrics_port} of {options.host} cannot be used: {error.strerror}."
         ) from None
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
@@ -238,23 +238,22 @@ def format_event(event: Mapping[str, Any]) -> list[str]:
     return [f"{said.get(event['event'], at)}  {shares}"]
 
 
-def find_reference(path: str, folder: Path) -> Path | None:
-    """Returns the file that `--reference` names, or the one that a model's folder has; None: there is none.
+def read_reference_of(path: str, folder: Path) -> Reference | None:
+    """Returns what held-out rows of a model were like; None: it does not say.
 
     Args:
-        path: of `--reference`: a file, or a model's folder; empty: none.
+        path: of `--reference`: a file, or a model's folder; empty: the model's own.
         folder: of the model.
 
     Raises:
-        UserError: `--reference` names none.
+        UserError: `path` names none, or it cannot be read.
     """
-    places = [Path(path)] if path else []
-    place = places[0] if places else folder
-    for file in (place, place / "assets.extra" / "reference.json", place / "assets" / "reference.json"):
-        if file.is_file():
-            return file
+    place = Path(path or folder)
+    for file in (place, place / "assets.extra" / REFERENCE, place / "assets" / REFERENCE):
+        if file.suffix == ".json" and file.is_file():
+            return read_reference(file)
     if path:
         raise UserError(
-            f"--reference takes a reference.json, or the folder of a model that has one. Received: {path}."
+            f"--reference takes a {REFERENCE}, or the folder of a model that has one. Received: {path}."
         )
     return None

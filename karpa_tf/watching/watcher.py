@@ -116,8 +116,8 @@ class Watcher(InALine):
             return self.labels.index(label)
         if self.reference:
             raise UserError(
-                f'The reference is of a classifier that has no label "{label}"; give --reference of the model '
-                f"that is asked. Its labels: {', '.join(self.labels[:10])}."
+                f'The reference is of a classifier that has no label "{label}"; give --reference of the '
+                f"model that is asked. Its labels: {', '.join(self.labels[:10])}."
             )
         if self._fixed:
             return len(self.labels) - 1 if self.labels[-1] == OTHER else self._place_of(OTHER)
@@ -154,7 +154,7 @@ class Watcher(InALine):
         counts = np.bincount([text.cell for text in self._window], minlength=cells)
         shares, low, high = (x.tolist() for x in self._corrected()(counts))
         predicted = np.bincount([text.label for text in self._window], minlength=len(self.labels))
-        normal = self._shares.shares.tolist() if self._shares else [None] * len(self.labels)
+        normal: list[Any] = self._shares.shares.tolist() if self._shares else [None] * len(self.labels)
         return {
             "text": self.texts,
             "window": len(self._window),

@@ -170,6 +170,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
         """Returns the model card, with a note on the quantization."""
 
+    def labels(self, part: P) -> list[str]:
+        """Returns the label of each example, of a classifier of texts."""
+        return []
+
     def check(self, config: S, names: Sequence[str], data: Data[P]) -> None:
         """Raises a UserError for data that the labels `names` are not those of, before training begins."""
 
@@ -388,6 +392,11 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns what a run predicts with, and `export` writes: in float32."""
         return self.served(*self.open_model(folder))
 
+    def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+        task, model = self.open_model(folder)
+        part = self.open_data(task.config).splits["validation"]
+        return stack(self.rows(part), self.served(task, model).inputs), self.labels(part)
+
     def served_rows(self, folder: RunFolder, count: int) -> dict[str, np.ndarray]:
         """Returns held-out texts, evenly spaced."""
         task, model = self.open_model(folder)
@@ -409,6 +418,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             options,
             signature := self.served(task, model),
             self.served_beside(task, model),
+            (stack(rows, signature.inputs), self.labels(data.splits["validation"])),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",

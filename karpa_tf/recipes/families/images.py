@@ -32,7 +32,7 @@ from karpa_tf.judging.classification import (
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import averages, common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
-from karpa_tf.recipes.families.image_export import export_images, served_pixels
+from karpa_tf.recipes.families.image_export import export_images, served_pixels, validation_rows
 from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, image_input, with_flip
 from karpa_tf.recipes.families.rehearsal import rehearse
@@ -355,6 +355,9 @@ class ImageRecipe(Recipe[S]):
         data = self.open_data(self.open_model(folder).config)
         pixels = served_pixels(data.splits[data.held_out])
         return {"image": pixels[:: -(-len(pixels) // count)].astype(np.float32)}
+
+    def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+        return validation_rows(self.open_data(self.open_model(folder).config))
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what in images speaks for the label that a run gives them: integrated gradients.
