@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from karpa_tf.lines import InALine
+
 _ROUNDS = 300
 _CLOSE = 1e-6
 
@@ -50,7 +52,7 @@ def corrected_shares(counts: np.ndarray, distributions: np.ndarray) -> np.ndarra
     return shares / shares.sum(axis=-1, keepdims=True)
 
 
-class Intervals:
+class Intervals(InALine):
     """Intervals around corrected shares, over what the window and the held-out rows happen to hold.
 
     The bootstrap: counts of both are drawn anew (multinomial), and the shares corrected again.

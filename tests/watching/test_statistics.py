@@ -98,7 +98,7 @@ def test_false_alarms_come_as_seldom_as_was_asked_for(corrected: bool) -> None:
     again = ShareAlarm(np.array([450, 550]), distributions, false_alarms=500)
     assert alarm.bound == again.bound > 0
     random, times, count = np.random.default_rng(3), [], 0
-    for cell in (random.random(60_000) >= frequencies[0]).astype(int):
+    for cell in (random.random(30_000) >= frequencies[0]).astype(int):
         count += 1
         if alarm.add(cell):
             times.append(count)
