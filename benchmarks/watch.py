@@ -7,12 +7,13 @@ package of vaderSentiment (docs/watch.md):
     python benchmarks/watch.py --run logs/bert-classifier/1 --film film.csv --table table.csv
     python benchmarks/watch.py --table table.csv [--base 0.5] [--simulations 200] [--threshold 12]
 
-A simulation draws sentences, with replacement, from those of a domain: 1,000 for the baseline and 200 more with
-the same share of positive ones, then 1,000 with a share that is 15 points away. Found: an alarm within 200
-texts after the change. False alarms are counted in streams of 10,000 texts without a change. Validation rows
-are the reference, and streams are drawn from the test rows alone. `labels` is fed with the sentences' true
-labels, which no classifier can be better than. river's detectors get the predicted labels: ADWIN and
-Page-Hinkley as they come, and Page-Hinkley with `--threshold`. The last line of the output is one JSON object.
+A simulation draws sentences, with replacement, from those of a domain: 1,000 for the baseline and 200 more
+with the same share of positive ones, then 1,000 with a share that is 15 points (`--shift`) away. Found: an
+alarm within 200 texts after the change. False alarms are counted in streams of 10,000 texts without a change.
+Validation rows are the reference, and streams are drawn from the test rows alone. `labels` is fed with the
+sentences' true labels, which no classifier can be better than. river's detectors get the predicted labels:
+ADWIN and Page-Hinkley as they come, and Page-Hinkley with `--threshold`; `--ours` leaves them out. The last
+line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def ours(
     baselines: list[Any],
     streams: list[Any],
     clean: list[Any],
+    false_alarms: int,
 ) -> dict[str, float]:
     cells = {"watch": domain.cells, "labels": domain.true}[kind]
     known = cell_distributions(reference.cells) if kind == "watch" else None
@@ -120,7 +122,7 @@ def ours(
     def alarm(rows: np.ndarray, seed: int) -> ShareAlarm:
         counts = np.bincount(cells[rows], minlength=count)
         bound = 0.0 if len(bounds) < BOUNDS else float(np.mean(bounds))
-        made = ShareAlarm(counts, known, shift=SHIFT, seed=seed, bound=bound)
+        made = ShareAlarm(counts, known, shift=SHIFT, false_alarms=false_alarms, seed=seed, bound=bound)
         if not bound:
             bounds.append(made.bound)
         return made
@@ -195,6 +197,9 @@ def main() -> None:
     parser.add_argument(
         "--base", type=float, default=0.5, help="Share of positive sentences before the change."
     )
+    parser.add_argument("--shift", type=float, default=SHIFT)
+    parser.add_argument("--false_alarms", type=int, default=10_000)
+    parser.add_argument("--ours", action="store_true", help="Without river's.")
     parser.add_argument("--threshold", type=float, default=0.0, help="Page-Hinkley's; 0: as it comes alone.")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
@@ -224,16 +229,18 @@ def main() -> None:
         baselines = [domain.draw(arguments.base, BASELINE, random) for _ in range(arguments.simulations)]
         streams = []
         for number in range(arguments.simulations):
-            to = arguments.base + (SHIFT if number % 2 and arguments.base + SHIFT <= 1 else -SHIFT)
+            to = arguments.base + (
+                arguments.shift if number % 2 and arguments.base + arguments.shift <= 1 else -arguments.shift
+            )
             before = domain.draw(arguments.base, BEFORE, random)
             streams.append(np.concatenate([before, domain.draw(to, AFTER, random)]))
         clean = [domain.draw(arguments.base, 10_000, random) for _ in range(arguments.clean)]
         given = (domain, baselines, streams, clean)
         results = {
-            "watch": ours("watch", domain, reference, baselines, streams, clean),
-            "labels": ours("labels", domain, reference, baselines, streams, clean),
+            "watch": ours("watch", domain, reference, baselines, streams, clean, arguments.false_alarms),
+            "labels": ours("labels", domain, reference, baselines, streams, clean, arguments.false_alarms),
         }
-        if not arguments.smoke:
+        if not (arguments.smoke or arguments.ours):
             results["adwin"] = river("adwin", {}, *given)
             results["page_hinkley"] = river("page_hinkley", {}, *given)
             if arguments.threshold:
