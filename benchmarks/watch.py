@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from karpa_tf.judging.reference import Reference, make_reference
-from karpa_tf.watching.alarms import ShareAlarm
+from karpa_tf.watching.alarms import InputAlarm, ShareAlarm
 from karpa_tf.watching.shares import cell_distributions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +68,8 @@ class Domain:
 
     def __init__(self, reference: Reference, true: np.ndarray, positive: np.ndarray) -> None:
         self.true, self.predicted = true, (positive > 0.5).astype(np.int64)
-        places = reference.places(self.predicted, np.minimum(positive, 1 - positive))
-        self.cells = reference.cells_of(self.predicted, places)
+        self.places = reference.places(self.predicted, np.minimum(positive, 1 - positive))
+        self.cells = reference.cells_of(self.predicted, self.places)
         self.by_label = [np.flatnonzero(true == label) for label in (0, 1)]
 
     def draw(self, share: float, count: int, random: np.random.Generator) -> np.ndarray:
@@ -131,6 +131,15 @@ def ours(
     found = [alarms_of(one, cells[rows]) for one, rows in zip(every, streams, strict=True)]
     none = [alarms_of(one, cells[rows]) for one, rows in zip(every, clean, strict=False)]
     return summary(found, none, sum(map(len, clean)))
+
+
+def input_alarms(reference: Reference, domain: Domain, streams: list[Any]) -> dict[str, float]:
+    """Returns alarms on input in 10,000 texts, and the share of streams that have one."""
+    alarm = InputAlarm(int(reference.counts.sum()))
+    every = np.minimum((domain.places * alarm.increments.shape[1]).astype(int), alarm.increments.shape[1] - 1)
+    found = [alarms_of(alarm, every[rows]) for rows in streams]
+    texts = sum(map(len, streams))
+    return {"in_10000": 1e4 * sum(map(len, found)) / texts, "found": float(np.mean([bool(x) for x in found]))}
 
 
 def river(
@@ -253,6 +262,19 @@ def main() -> None:
                 f"  false alarms in 10,000: {result['false_alarms']:.2f}"
             )
             values |= {f"{name}_{kind}_{key}": round(value, 4) for key, value in result.items()}
+        for kind, rows in (("moved", streams), ("clean", clean)):
+            of_input = input_alarms(reference, domain, rows)
+            print(f"  alarms on input, {kind} shares: {of_input['in_10000']:.2f} in 10,000")
+            values[f"{name}_input_{kind}"] = round(of_input["in_10000"], 4)
+        for drift in (0.1, 0.2):
+            # A part of the texts is replaced by what the classifier is unsure of.
+            unsure = np.argsort(-domain.places)[: len(domain.places) // 4]
+            other = [
+                np.where(random.random(500) < drift, random.choice(unsure, 500), rows[:500]) for rows in clean
+            ]
+            of_input = input_alarms(reference, domain, other)
+            print(f"  alarms on input, {drift:.0%} of 500 texts unsure: {of_input['found']:.1%} found")
+            values[f"{name}_input_found_{drift:g}"] = of_input["found"]
         values[f"{name}_accuracy"] = round(accuracy, 4)
         ratios[f"{name}_found"] = round(results["watch"]["found"] / 0.95, 4)
         ratios[f"{name}_false_alarms"] = round(1 / max(results["watch"]["false_alarms"], 0.1), 4)

@@ -8,7 +8,7 @@ from typing import Any
 
 # Labels that are drawn: those with the largest shares.
 _FEW = 8
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 180, 44, 22
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 180, 60, 14, 24
 _STYLE = """
 :root { color-scheme: light dark; --line: #0b62c4; --band: #0b62c433; --bad: #b3261e; --good: #1b6e3c; }
 @media (prefers-color-scheme: dark) {
@@ -25,7 +25,7 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 li { overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem .8rem .2rem 0; }
 td { font-variant-numeric: tabular-nums; border-top: 1px solid #8884; }
-@media (max-width: 40rem) { svg text { font-size: 20px; } }
+@media (max-width: 40rem) { svg text { font-size: 20px; } th, td { padding-right: .4rem; font-size: .9rem; } }
 """
 
 
@@ -98,7 +98,7 @@ def _table(report: Mapping[str, Any]) -> str:
     left = len(report["shares"]) - _FEW
     note = f"<p>{left} more labels with smaller shares are not shown.</p>" if left > 0 else ""
     return (
-        '<div class="scroll"><table><tr><th>label<th>share<th>interval<th>normal<th>as predicted'
+        '<div class="scroll"><table><tr><th>label<th>share<th>interval<th>normal<th>predicted'
         f"{rows}</table></div>{note}"
     )
 
@@ -125,7 +125,7 @@ def _chart(label: str, reports: Sequence[Mapping[str, Any]], began: Sequence[int
         return f"{_LEFT + (text - first) / (last - first) * (_WIDTH - _LEFT - 8):.1f}"
 
     def y(share: float) -> str:
-        return f"{8 + (1 - share) * (_HEIGHT - _BOTTOM - 8):.1f}"
+        return f"{_TOP + (1 - share) * (_HEIGHT - _BOTTOM - _TOP):.1f}"
 
     grid = "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(share)}" y2="{y(share)}"/>'
@@ -140,7 +140,7 @@ def _chart(label: str, reports: Sequence[Mapping[str, Any]], began: Sequence[int
     if normal is not None:
         dashed = f'<line class="normal" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(normal)}" y2="{y(normal)}"/>'
     marks = "".join(
-        f'<line class="mark" x1="{x(text)}" x2="{x(text)}" y1="8" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<line class="mark" x1="{x(text)}" x2="{x(text)}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
         for text in began
         if first <= text <= last
     )

@@ -99,15 +99,21 @@ class Intervals(InALine):
         half = (1 - self._level) / 2
         low, high = np.quantile(every, [half, 1 - half], axis=0)
         # Where nothing was counted, nothing is drawn: the rule of three, for the level.
-        unseen = 1 - half ** (1 / total)
+        unseen, none = 1 - half ** (1 / total), 1e-3
+        low, high = np.minimum(low, shares), np.maximum(high, shares)
         return (
             shares,
-            np.where(shares >= 1, 1 - unseen, np.minimum(low, shares)),
-            np.where(shares <= 0, unseen, np.maximum(high, shares)),
+            np.where(shares > 1 - none, np.minimum(low, 1 - unseen), low),
+            np.where(shares < none, np.maximum(high, unseen), high),
         )
 
     def shares(self, counts: np.ndarray, distributions: np.ndarray | None = None) -> np.ndarray:
-        """Returns shares float64 (..., labels) of counts (..., cells)."""
+        """Returns shares float64 (..., labels) of counts.
+
+        Args:
+            counts: (..., cells).
+            distributions: (..., labels, cells); None: those of the held-out rows as they are.
+        """
         by = self.distributions if distributions is None else distributions
         if by.shape[-1] == by.shape[-2] and (by == np.eye(by.shape[-1])).all():
             return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)

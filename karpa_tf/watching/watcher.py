@@ -108,7 +108,7 @@ class Watcher(InALine):
         return events
 
     def skip(self, reason: str) -> None:
-        """Counts a line without a text."""
+        """Counts a line without a text, by the `reason` why it has none."""
         self.skipped[reason] += 1
 
     def _place_of(self, label: str) -> int:
