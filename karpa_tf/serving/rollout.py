@@ -12,11 +12,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError, writing
+from karpa_tf.serving.canary import CANARY, STABLE, label_of_share
 from karpa_tf.serving.config_files import read_models
 from karpa_tf.serving.options import RolloutOptions
-
-# What clients ask for: /v1/models/NAME/labels/stable:predict.
-STABLE, CANARY = "stable", "canary"
 
 
 def roll_out(folder: Path, options: RolloutOptions) -> dict[str, Any]:
@@ -68,9 +66,13 @@ def _labels(before: Mapping[str, int], options: RolloutOptions, name: str, file:
     stable = options.stable or before.get(STABLE, 0)
     if not stable:
         raise UserError(f"{file} has no stable version of {name} yet: say which one with --stable N.")
-    if options.canary == stable:
+    canary = options.canary or (before.get(CANARY, 0) if options.share else 0)
+    if canary == stable:
         raise UserError(f"--canary must be another version than the stable one. Received: {stable} for both.")
-    return {STABLE: stable, CANARY: options.canary} if options.canary else {STABLE: stable}
+    if options.share and not canary:
+        raise UserError(f"--share is a canary's: {file} has none of {name}; give one with --canary N.")
+    share = {label_of_share(options.share): canary} if options.share else {}
+    return {STABLE: stable, **({CANARY: canary} if canary else {}), **share}
 
 
 def check_signatures(stable: Path, canary: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_version_that_takes_something_else_is_refused(karpa, models: Path) -> 
             "in the inputs of serving_default: x is float [?] and was int64 [?].",
         ),
         (["--stable", 1, "--canary", 5], "it is no SavedModel."),
-        ([], "rollout takes --stable N, --canary N, --promote or --rollback."),
+        ([], "rollout takes --stable N, --canary N, --share 10%, --promote or --rollback."),
         (["--promote", "--stable", 1], "exclude each other"),
     ):
         result = karpa("rollout", folder, *words)
