@@ -18,8 +18,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from karpa_tf.errors import UserError
 from karpa_tf.serving.canary import Canary, interval
 from karpa_tf.serving.options import RolloutOptions, ServeOptions
-from tests.serving.conftest import SECONDS, Running, until
-from tests.serving.test_observing import samples
+from tests.serving.conftest import SECONDS, Running, samples, until
 
 FOLLOWED = {"model_config_file_poll_wait_seconds": 1, "allow_version_labels_for_unavailable_models": True}
 
