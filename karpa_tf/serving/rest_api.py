@@ -45,11 +45,11 @@ _LARGEST_BODIES = 16
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 )
-# As TensorFlow Serving's, and the header of tokens.
+# As TensorFlow Serving's, and the headers of tokens and of clients' names.
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET,POST",
-    "Access-Control-Allow-Headers": "Content-Type,Authorization",
+    "Access-Control-Allow-Headers": f"Content-Type,Authorization,{CLIENT_ID}",
 }
 _NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
