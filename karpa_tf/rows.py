@@ -416,18 +416,25 @@ def format(
         yield "  ".join(map(_in_short, row.values()))
         if is_error(result):
             yield f"  {result['error']}"
-        elif not shown and {"label", "probabilities"} <= set(result):
-            yield f"  {result['label']}  {max(result['probabilities']):.3f}"
         else:
-            together = [names.split() for names in shown] if shown and result else [[name] for name in result]
-            for names in together:
-                if missing := set(names) - set(result):
+            every = [f"{name}: {name}" for name in result] if len(result) > 1 else list(result)
+            pair = ["label probabilities"] if {"label", "probabilities"} <= set(result) else every
+            for entry in (shown or pair) if result else ():
+                title, _, names = entry.rpartition(": ")
+                if missing := set(names.split()) - set(result):
                     raise UserError(
                         f"The signature shows {', '.join(sorted(missing))}; it must be among its outputs. "
                         f"Received: {', '.join(result)}."
                     )
-                columns = [result[name] for name in names]
-                yield from _side_by_side(columns) if len(columns) > 1 else [f"  {_in_short(columns[0])}"]
+                columns = [result[name] for name in names.split()]
+                if names.endswith("probabilities") and len(columns) == 2:
+                    columns = [f"{columns[0]}  {max(columns[1]):.3f}"]
+                if len(columns) == 1:
+                    yield f"  {title}: {_in_short(columns[0])}" if title else f"  {_in_short(columns[0])}"
+                    continue
+                if title:
+                    yield f"  {title}:"
+                yield from _side_by_side(columns)
 
 
 def _in_short(value: Any) -> str:

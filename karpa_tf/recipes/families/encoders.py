@@ -236,19 +236,20 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def network(self, folder: RunFolder) -> keras.Model:
         return self.open_model(folder)[1]
 
-    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+    def rows_of(self, folder: RunFolder, model: keras.Model) -> averages.Rows:
         task, _ = self._open_task(folder)
-        if on in ("validation", "test"):
-            data = self.open_data(task.config)
-            part = data.splits["validation" if on == "validation" else _held_out(data)]
-        else:
-            part, _ = self.open_other(task, on)
-        examples = self.batch(task, part)
-        outputs = Outputs(model, examples.batches)
-        return lambda: self.metrics(task, outputs, examples)
+        data = self.open_data(task.config)
 
-    def features(self, folder: RunFolder) -> list[Any]:
-        return []  # no batch normalization here
+        def figures(on: str) -> Callable[[], dict[str, float]]:
+            if on in ("validation", "test"):
+                part = data.splits["validation" if on == "validation" else _held_out(data)]
+            else:
+                part, _ = self.open_other(task, on)
+            examples = self.batch(task, part)
+            outputs = Outputs(model, examples.batches)
+            return lambda: self.metrics(task, outputs, examples)
+
+        return averages.Rows(data, figures)
 
     # --- Train
 

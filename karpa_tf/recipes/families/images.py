@@ -151,21 +151,21 @@ class ImageRecipe(Recipe[S]):
     def network(self, folder: RunFolder) -> keras.Model:
         return self.open_model(folder).model
 
-    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+    def rows_of(self, folder: RunFolder, model: keras.Model) -> averages.Rows:
         config: Any = folder.open_config(self.about.settings)
-        if on in ("validation", "test"):
-            data = self.open_data(config)
-            images = data.splits["validation" if on == "validation" else data.held_out]
-        else:
-            size = {"size": config.image_size, "channels": self.channels}
-            images, _ = open_test_images(on, **size, broken=config.broken)
-        labels, _ = label_places(images, common.read_labels(folder, "labels.json"), on)
-        found = Logits(with_flip(model) if config.test_flip else model, images.pixels)
-        return lambda: classification_metrics(labels, found.probabilities())
+        data, names = self.open_data(config), common.read_labels(folder, "labels.json")
 
-    def features(self, folder: RunFolder) -> tf.data.Dataset:
-        config: Any = folder.open_config(self.about.settings)
-        pixels = self.open_data(config).splits["train"].pixels
+        def figures(on: str) -> Callable[[], dict[str, float]]:
+            if on in ("validation", "test"):
+                images = data.splits["validation" if on == "validation" else data.held_out]
+            else:
+                size = {"size": config.image_size, "channels": self.channels}
+                images, _ = open_test_images(on, **size, broken=config.broken)
+            labels, _ = label_places(images, names, on)
+            found = Logits(with_flip(model) if config.test_flip else model, images.pixels)
+            return lambda: classification_metrics(labels, found.probabilities())
+
+        pixels = data.splits["train"].pixels
         batches = image_batches(
             pixels,
             np.zeros(len(pixels), np.int32),
@@ -174,7 +174,7 @@ class ImageRecipe(Recipe[S]):
             augmentation=augmentation(config),
         )
         count = min(batches.steps_per_epoch, -(-_MEASURED // config.batch_size))
-        return batches.dataset(0, count).map(lambda images, *_: images)
+        return averages.Rows(data, figures, batches.dataset(0, count).map(lambda images, *_: images))
 
     # --- Train
 
