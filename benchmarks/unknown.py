@@ -97,7 +97,9 @@ def digits(folder: Path, seed: int, smoke: bool) -> dict[str, dict[str, float]]:
     left = np.isin(labels, np.random.default_rng(seed).permutation(10)[:3])
     every = slice(None, None, 8 if smoke else 1)
     for name, chosen in (("known", ~left), ("others", left)):
-        np.savez(folder / f"{name}.npz", x_train=pixels[chosen][every], y_train=labels[chosen][every].astype(str))
+        np.savez(
+            folder / f"{name}.npz", x_train=pixels[chosen][every], y_train=labels[chosen][every].astype(str)
+        )
     words = [*("--data", folder / "known.npz", "--unknown_rate", RATE, "--validation_share", 0.15)]
     words += [*("--logs", folder, "--seed", seed), *(["--epochs", 1] if smoke else [])]
     command = [sys.executable, "-m", "karpa_tf", "train", "mnist-mlp", *map(str, words)]

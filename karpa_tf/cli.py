@@ -36,6 +36,7 @@ from karpa_tf.recipe import (
 from karpa_tf.reports.tables import format_table
 from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import RunSettings, types_of
+from karpa_tf.watching.options import WatchOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -465,6 +466,71 @@ def _rollout(words: Sequence[str]) -> int:
     return _done(args, done)
 
 
+def _watch(words: Sequence[str]) -> int:
+    """Watches until the lines end; what there is to say is said at once."""
+    parser = _parser(
+        "watch",
+        {
+            "model": "A run, RECIPE/latest, a SavedModel folder, or http://HOST:PORT/v1/models/NAME.",
+            "input?": "A file that grows, or a server's request log; else standard input.",
+        },
+    )
+    parser.add_fields(WatchOptions)
+    args = parser.read(words)
+    options = _fields_of(WatchOptions, args)
+    from karpa_tf.watching import watch
+
+    model, folder, scalars = *_model_to_watch(args, options), None
+    reference = watch.read_reference_of(options.reference, folder)
+    if options.tensorboard:
+        with _quiet_import():
+            from karpa_tf.reports.tensorboard import scalars_writer
+
+        scalars = scalars_writer(options.tensorboard)
+
+    def say(event: Mapping[str, Any]) -> None:
+        lines = [orjson.dumps(event).decode()] if args.json else watch.format_event(event)
+        print(*lines, sep="\n", flush=True)
+
+    watch.run(model, args.model, args.input, options, say, reference=reference, scalars=scalars)
+    return 0
+
+
+def _model_to_watch(args: Namespace, options: WatchOptions) -> tuple[Any, Path]:
+    """Returns what labels texts, and its folder; only a model in this process imports TensorFlow."""
+    from karpa_tf.watching import models
+
+    if "://" in args.model:
+        return models.open_remote(args.model, options), Path(args.model)
+    from karpa_tf import rows
+
+    if model := _model_file(Path(args.model)):
+        with _quiet_import():
+            from karpa_tf.export import loader
+
+            signature, path = loader.load_model(model, options.signature), model
+    else:
+        from karpa_tf.training import run_folder
+
+        folder = run_folder.open_with_model(args.model, args.logs)
+        path = folder.path
+        recipe = recipe_of(folder)
+        loaded = _load(recipe)
+        signature = loaded.signature(folder, recipe.about.predict())
+        if not options.reference:
+            try:
+                loaded.reference(folder, signature)
+            except UserError as error:  # its data is gone, or is no longer the same
+                print(f"{folder.path} has no validation rows any more: {error}", file=sys.stderr)
+    texts = {name: taken.kind == "text" for name, taken in rows.inputs_of_signature(signature.inputs).items()}
+    names = [] if isinstance(signature.names, Mapping) else list(signature.names)
+
+    def predict(asked: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return signature.predict(asked, broken="skip", read=rows.read_value)
+
+    return models.Local(texts, names, predict), path
+
+
 _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
@@ -483,6 +549,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "serve": ("Serve SavedModels over REST and gRPC, as TensorFlow Serving does.", _serve),
     "rollout": ("Write which versions of a model are served: a stable one, and a canary.", _rollout),
     "load-test": ("Send requests to a server, at a rate or from some clients, and time them.", _load_test),
+    "watch": ("Watch the shares of labels in texts that come in, and raise alarms.", _watch),
     "tensorboard": ("Start TensorBoard on all runs, on those of a recipe, or on one.", _tensorboard),
 }
 

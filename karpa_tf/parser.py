@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
     def add_fields(self, cls: type[Fields]) -> None:
         """Adds a flag for each field of a dataclass; in what is parsed stand only those that are given."""
         for field in dataclasses.fields(cls):
-            self.add_field(f"--{field.name}", types_of(cls)[field.name], help_of(field))
+            shown = SUPPRESS if field.name in getattr(cls, "refuses", ()) else help_of(field)
+            self.add_field(f"--{field.name}", types_of(cls)[field.name], shown)
 
     def add_field(self, flag: str, hint: Any, help: str, group: Any = None, *, checked: bool = True) -> None:
         """Adds a flag for a value of that type, to a group of `add_argument_group` or to all."""

@@ -320,6 +320,29 @@ class Recipe(InALine, ABC, Generic[Settings]):
         """
         raise NotImplementedError
 
+    def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Returns validation rows as a run's signature takes them, arrays by input, and their labels.
+
+        Args:
+            folder: of the run.
+
+        Returns:
+            No labels where a recipe is no classifier of rows.
+        """
+        return {}, []
+
+    def reference(self, folder: RunFolder, signature: Signature) -> None:
+        """Keeps in a run's assets what its signature says of validation rows, if that is not there yet.
+
+        Args:
+            folder: of the run.
+            signature: that it predicts with.
+        """
+        from karpa_tf.recipes.families import references
+
+        if not (folder.assets / references.REFERENCE).is_file():
+            references.keep(folder, signature, *self.validation_rows(folder))
+
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: Any) -> Explanation:
         """Says what in inputs speaks for what a run says of them; only where `about.explain` is given.
 

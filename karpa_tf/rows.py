@@ -416,19 +416,28 @@ def format(
         yield "  ".join(map(_in_short, row.values()))
         if is_error(result):
             yield f"  {result['error']}"
-        elif not shown and {"label", "probabilities"} <= set(result):
-            unknown = "" if result.get("known", True) else f"  unknown ({result['unknown_score']:.3g})"
-            yield f"  {result['label']}  {max(result['probabilities']):.3f}{unknown}"
         else:
-            together = [names.split() for names in shown] if shown and result else [[name] for name in result]
-            for names in together:
-                if missing := set(names) - set(result):
+            every = [f"{name}: {name}" for name in result] if len(result) > 1 else list(result)
+            pair = ["label probabilities"] if {"label", "probabilities"} <= set(result) else every
+            for entry in (shown or pair) if result else ():
+                title, _, names = entry.rpartition(": ")
+                if missing := set(names.split()) - set(result):
                     raise UserError(
                         f"The signature shows {', '.join(sorted(missing))}; it must be among its outputs. "
                         f"Received: {', '.join(result)}."
                     )
-                columns = [result[name] for name in names]
-                yield from _side_by_side(columns) if len(columns) > 1 else [f"  {_in_short(columns[0])}"]
+                columns = [result[name] for name in names.split()]
+                if names.endswith("probabilities") and len(columns) == 2:
+                    unknown = (
+                        "" if result.get("known", True) else f"  unknown ({result['unknown_score']:.3g})"
+                    )
+                    columns = [f"{columns[0]}  {max(columns[1]):.3f}{unknown}"]
+                if len(columns) == 1:
+                    yield f"  {title}: {_in_short(columns[0])}" if title else f"  {_in_short(columns[0])}"
+                    continue
+                if title:
+                    yield f"  {title}:"
+                yield from _side_by_side(columns)
 
 
 def _in_short(value: Any) -> str:

@@ -34,6 +34,7 @@ NAMES = [
     "serving",
     "settings",
     "training",
+    "watching",
 ]
 MODULES = [f"karpa_tf.{name}" for name in NAMES]
 EXTRAS = ["code-friendly", "cuddled-lists", "fenced-code-blocks", "header-ids", "tables"]

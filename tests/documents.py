@@ -10,7 +10,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 # The packages whose names are imported when they are asked for; and all that a script should use.
-LAZY = ["data", "export", "meta", "models", "reports", "serving", "training"]
+LAZY = ["data", "export", "meta", "models", "reports", "serving", "training", "watching"]
 PACKAGES = [*LAZY, "errors", "privacy", "recipe", "settings"]
 
 

@@ -24,7 +24,8 @@ ARROWS = {
     "privacy": "",
     "wordpiece": "errors lines",
     "settings": "errors",
-    "recipe": "errors lines settings recipes.families.costs recipes.families.folds training",
+    "recipe": "errors lines settings recipes.families.costs recipes.families.folds "
+    "recipes.families.references training",
     "data": "errors lazy lines privacy wordpiece",
     "models": "errors lazy lines private wordpiece",
     "rl": "errors lines private",
@@ -34,13 +35,15 @@ ARROWS = {
     "training": "errors lazy lines settings recipe data.batches private reports",
     "export": "errors lazy lines quiet",
     "serving": "errors lazy lines privacy settings",
+    "watching": "errors lazy lines judging.reference privacy serving settings",
     "parser": "errors settings",
     "rows": "errors data recipe",
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
     "child_runs": "parser settings recipe errors training",
-    "cli": "child_runs parser settings recipe doctor errors export quiet reports rows serving training",
+    "cli": "child_runs parser settings recipe doctor errors export quiet reports rows serving training "
+    "watching",
     "__main__": "cli",
     "__init__": "",
 }
@@ -61,7 +64,7 @@ LIBRARIES = {
     "tf_keras": "rl",
     "aiohttp": "serving",
     "grpc": "serving",
-    "prometheus_client": "serving",
+    "prometheus_client": "serving watching",
 }
 
 # Files that use names with an underscore which they did not make: private parts of somebody else's.

@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
 
 # The others take half a minute each, to import what they compare with.
-QUICK = ("gan", "privacy")
+QUICK = ("gan", "privacy", "watch")
 
 
 @pytest.mark.parametrize(

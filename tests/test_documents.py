@@ -20,6 +20,7 @@ from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
 from karpa_tf.recipe import all_recipes
 from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import types_of
+from karpa_tf.watching.options import WatchOptions
 from tests.documents import DOCS, PACKAGES, PAGES, ROOT, dead_links, files, printed, python_blocks
 from tests.serving.command import Command
 
@@ -50,6 +51,8 @@ def flags_of(words: list[str]) -> set[str]:
         return common | {f"--{name}" for name in types_of(ServeOptions)}
     if verb == "rollout":
         return common | {f"--{name}" for name in types_of(RolloutOptions)}
+    if verb == "watch":
+        return common | {f"--{name}" for name in types_of(WatchOptions)}
     if verb == "load-test":
         return common | {"--input"} | {f"--{name}" for name in types_of(LoadOptions)}
     if verb in ("evaluate", "predict", "explain", "play", "export"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from karpa_tf import data, export, meta, models, reports, serving, settings, training
+from karpa_tf import data, export, meta, models, reports, serving, settings, training, watching
 from karpa_tf.lines import InALine
 from karpa_tf.privacy import Span
 from karpa_tf.recipe import (
@@ -110,6 +110,11 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         reports.Progress(),
         serving.Serving("http://127.0.0.1:8501", None, {f"model {i}": [1] for i in range(MANY)}),
         serving.ServeOptions(port=1),
+        watching.WatchOptions(window=9),
+        watching.ShareAlarm(np.array([5, 5]), false_alarms=100),
+        watching.InputAlarm(100, false_alarms=100),
+        watching.Intervals(np.ones([MANY // 10, MANY // 10]), draws=2),
+        watching.Watcher(watching.WatchOptions(), list(map(str, range(MANY)))),
         training.BestWeights(folder / "best.weights.h5"),
         training.Checkpoints(folder),
         lesson,

@@ -276,8 +276,19 @@ TAGGED = {"scores": [0.5, 0.0], "tags": ["O", "O"], "tokens": ["Ada", ""], "word
         (FILLED, ["filled_text", "top_tokens top_scores"], ["  a b", "    b 0.500  c 0.250"]),
         (TAGGED, ["tokens tags scores"], ["  Ada\tO\t0.500"]),
         ({"label": "x", "probabilities": [0.25, 0.75]}, [], ["  x  0.750"]),
+        (
+            {"label": "x", "probabilities": [0.5, 0.25], "known": True},
+            ["label probabilities"],
+            ["  x  0.500"],
+        ),
+        (
+            {"a_label": "x", "a_probabilities": [1.0, 0.0], **TAGGED},
+            ["a: a_label a_probabilities", "b: tokens tags"],
+            ["  a: x  1.000", "  b:", "  Ada\tO"],
+        ),
+        ({"label": ["x", "y"], "probabilities": [0.5]}, ["of each: label"], ["  of each: ['x', 'y']"]),
         # By its shape this number could be the length of the list.
-        ({"action": 2, "q_values": [0.5, 1.0]}, [], ["  2", "  [0.5, 1.0]"]),
+        ({"action": 2, "q_values": [0.5, 1.0]}, [], ["  action: 2", "  q_values: [0.5, 1.0]"]),
         ({"error": "There is no image."}, ["label"], ["  There is no image."]),
         ({}, ["label"], []),
     ],

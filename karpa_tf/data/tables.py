@@ -530,9 +530,9 @@ def label_ids(labels: Sequence[str], names: Sequence[str], where: str = "The dat
     if unknown:
         ((label, count),) = unknown.most_common(1)
         rows = "1 row" if count == 1 else f"{count} rows"
-        more = f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else ""
+        others = {1: "", 2: " and 1 other label"}.get(len(unknown), f" and {len(unknown) - 1} other labels")
         raise UserError(
-            f'{where} has the label "{label}" ({rows}{more}), which training never saw'
+            f'{where} has the label "{label}" ({rows}){others}, which training never saw'
             f"{did_you_mean(label, names)} Its labels: {', '.join(islice(names, 10))}"
             f"{' ...' if len(names) > 10 else ''}."
         )

@@ -36,6 +36,7 @@ def export_savedmodel(
     *,
     examples: Sequence[Mapping[str, Any]],
     assets: Mapping[str, str] | None = None,
+    extra: Mapping[str, str] | None = None,
     model_card: str = "",
     tolerance: float = 1e-5,
     force: bool = False,
@@ -51,6 +52,7 @@ def export_savedmodel(
         name: the model's name, e.g. `mlm-gru`.
         examples: rows for `serving_default`, for the check and the warm-up file.
         assets: text of files by name, e.g. `{"labels.txt": ...}`.
+        extra: the same for `assets.extra`, which servers do not read.
         model_card: Markdown for `assets.extra/model_card.md`.
         tolerance: by which floating-point outputs may differ from the Python model's, relative, and
             absolute for numbers below 1.
@@ -67,12 +69,14 @@ def export_savedmodel(
 
     def write(model: Path) -> None:
         write_savedmodel(signatures, model, assets or {})
-        extra = model / "assets.extra"
-        extra.mkdir()
-        write_warmup(extra, name, "serving_default", signatures["serving_default"], examples)
+        folder = model / "assets.extra"
+        folder.mkdir()
+        for file, text in (extra or {}).items():
+            (folder / file).write_text(text, encoding="utf-8")
+        write_warmup(folder, name, "serving_default", signatures["serving_default"], examples)
         shown = {key: list(signature.shown) for key, signature in signatures.items()}
-        (extra / SHOWN).write_text(json.dumps(shown) + "\n", encoding="utf-8")
-        (extra / "model_card.md").write_text(model_card + _how_to_load(model), encoding="utf-8")
+        (folder / SHOWN).write_text(json.dumps(shown) + "\n", encoding="utf-8")
+        (folder / "model_card.md").write_text(model_card + _how_to_load(model), encoding="utf-8")
         rows = _verify(signatures, model, model.parent, examples, tolerance)
         differs = [f"{name}: {line}" for name, seen in rows.items() for line in seen["differs"]]
         if differs and not force:

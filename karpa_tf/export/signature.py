@@ -34,7 +34,9 @@ class Signature(InALine):
         scales: by name of an output the size that its numbers are compared by, where those of the examples of
             an export are smaller: a difference of probabilities may be nearly 0 for all of them.
         shown: how outputs read in a terminal: a name, or several in one string, lists that are to stand side
-            by side, as `"tokens tags scores"`; `""` in the first list is padding. Empty: every output.
+            by side, as `"tokens tags scores"`; `""` in the first list is padding. Of a label and its
+            probabilities the largest one is shown. A title may come first, as `"intents: intents_label"`.
+            Empty: every output.
     """
 
     function: Callable[..., dict[str, tf.Tensor]]

@@ -354,6 +354,19 @@ def write_final(folder: str | Path, metrics: Mapping[str, float], step: int) -> 
             tf.summary.scalar(f"final/{name}", value, step)
 
 
+def scalars_writer(folder: str | Path) -> Callable[[int, Mapping[str, float]], None]:
+    """Returns what writes figures by tag under a step; they are on disk when it returns."""
+    writer = tf.summary.create_file_writer(str(folder))
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        with writer.as_default():
+            for tag, value in figures.items():
+                tf.summary.scalar(tag, value, step)
+        writer.flush()
+
+    return write
+
+
 def write_projector(folder: str | Path, matrix: Any, labels: Labels) -> None:
     """Writes an embedding (rows, width) in the projector plugin's own form.
 

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import any_pb2
@@ -30,6 +32,7 @@ from tensorflow_serving.apis import (
 
 from karpa_tf.serving import examples, proto_tensors, requests
 from karpa_tf.serving.access import Tokens
+from karpa_tf.serving.canary import CLIENT_ID
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.json_tensors import Arrays, is_little, rows_of
 from karpa_tf.serving.model import Model
@@ -151,7 +154,9 @@ class _Calls:
         work: Callable[[Call], Awaitable[Any]],
     ) -> Any:
         """Does the work of a call, and records how it went."""
-        call = Call("GRPC", api, context.peer(), bytes_in=_size(request), start=time.perf_counter())
+        start = time.perf_counter()
+        who = partial(_client, context)
+        call = Call("GRPC", api, context.peer(), bytes_in=_size(request), start=start, identify=who)
         try:
             response = await work(call)
             call.bytes_out = _size(response)
@@ -184,8 +189,9 @@ class _Calls:
             spec.name,
             spec.version.value if choice == "version" else None,
             spec.version_label if choice == "version_label" else None,
+            call,
         )
-        call.model, call.version = model.name, model.version
+        call.found(model)
         call.signature = spec.signature_name or "serving_default"
         return model
 
@@ -376,6 +382,12 @@ _RESULTS: dict[str, tuple[str, Callable[[Arrays, int], Any]]] = {
     "tensorflow/serving/regress": ("regression_result", examples.to_regressions),
     "tensorflow/serving/classify": ("classification_result", examples.to_classifications),
 }
+
+
+def _client(context: grpc.aio.ServicerContext) -> str:
+    """Returns what a canary's share goes by: what the client calls itself, else its address, without port."""
+    named = dict(context.invocation_metadata() or ()).get(CLIENT_ID)
+    return named or unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _size(message: Message | bytes) -> int:

@@ -132,11 +132,11 @@ class Rest:
         return request_bytes(f"{self.path}:predict", body, self.headers)
 
     async def refusal(self, message: bytes) -> str:
-        status, body = await self._exchange(message)
+        status, body = await self.exchange(message)
         return "" if status == 200 else f"{status}, {_said(body)}"
 
     async def signatures(self) -> dict[str, dict[str, Spec]]:
-        status, body = await self._exchange(request_bytes(f"{self.path}/metadata", None, self.headers))
+        status, body = await self.exchange(request_bytes(f"{self.path}/metadata", None, self.headers))
         _check_entry(self, status == 401, status == 404, f"{status}, {_said(body)}" if status != 200 else "")
         found = json.loads(body)["metadata"]["signature_def"]["signature_def"]
 
@@ -150,7 +150,12 @@ class Rest:
             for key, value in found.items()
         }
 
-    async def _exchange(self, request: bytes) -> tuple[int, bytes]:
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Sends a request over a connection of its own; returns the status and the body of the answer.
+
+        Raises:
+            UserError: nobody answers, or not in HTTP.
+        """
         connection = await _first(self.connect(), self)
         try:
             return await _first(connection.exchange(request), self)
@@ -316,13 +321,14 @@ class _GrpcConnection:
 # --- The address ----------------------------------------------------------------------------------
 
 
-def open_target(url: str, options: LoadOptions) -> Target:
+def open_target(url: str, options: LoadOptions, takes: str = "load-test takes") -> Target:
     """Returns what a URL names: a model on a server.
 
     Args:
         url: `http://HOST:PORT/v1/models/NAME` or `grpc://HOST:PORT/NAME`, perhaps with `/versions/N` or
             `/labels/LABEL` behind it; https and grpcs: with TLS.
         options: signature, token and certificates.
+        takes: how the sentence on another URL begins.
 
     Raises:
         UserError: it is no such URL, or a file cannot be read.
@@ -338,7 +344,7 @@ def open_target(url: str, options: LoadOptions) -> Target:
     known = told == [] or (len(told) == 2 and told[0] in ("labels", "versions"))
     known = known and (told[:1] != ["versions"] or told[1].isdecimal())
     if parts.scheme not in kinds or not host or not path[0] or not known or parts.query:
-        raise UserError(f"load-test takes {_FORMS}, perhaps with /versions/N behind it. Received: {url}.")
+        raise UserError(f"{takes} {_FORMS}, perhaps with /versions/N behind it. Received: {url}.")
     token = _read(options.token_file).decode().strip() if options.token_file else ""
     port, rest = port or kinds[parts.scheme], parts.scheme.startswith("http")
     if rest:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from karpa_tf.serving import buffers, examples, proto_tensors, requests, safety
 from karpa_tf.serving.batching import Batcher, BatchLimits, RunReport
 from karpa_tf.serving.joining import Joining, decide, read_evidence
 from karpa_tf.serving.json_tensors import Arrays, Spec
+from karpa_tf.serving.observing import Recent
 from karpa_tf.serving.refusal import Refusal, invalid
 from karpa_tf.serving.steadiness import is_steady
 
@@ -192,6 +193,7 @@ class Model:
         signatures: those that can be asked, by name.
         definitions: every SignatureDef in the file, for the metadata.
         seconds: how long it took to load and warm up.
+        recent: what it was like lately.
     """
 
     name: str
@@ -200,6 +202,7 @@ class Model:
     signatures: dict[str, Signature]
     definitions: Mapping[str, meta_graph_pb2.SignatureDef]
     seconds: float
+    recent: Recent = field(default_factory=Recent)
 
     def signature(self, name: str) -> Signature:
         """Returns a signature; "" stands for serving_default.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -24,6 +24,10 @@ from karpa_tf.serving.batching import RunReport
 from karpa_tf.serving.log_writer import LogWriter
 from karpa_tf.serving.privacy import describe_inputs
 from karpa_tf.serving.registry import Registry, State
+
+if TYPE_CHECKING:
+    from karpa_tf.serving.canary import Canary
+    from karpa_tf.serving.model import Model
 
 # TensorFlow Serving's: 10 microseconds, and 1.8 times as much from one to the next, up to 40 minutes.
 _MICROSECONDS = [10 * 1.8**power for power in range(33)]
@@ -47,6 +51,9 @@ class Call:
         bytes_in, bytes_out: sizes of the bodies.
         client: the caller's address.
         start: `time.perf_counter()` when it came.
+        identify: what the client is called, for a canary's share.
+        canary, client_key: the canary that it was split by, and that name; None and "" where it was not.
+        recent: of the version that answers.
     """
 
     entrypoint: str
@@ -61,18 +68,37 @@ class Call:
     bytes_in: int = 0
     bytes_out: int = 0
     start: float = 0.0
+    identify: Callable[[], str] = str
+    canary: Canary | None = None
+    client_key: str = ""
+    recent: Recent | None = None
+
+    def found(self, model: Model) -> None:
+        """Notes which version answers."""
+        self.model, self.version, self.recent = model.name, model.version, model.recent
 
 
 class Recent:
-    """What a model was like lately.
+    """What a model, or a version of it, was like lately.
 
     Attributes:
         milliseconds: of its last requests.
+        statuses: its requests, by status.
+        seconds: of all that were answered, together.
     """
 
     def __init__(self) -> None:
         self.milliseconds: deque[float] = deque(maxlen=1000)
+        self.statuses = Counter_[str]()
+        self.seconds = 0.0
         self._labels: deque[tuple[int, dict[bytes, int]]] = deque(maxlen=LABEL_MINUTES)
+
+    def add(self, status: str, seconds: float) -> None:
+        """Counts a request."""
+        self.statuses[status] += 1
+        if status == "OK":
+            self.milliseconds.append(seconds * 1e3)
+            self.seconds += seconds
 
     def percentiles(self) -> tuple[float, float] | None:
         """Returns the median and the 99th percentile, if there was a request."""
@@ -151,8 +177,13 @@ class Observer:
         seconds = time.perf_counter() - call.start
         if call.api:
             self._child(self._count, call.model, call.status).inc()
-            if call.status == "OK" and call.api not in ("status", "metadata"):
-                self.recent[call.model].milliseconds.append(seconds * 1e3)
+            if call.api not in ("status", "metadata"):
+                if call.status == "OK":
+                    self.recent[call.model].add(call.status, seconds)
+                if call.recent is not None:
+                    call.recent.add(call.status, seconds)
+                if call.canary and call.version and call.status != "OK":
+                    call.canary.failed(call.client_key, call.version)
             if call.status == "OK":
                 self._child(self._latency, call.model, call.api, call.entrypoint).observe(seconds * 1e6)
         if self._access:
@@ -180,6 +211,10 @@ class Observer:
         labels = outputs.get("label")
         if labels is not None and labels.dtype == object and labels.ndim == 1 and len(labels) <= _MOST_LABELS:
             self.recent[call.model].add_labels(labels)
+            if call.recent is not None:
+                call.recent.add_labels(labels)
+            if call.canary and call.version and len(labels):
+                call.canary.answered(call.client_key, call.version, labels[0])
 
     def ran(self, model: str, report: RunReport) -> None:
         """Records a run of a model."""
@@ -243,22 +278,42 @@ class _Versions:
             "--enable_batching asks for it.",
             labels=["model_name", "version", "signature", "reason"],
         )
+        requests = CounterMetricFamily(
+            "karpa_tf_version_requests", "Requests of a version.", labels=["model_name", "version", "status"]
+        )
+        seconds = CounterMetricFamily(
+            "karpa_tf_version_seconds",
+            "Seconds of the requests that a version answered, together.",
+            labels=["model_name", "version"],
+        )
+        canary = ["model_name", "version"]
+        share = GaugeMetricFamily(
+            "karpa_tf_canary_share", "Share of the clients that a canary answers.", labels=canary
+        )
+        stopped = GaugeMetricFamily(
+            "karpa_tf_canary_stopped", "1: a canary was seen to be worse, and answers nobody.", labels=canary
+        )
         for served in self._registry.models():
+            if one := served.canary:
+                share.add_metric([served.name, str(one.version)], 0.0 if one.stopped else one.share)
+                stopped.add_metric([served.name, str(one.version)], bool(one.stopped))
             states = [State.Name(version.state) for version in served.versions.values()]
             for state in State.keys()[1:]:
                 versions.add_metric([served.name, state], states.count(state))
             rows: dict[str, int] = defaultdict(int)
             for version in list(served.versions.values()):
-                if version.model:
-                    for name, signature in version.model.signatures.items():
+                if model := version.model:
+                    number = str(version.number)
+                    for status, count in model.recent.statuses.copy().items():
+                        requests.add_metric([served.name, number, status], count)
+                    seconds.add_metric([served.name, number], model.recent.seconds)
+                    for name, signature in model.signatures.items():
                         rows[name] += signature.batcher.waiting_rows
-                        labels = [served.name, str(version.number), name, signature.joining.reason]
+                        labels = [served.name, number, name, signature.joining.reason]
                         joined.add_metric(labels, int(signature.joining.joined))
-            for name, number in rows.items():
-                queued.add_metric([served.name, name], number)
-        yield versions
-        yield queued
-        yield joined
+            for name, waiting in rows.items():
+                queued.add_metric([served.name, name], waiting)
+        yield from (versions, queued, joined, requests, seconds, share, stopped)
 
 
 def _open(path: str, flag: str) -> IO[bytes] | None:

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from karpa_tf.errors import UserError
-from karpa_tf.settings import Bounds, Count, CountOrNone, Fields, NonNegative, Positive, option
+from karpa_tf.serving.canary import read_canaries, read_share
+from karpa_tf.settings import (
+    Bounds,
+    Count,
+    CountOrNone,
+    Fields,
+    NonNegative,
+    Positive,
+    UnitInterval,
+    option,
+)
 
 Port = Annotated[int, Bounds(least=0, most=65_535)]
 
@@ -32,6 +42,14 @@ class ServeOptions(Fields):
     )
     allow_version_labels_for_unavailable_models: bool = option(
         False, "Accept labels of versions that are not loaded."
+    )
+    canary: str = option(
+        "",
+        "MODEL=VERSION:SHARE, as mine=2:10%: the version answers that share of the clients that name none; "
+        "with commas between several.",
+    )
+    canary_tolerance: UnitInterval = option(
+        0.1, "Points by which the share of a label may differ until a canary is stopped; 1: any."
     )
     monitoring_config_file: str = option("", "Where metrics are, and whether: a MonitoringConfig.")
     enable_batching: bool | None = option(
@@ -79,6 +97,11 @@ class ServeOptions(Fields):
             raise UserError("--model_name and --model_base_path go together; one of them is missing.")
         if self.model_config_file and self.model_base_path:
             raise UserError("--model_config_file and --model_base_path exclude each other.")
+        if read_canaries(self.canary) and self.model_config_file:
+            raise UserError(
+                "--canary goes with a folder; a --model_config_file has the share in it: karpa-tf rollout "
+                "FOLDER --canary N --share 10% writes it."
+            )
 
 
 @dataclass(kw_only=True)
@@ -113,6 +136,11 @@ class RolloutOptions(Fields):
 
     stable: CountOrNone = option(0, "The version of the label stable; 0: as it is.")
     canary: CountOrNone = option(0, "The version of the label canary beside it; 0: none.")
+    share: str = option(
+        "",
+        "Share of the clients that name no version which the canary answers, as 10%; in karpa-tf serve, "
+        "TensorFlow Serving has none.",
+    )
     promote: bool = option(False, "The canary becomes the stable version.")
     rollback: bool = option(False, "The canary is taken back.")
     config: str = option("", "The models.config to write; else the one beside the model's folder.")
@@ -122,8 +150,10 @@ class RolloutOptions(Fields):
         """Raises a UserError for flags that make no sense."""
         super().__post_init__()
         if (self.promote and self.rollback) or (
-            (self.promote or self.rollback) and (self.stable or self.canary)
+            (self.promote or self.rollback) and (self.stable or self.canary or self.share)
         ):
             raise UserError("--promote, --rollback and the versions exclude each other: give one of them.")
-        if not (self.promote or self.rollback or self.stable or self.canary):
-            raise UserError("rollout takes --stable N, --canary N, --promote or --rollback.")
+        if not (self.promote or self.rollback or self.stable or self.canary or self.share):
+            raise UserError("rollout takes --stable N, --canary N, --share 10%, --promote or --rollback.")
+        if self.share:
+            read_share(self.share, "--share")

@@ -15,13 +15,14 @@ from aiohttp import web
 
 from karpa_tf.serving.json_tensors import Spec, not_carried
 from karpa_tf.serving.model import Model, Signature
-from karpa_tf.serving.observing import LABEL_MINUTES, Observer
+from karpa_tf.serving.observing import LABEL_MINUTES, Observer, Recent
 from karpa_tf.serving.registry import Registry, Served, State, Version
 
 # Characters of a body that the page shows, and values of which it makes one.
 _LONGEST_BODY = 20_000
 _MOST_VALUES = 4096
 
+_COLUMNS = ("version", "state", "labels", "loaded in", "requests", "failed", "median", "p99", "answers")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
@@ -72,7 +73,9 @@ def respond(registry: Registry, observer: Observer, address: str) -> web.Respons
 def _model(served: Served, observer: Observer, address: str) -> str:
     versions = [served.versions[number] for number in sorted(served.versions, reverse=True)]
     rows = "".join(_version(version, served.labels) for version in versions)
-    table = f"<table><tr><th>version<th>state<th>labels<th>loaded in{rows}</table>"
+    table = f"<table><tr><th>{'<th>'.join(_COLUMNS)}{rows}</table>"
+    if served.canary:
+        table += f"<p>{escape(served.canary.describe())}</p>"
     newest = next((version.model for version in versions if version.model), None)
     signatures = ""
     if newest is not None:
@@ -91,10 +94,13 @@ def _lately(name: str, observer: Observer) -> str:
     median, high = percentiles
     number = len(recent.milliseconds)
     text = f"<p>Last {number} requests: median {median:.1f} ms, 99th percentile {high:.1f} ms.</p>"
-    if shares := recent.shares():
-        listed = ", ".join(f"{escape(label)} {share:.0%}" for label, share in shares.items())
-        text += f"<p>Labels of the last {LABEL_MINUTES} minutes: {listed}.</p>"
+    if shares := _shares(recent):
+        text += f"<p>Labels of the last {LABEL_MINUTES} minutes: {shares}.</p>"
     return text
+
+
+def _shares(recent: Recent) -> str:
+    return ", ".join(f"{escape(label)} {share:.0%}" for label, share in recent.shares().items())
 
 
 def _version(version: Version, labels: Mapping[str, int]) -> str:
@@ -102,8 +108,13 @@ def _version(version: Version, labels: Mapping[str, int]) -> str:
     if version.error:
         state += f": {version.error.code}: {version.error.message}"
     named = ", ".join(sorted(label for label, number in labels.items() if number == version.number))
-    seconds = f"{version.model.seconds:.1f} s" if version.model else ""
-    return f"<tr><td>{version.number}<td>{escape(state)}<td>{escape(named)}<td>{seconds}"
+    cells = [str(version.number), escape(state), escape(named)]
+    if model := version.model:
+        recent, times = model.recent, [f"{value:.1f} ms" for value in model.recent.percentiles() or ()]
+        failed = recent.statuses.total() - recent.statuses["OK"]
+        cells += [f"{model.seconds:.1f} s", str(recent.statuses.total()), str(failed), *(times or ["", ""])]
+        cells += [_shares(recent)]
+    return f"<tr><td>{'<td>'.join(cells)}"
 
 
 def _names(model: Model) -> list[str]:

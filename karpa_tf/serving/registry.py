@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,12 @@ from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
 
 from karpa_tf.errors import UserError
+from karpa_tf.serving.canary import STABLE, Canary, share_of_labels
 from karpa_tf.serving.refusal import Refusal, invalid
 
 if TYPE_CHECKING:
     from karpa_tf.serving.model import Model, Signature
+    from karpa_tf.serving.observing import Call
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Served:
     labels: dict[str, int] = field(default_factory=dict)
     versions: dict[int, Version] = field(default_factory=dict)
     removed: bool = False
+    canary: Canary | None = None
+    canary_gone: bool = False
 
     def available(self) -> list[int]:
         """Numbers of the versions that answer, the newest first."""
@@ -83,6 +87,7 @@ class Registry:
         retries: int = 5,
         retry_seconds: float = 60.0,
         allow_unavailable_labels: bool = False,
+        tolerance: float = 0.1,
     ) -> None:
         self._load = load
         self._opened = opened
@@ -90,6 +95,7 @@ class Registry:
         self._retries = retries
         self._retry_seconds = retry_seconds
         self._allow_unavailable_labels = allow_unavailable_labels
+        self._tolerance = tolerance
         self._models: dict[str, Served] = {}
         self._roots: set[Path] = set()
         self._root: Path | None = None
@@ -119,6 +125,23 @@ class Registry:
         self._root = root.absolute()
         self._roots.add(await self._look(self._root.resolve))
         await self.poll()
+
+    def start_canary(self, name: str, version: int, share: float) -> None:
+        """Lets a version answer a share of the clients; the newest other one is the stable version.
+
+        Raises:
+            UserError: it is not there, or there is no other.
+        """
+        served = self._models.get(name)
+        if served is None:
+            raise UserError(f"--canary: no model {name} is served. There are: {', '.join(self._models)}.")
+        if version not in served.versions:
+            there = ", ".join(map(str, sorted(served.versions))) or "none"
+            raise UserError(f"--canary: {name} has no version {version}. It has: {there}.")
+        others = [number for number in served.available() if number != version]
+        if not others:
+            raise UserError(f"--canary: {name} has no version but {version} to answer the other clients.")
+        served.canary = Canary(name, version, others[0], share, self._tolerance)
 
     async def _look(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """Asks the disk, in a thread."""
@@ -179,10 +202,19 @@ class Registry:
             models[entry.name] = Served(
                 entry.name, Path(entry.base_path), entry.model_version_policy, dict(entry.version_labels)
             )
+            models[entry.name].canary = self._canary(models[entry.name])
             await self._look(check_base_path, Path(entry.base_path))
             if not self._allow_unavailable_labels:
                 await self._check_labels(models[entry.name])
         return models
+
+    def _canary(self, wanted: Served) -> Canary | None:
+        share, version = share_of_labels(wanted.labels)
+        if share is None:
+            return None
+        if STABLE not in wanted.labels:
+            raise invalid(f'Model {wanted.name} has a canary with a share, and no version label "{STABLE}".')
+        return Canary(wanted.name, version, wanted.labels[STABLE], share, self._tolerance)
 
     async def _check_labels(self, wanted: Served) -> None:
         try:
@@ -203,6 +235,8 @@ class Registry:
                 current = self._models.get(name)
                 if current is not None and current.base_path == wanted.base_path:
                     wanted.versions = current.versions
+                    if current.canary and current.canary.same_as(wanted.canary):
+                        wanted.canary = current.canary  # if it was stopped, it stays so
                 elif current is not None:
                     # Elsewhere: the same number is another version there.
                     await self._unload([v for v in current.versions.values() if v.model])
@@ -265,6 +299,7 @@ class Registry:
             wanted = await self._fall_back(model, wanted, on_disk)
         if not wanted or any(model.versions[number].model for number in wanted):
             await self._unload([v for v in model.versions.values() if v.model and v.number not in wanted])
+        _say_where_the_canary_is(model)
 
     async def _announce(self, model: Served, number: int, path: Path) -> None:
         """Sets a version to be loaded, if it is new, has been away, or is worth another try."""
@@ -334,8 +369,15 @@ class Registry:
 
     # --- Questions --------------------------------------------------------------------------------
 
-    def find(self, name: str, version: int | None = None, label: str | None = None) -> Model:
+    def find(
+        self, name: str, version: int | None = None, label: str | None = None, call: Call | None = None
+    ) -> Model:
         """Returns the model that answers a request: the newest version, or the one asked for.
+
+        Args:
+            name: of the model.
+            version, label: that are asked for, if any is.
+            call: the request, for a canary to take its share of those that ask for neither.
 
         Raises:
             Refusal: it is not served.
@@ -345,11 +387,12 @@ class Registry:
             if served is None or label not in served.labels:
                 raise invalid(f'Model {name} has no version label "{label}".')
             version = served.labels[label]
-        available = [] if served is None else served.available()
-        if not available:
+        if served is None or not (available := served.available()):
             raise Refusal("NOT_FOUND", f"Model {name} is not served.")
-        number = available[0] if version is None else version
-        found = served.versions.get(number) if served else None
+        number = version
+        if number is None:
+            number = available[0] if served.canary is None else _split(served.canary, available, call)
+        found = served.versions.get(number)
         if found is None or found.model is None:
             raise Refusal("NOT_FOUND", f"Version {number} of model {name} is not served.")
         return found.model
@@ -384,6 +427,29 @@ class Registry:
     def ready(self) -> bool:
         """Whether every model that is asked for has a version that answers."""
         return all(model.available() for model in self._models.values() if not model.removed)
+
+
+def _split(canary: Canary, available: Sequence[int], call: Call | None) -> int:
+    """Returns the version that answers a request which names none."""
+    others = [number for number in available if number != canary.version]
+    if not others:
+        return canary.version
+    stable = canary.stable if canary.stable in others else others[0]
+    if call is None or canary.stopped or canary.version not in available:
+        return stable
+    call.canary, call.client_key = canary, call.identify()
+    return canary.version if canary.takes(call.client_key) else stable
+
+
+def _say_where_the_canary_is(model: Served) -> None:
+    if model.canary is None or model.canary_gone == (model.canary.version not in model.available()):
+        return
+    model.canary_gone = not model.canary_gone
+    number = model.canary.version
+    if model.canary_gone:
+        log.warning("%s: the canary, version %d, is not there: stable answers", model.name, number)
+    else:
+        log.info("%s: the canary, version %d, is there", model.name, number)
 
 
 def check_base_path(path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -18,6 +19,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from karpa_tf.serving import answers, json_tensors, page, requests
 from karpa_tf.serving.access import Tokens
+from karpa_tf.serving.canary import CLIENT_ID
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.json_tensors import is_little, rows_of
 from karpa_tf.serving.model import Model
@@ -43,11 +45,11 @@ _LARGEST_BODIES = 16
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"
 )
-# As TensorFlow Serving's, and the header of tokens.
+# As TensorFlow Serving's, and the headers of tokens and of clients' names.
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET,POST",
-    "Access-Control-Allow-Headers": "Content-Type,Authorization",
+    "Access-Control-Allow-Headers": f"Content-Type,Authorization,{CLIENT_ID}",
 }
 _NO_REQUEST = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -123,7 +125,9 @@ class RestApi:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers one request. Nothing that it brings raises an error here or is logged."""
-        call = Call("REST", "", request.remote or "", start=time.perf_counter())
+        call = Call(
+            "REST", "", request.remote or "", start=time.perf_counter(), identify=partial(_client, request)
+        )
         self._in_flight += 1
         try:
             return await self._observed(request, call)
@@ -264,8 +268,8 @@ class RestApi:
         )
 
     def _find(self, found: re.Match[str], call: Call) -> Model:
-        model = self._registry.find(found["name"], _number(found), found["label"])
-        call.model, call.version = model.name, model.version
+        model = self._registry.find(found["name"], _number(found), found["label"], call)
+        call.found(model)
         return model
 
     # --- Predict, classify, regress ---------------------------------------------------------------
@@ -362,6 +366,11 @@ async def _in_parts(
             await asyncio.sleep(0)
     await response.write_eof()
     return response
+
+
+def _client(request: web.BaseRequest) -> str:
+    """Returns what a canary's share goes by: what the client calls itself, else its address."""
+    return request.headers.get(CLIENT_ID) or request.remote or ""
 
 
 def _number(found: re.Match[str]) -> int | None:

@@ -12,11 +12,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from karpa_tf.errors import UserError, writing
+from karpa_tf.serving.canary import CANARY, STABLE, label_of_share
 from karpa_tf.serving.config_files import read_models
 from karpa_tf.serving.options import RolloutOptions
-
-# What clients ask for: /v1/models/NAME/labels/stable:predict.
-STABLE, CANARY = "stable", "canary"
 
 
 def roll_out(folder: Path, options: RolloutOptions) -> dict[str, Any]:
@@ -68,13 +66,20 @@ def _labels(before: Mapping[str, int], options: RolloutOptions, name: str, file:
     stable = options.stable or before.get(STABLE, 0)
     if not stable:
         raise UserError(f"{file} has no stable version of {name} yet: say which one with --stable N.")
-    if options.canary == stable:
+    canary = options.canary or (before.get(CANARY, 0) if options.share else 0)
+    if canary == stable:
         raise UserError(f"--canary must be another version than the stable one. Received: {stable} for both.")
-    return {STABLE: stable, CANARY: options.canary} if options.canary else {STABLE: stable}
+    if options.share and not canary:
+        raise UserError(f"--share is a canary's: {file} has none of {name}; give one with --canary N.")
+    share = {label_of_share(options.share): canary} if options.share else {}
+    return {STABLE: stable, **({CANARY: canary} if canary else {}), **share}
 
 
 def check_signatures(stable: Path, canary: Path) -> None:
-    """Raises a UserError where a version does not take and give what another one does; it may give more."""
+    """Raises a UserError where a version does not take and give what another one does.
+
+    It may give more: further outputs, and longer rows of one, as of probabilities when a label was learned.
+    """
     old, new = _signatures(stable), _signatures(canary)
     for key, (inputs, outputs) in old.items():
         if key not in new:
@@ -82,11 +87,19 @@ def check_signatures(stable: Path, canary: Path) -> None:
         for what, ours, theirs in (("inputs", inputs, new[key][0]), ("outputs", outputs, new[key][1])):
             names = {*ours, *theirs} if what == "inputs" else {*ours}
             for name in sorted(names):
-                if ours.get(name) != theirs.get(name):
+                longer = what == "outputs" and name in theirs and _is_longer(theirs[name], ours[name])
+                if ours.get(name) != theirs.get(name) and not longer:
                     raise UserError(
                         f"{canary} differs from {stable} in the {what} of {key}: {name} is "
                         f"{theirs.get(name, 'not there')} and was {ours.get(name, 'not there')}."
                     )
+
+
+def _is_longer(new: str, old: str) -> bool:
+    """Whether two tensors differ in nothing but a last size, which has grown."""
+    (before, _, size), (old_before, _, old_size) = new.rpartition(", "), old.rpartition(", ")
+    sizes = size.rstrip("]"), old_size.rstrip("]")
+    return before == old_before and all(map(str.isdecimal, sizes)) and int(sizes[0]) > int(sizes[1])
 
 
 def _signatures(version: Path) -> dict[str, tuple[dict[str, str], dict[str, str]]]:

@@ -28,6 +28,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from karpa_tf.errors import UserError
 from karpa_tf.serving import access, buffers, config_files
 from karpa_tf.serving.batching import BatchLimits
+from karpa_tf.serving.canary import read_canaries
 from karpa_tf.serving.examples import Limits
 from karpa_tf.serving.grpc_api import TokenInterceptor, add_services
 from karpa_tf.serving.log_writer import LogHandler, LogWriter
@@ -176,6 +177,7 @@ class Server:
             retries=options.max_num_load_retries,
             retry_seconds=options.load_retry_interval_micros / 1e6,
             allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
+            tolerance=options.canary_tolerance,
         )
         self._observer = Observer(self.registry, self.writer, options.access_log, options.request_log)
         self._grpc: grpc.aio.Server | None = None
@@ -211,6 +213,8 @@ class Server:
                 await self.registry.serve_folder(Path(self._folder))
         except Refusal as refusal:
             raise UserError(refusal.message) from None
+        for canary in read_canaries(options.canary):
+            self.registry.start_canary(*canary)
         self.registry.start_polling()
         self._tasks = [
             asyncio.create_task(self._follow_config()),

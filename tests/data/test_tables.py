@@ -408,7 +408,7 @@ def test_labels_that_training_never_saw() -> None:
         f"Its labels: {', '.join(names[:10])} ...."
     )
     with pytest.raises(
-        UserError, match=r'"x" \(2 rows, and 1 more like it\), which training never saw\. Its labels'
+        UserError, match=r'"x" \(2 rows\) and 1 other label, which training never saw\. Its labels'
     ):
         label_ids(["x", "x", "y"], names, "test.csv")
 

@@ -57,10 +57,10 @@ def test_the_curve_between_two_runs_ends_in_them(logs, karpa) -> None:
     for number, row in ((1, note["curve"][0]), (2, note["curve"][2])):
         own = RunFolder(logs / "mnist-mlp" / str(number))
         model = recipe.network(own)
-        Statistics(model, recipe.features(RunFolder(logs / "mnist-mlp" / "1")))()  # as at every other point
-        for other, data in ((1, "digits.npz"), (2, "darker.npz")):
-            where = RunFolder(logs / "mnist-mlp" / str(other))
-            assert row[data] == pytest.approx(recipe.scorer(where, model, "validation")(), abs=1e-6)
+        opened = [recipe.rows_of(RunFolder(logs / "mnist-mlp" / str(other)), model) for other in (1, 2)]
+        Statistics(model, opened[0].features)()  # as at every other point
+        for rows, data in zip(opened, ("digits.npz", "darker.npz"), strict=True):
+            assert row[data] == pytest.approx(rows.figures("validation")(), abs=1e-6)
     # The chosen point is the best one on both validation splits, and what the run holds.
     means = [
         np.mean([row[data]["accuracy"] for data in ("digits.npz", "darker.npz")]) for row in note["curve"]

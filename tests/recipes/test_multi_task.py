@@ -96,7 +96,8 @@ def test_predict_and_explain_answer_all_tasks(several, karpa, tmp_path) -> None:
     assert row["days_label"] == "yesterday"
     assert row["names_tags"] == ["O", "B-PERSON", "I-PERSON", "O", "O", "B-CITY", "O"]
     lines = karpa("predict", several, SENTENCE).out.splitlines()
-    assert lines[:2] == [SENTENCE, "  yesterday"] and any(line.startswith("  Oslo\tB-CITY") for line in lines)
+    assert lines[0] == SENTENCE and lines[1].startswith("  days: yesterday  0.") and "  names:" in lines
+    assert any(line.startswith("  Oslo\tB-CITY") for line in lines)
     karpa("predict", several, SENTENCE, "--output", tmp_path / "said.csv")
     (cells,) = csv.DictReader((tmp_path / "said.csv").open(encoding="utf-8"))
     assert cells["days_label"] == "yesterday" and cells["days_confidence"] == cells["days_yesterday"]
@@ -239,7 +240,7 @@ def test_the_embedded_sentences_have_both_labels() -> None:
         ({"task_weights": "intent=2"}, 'there is no task intent; did you mean "intents"?'),
         ({"task_weights": "intents=0"}, "task_weights are numbers above 0. Received: intents=0."),
         ({"task_weights": "intents=2", "weights": "uncertainty"}, "task_weights goes with weights fixed"),
-        ({"folds": 3}, "folds does not go with multi-task"),
+        ({"folds": 3}, "folds does not go with this recipe"),
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )

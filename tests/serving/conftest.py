@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from karpa_tf.serving.in_process import free_port
@@ -29,6 +30,7 @@ from karpa_tf.serving.server import Server
 
 # Patience for a loaded machine; nothing waits longer than it must.
 SECONDS = 120
+METRICS = "/monitoring/prometheus/metrics"
 FLOATS = tf.TensorSpec([None], tf.float32, "x")
 TEXTS = tf.TensorSpec([None], tf.string, "text")
 
@@ -199,6 +201,18 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def samples(server: Running, name: str) -> dict[tuple[str, ...], float]:
+    """A metric's values, by those of its labels in the order of their names."""
+    text = server.get(METRICS).body.decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return {
+        tuple(sample.labels[label] for label in sorted(sample.labels)): sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name
+    }
 
 
 def predict_over_grpc(channel: grpc.Channel, model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

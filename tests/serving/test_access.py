@@ -140,3 +140,18 @@ def test_files_that_are_no_certificate(templates, certificate, tmp_path) -> None
         Running(templates, **(certificate | {"tls_key_file": str(tmp_path / "missing.pem")}))
     with pytest.raises(UserError, match="go together"):
         Running(templates, tls_key_file=certificate["tls_key_file"])
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_load_test_speaks_tls_to_whom_it_can_check(karpa, templates, certificate, tmp_path, scheme) -> None:
+    with Running(templates, **certificate) as server:
+        port = server.options.rest_api_port if scheme == "https" else server.options.port
+        where = f"{scheme}://localhost:{port}/{'v1/models/' if scheme == 'https' else ''}add"
+        words = ["load-test", where, "--requests", 8, "--clients", 2, "--json"]
+        result = karpa(*words, "--ca_file", certificate["tls_certificate_file"])
+        assert result.status == 0 and (result.json["answered"], result.json["failed"]) == (8, 0), result.err
+        # The system's authorities have not signed it.
+        result = karpa(*words)
+        assert result.status == 2 and f"Nobody answers at localhost:{port}" in result.err
+        result = karpa("load-test", where.replace("s:", ":", 1), "--requests", 8)
+        assert result.status == 2 and len(result.err.splitlines()) == 1, result.err

@@ -314,7 +314,7 @@ def test_pages_of_other_origins_may_ask_if_that_is_wanted(kinds, serving) -> Non
     with Running(kinds, rest_api_enable_cors_support=True) as running:
         answer = preflight(running)
         assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == "*"
-        assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+        assert "Authorization,x-client-id" in answer.headers["Access-Control-Allow-Headers"]
         for body in ({"instances": [1]}, {"instances": ["x"]}, {"instances": [1.0] * 10_000}):
             answer = running.post("/v1/models/tf1:predict", body, {"Origin": "http://a.example"})
             assert answer.headers["Access-Control-Allow-Origin"] == "*"

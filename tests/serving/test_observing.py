@@ -5,22 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.conftest import Running, predict_over_grpc
-
-METRICS = "/monitoring/prometheus/metrics"
-
-
-def samples(server: Running, name: str) -> dict[tuple[str, ...], float]:
-    text = server.get(METRICS).body.decode()
-    families = {family.name: family for family in text_string_to_metric_families(text)}
-    return {
-        tuple(sample.labels[label] for label in sorted(sample.labels)): sample.value
-        for family in families.values()
-        for sample in family.samples
-        if sample.name == name
-    }
+from tests.serving.conftest import METRICS, Running, predict_over_grpc, samples
 
 
 def test_metrics_count_what_was_asked(templates) -> None:

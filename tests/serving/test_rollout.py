@@ -72,7 +72,7 @@ def test_a_version_that_takes_something_else_is_refused(karpa, models: Path) -> 
             "in the inputs of serving_default: x is float [?] and was int64 [?].",
         ),
         (["--stable", 1, "--canary", 5], "it is no SavedModel."),
-        ([], "rollout takes --stable N, --canary N, --promote or --rollback."),
+        ([], "rollout takes --stable N, --canary N, --share 10%, --promote or --rollback."),
         (["--promote", "--stable", 1], "exclude each other"),
     ):
         result = karpa("rollout", folder, *words)
@@ -82,6 +82,13 @@ def test_a_version_that_takes_something_else_is_refused(karpa, models: Path) -> 
     module.less = tf.function(lambda x: {"y": x}, input_signature=[spec])
     tf.saved_model.save(module, str(folder / "6"), signatures={"serving_default": module.less})
     assert karpa("rollout", folder, "--stable", 6, "--canary", 4).status == 0
+    # As probabilities are, once a label has been learned.
+    for version, size in (("7", 2), ("8", 3)):
+        module.wide = tf.function(lambda x, size=size: {"y": tf.one_hot(x, size)}, input_signature=[spec])
+        tf.saved_model.save(module, str(folder / version), signatures={"serving_default": module.wide})
+    assert karpa("rollout", folder, "--stable", 7, "--canary", 8).status == 0
+    result = karpa("rollout", folder, "--stable", 8, "--canary", 7)
+    assert result.status == 2 and "y is float [?, 2] and was float [?, 3]." in result.err
     result = karpa("rollout", folder, "--stable", 4, "--canary", 6)
     assert (
         result.status == 2

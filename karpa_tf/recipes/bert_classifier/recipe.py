@@ -211,6 +211,9 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     # --- Export
 
+    def labels(self, part: Rows) -> list[str]:
+        return part.labels
+
     def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
         if options.quantize == "int8" and folder.open_config(BertClassifierSettings).method == "cloze":
             raise UserError("quantize int8 does not go with method cloze, whose embedding is its output too.")

@@ -72,9 +72,10 @@ class Trained(InALine):
         else:
             inputs, variables = text_input(), [*self.model.weights, *self.encoder.model.weights]
             check = _check_text
-        # Of stream task the probabilities are no distribution over all names.
-        names = () if self.stream.kind == "task" else self.stream.names
-        return Signature(self, inputs, variables=variables, check=check, names=names)
+        if self.stream.kind != "task":
+            return Signature(self, inputs, variables=variables, check=check, names=self.stream.names)
+        # The probabilities are no distribution over all names.
+        return Signature(self, inputs, variables=variables, check=check, shown=["label of each task: label"])
 
 
 def _check_text(number: int, row: Mapping[str, Any]) -> None:

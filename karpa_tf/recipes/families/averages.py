@@ -6,9 +6,9 @@ Which shares are tried is decided on validation splits alone; the test splits ar
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -34,6 +34,20 @@ _NOT_COPIED = (
 Figures = dict[str, float]
 
 
+class Rows(NamedTuple):
+    """The data of a run, for a network with the run's labels.
+
+    Attributes:
+        data: all of it.
+        figures: gives what computes figures on `validation` or `test` of it, or on other data.
+        features: of its training in batches, for the statistics of batch normalization.
+    """
+
+    data: Any
+    figures: Callable[[str], Callable[[], Figures]]
+    features: Iterable[Any] = ()
+
+
 class Averages(ensembles.Joins, Protocol):
     """A recipe whose runs can be averaged."""
 
@@ -42,20 +56,11 @@ class Averages(ensembles.Joins, Protocol):
     def network(self, folder: RunFolder) -> keras.Model:
         """Returns the network of a run with its best weights, in float32."""
 
-    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], Figures]:
-        """Returns what gives the figures of a network with a run's labels.
-
-        Args:
-            folder: of the run.
-            model: the network; its weights may change between two calls.
-            on: `validation` or `test` of the run's data, or other data.
-        """
+    def rows_of(self, folder: RunFolder, model: keras.Model) -> Rows:
+        """Opens the data of a run; the weights of the network, which gives figures, may change later."""
 
     def fit_certainty(self, run: Run[Any], splits: Mapping[Any, Any]) -> None:
         """Fits on validation rows how sure the run may be, once its best weights are kept."""
-
-    def features(self, folder: RunFolder) -> Any:
-        """Returns features of a run's training in batches, for the statistics of batch normalization."""
 
 
 def average(recipe: Averages, run: Run[Any]) -> Figures:
@@ -83,15 +88,13 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
         _check_shapes(model, weights[0], arrays, parents[0], parent)
         _check_standardization(parents[0], parent)
     ancestors = _say_whether_it_can_work(run, parents)
-    first = recipe.open_data(config)
-    check_data(parents[0], config.data, first.record)
-    run.begin(ensembles.record_of(first, parents[0]))
+    mix = _Mix(recipe, model, weights, parents, config)
+    run.begin(ensembles.record_of(mix.first.data, parents[0]))
     for path in parents[0].assets.iterdir():
         if path.name not in _NOT_COPIED and path.is_file():
             shutil.copy2(path, folder.assets / path.name)
     if run.chief:
         note_ancestors(folder, ancestors)
-    mix = _Mix(recipe, model, weights, parents, config)
     made = _soups(mix, run) if config.lambdas == "soup" else _interpolate(mix, run)
     chosen, shares, facts, note = made
     mix.put(shares)
@@ -99,7 +102,7 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
     run.write_asset(_NOTE, {"chosen": chosen, "shares": shares, **note})
 
     def evaluate() -> Evaluation:
-        recipe.fit_certainty(run, first.splits)
+        recipe.fit_certainty(run, mix.first.data.splits)
         found = recipe.evaluate(folder, recipe.about.evaluate(), 0)
         beside = mix.tested(shares, chosen)
         found.baselines = {**beside.pop(""), **found.baselines}
@@ -194,25 +197,29 @@ class _Mix:
         parents: Sequence[RunFolder],
         config: Any,
     ) -> None:
-        self.recipe, self.model, self.weights = recipe, model, weights
+        self.model, self.weights = model, weights
         self.names = [f"{parent.recipe}/{parent.path.resolve().name}" for parent in parents]
         if len(set(self.names)) < len(parents):
             self.names = [str(parent.path) for parent in parents]
         self.figure = recipe.about.figure
-        self.statistics = Statistics(model, recipe.features(parents[0]))
-        # A set of held-out rows for each data that a run has learned from.
-        self.data: dict[str, RunFolder] = {}
+        # The rows of each data that a run has learned from.
+        self.data: dict[str, Rows] = {}
         seen: set[str] = set()
         for parent in parents:
             fingerprint = parent.read_json(ensembles.RECORD)["fingerprint"]
             if fingerprint not in seen:
                 name = Path(str(parent.read_config()["data"])).name
-                self.data[f"{name} of {self.names[len(seen)]}" if name in self.data else name] = parent
+                if name in self.data:
+                    name = f"{name} of {self.names[len(seen)]}"
+                self.data[name] = recipe.rows_of(parent, model)
             seen.add(fingerprint)
-        self.scorers = {name: recipe.scorer(one, model, "validation") for name, one in self.data.items()}
+        self.first = next(iter(self.data.values()))
+        check_data(parents[0], config.data, self.first.data.record)
+        self.statistics = Statistics(model, self.first.features)
+        self.scorers = {name: rows.figures("validation") for name, rows in self.data.items()}
         self.decide = list(self.scorers)[: 1 if config.decide == "first" else None]
         if config.data2:
-            self.scorers[Path(config.data2).name] = recipe.scorer(parents[0], model, config.data2)
+            self.scorers[Path(config.data2).name] = self.first.figures(config.data2)
         self.measured: dict[tuple[float, ...], dict[str, Figures]] = {}
 
     def put(self, shares: Sequence[float], *, as_it_is: bool = False) -> None:
@@ -271,8 +278,8 @@ class _Mix:
         """Returns the runs' figures on the first one's test split, by "", and a fact on each other data."""
         every = [[float(i == place) for i in range(len(self.names))] for place in range(len(self.names))]
         rows: dict[str, dict[str, Figures]] = {}
-        for data, folder in self.data.items():
-            score = self.recipe.scorer(folder, self.model, "test")
+        for data, opened in self.data.items():
+            score = opened.figures("test")
             rows[data] = {}
             for name, own in [*zip(self.names, every, strict=True), (chosen, list(shares))]:
                 self.put(own, as_it_is=name != chosen)

@@ -16,7 +16,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
-from karpa_tf.recipes.families import certainty
+from karpa_tf.recipes.families import certainty, references
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
 from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
@@ -255,6 +255,7 @@ def export(
     options: ExportOptions,
     signature: Signature,
     others: Mapping[str, Signature] | None = None,
+    held_out: tuple[Mapping[str, np.ndarray], Sequence[str]] | None = None,
     **written: Any,
 ) -> Exported:
     """Writes the next version of a run's SavedModel.
@@ -264,6 +265,7 @@ def export(
         options: where to.
         signature: what it serves.
         others: further signatures by name.
+        held_out: of a classifier: validation rows as arrays by input, and their labels; see `references`.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
     written["model_card"] += certainty.section(folder)
@@ -272,6 +274,8 @@ def export(
     written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += redaction_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
+    if held_out and (reference := references.keep(folder, signature, *held_out)):
+        written["extra"] = {references.REFERENCE: references.as_text(reference)}
     signatures = {"serving_default": signature, **(others or {})}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
     return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))

@@ -170,6 +170,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def model_card(self, folder: RunFolder, task: Task[S], metrics: Mapping[str, Any], note: str) -> str:
         """Returns the model card, with a note on the quantization."""
 
+    def labels(self, part: P) -> list[str]:
+        """Returns the label of each example, of a classifier of texts."""
+        return []
+
     def check(self, config: S, names: Sequence[str], data: Data[P]) -> None:
         """Raises a UserError for data that the labels `names` are not those of, before training begins."""
 
@@ -239,19 +243,20 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     def network(self, folder: RunFolder) -> keras.Model:
         return self._open(folder)[1]
 
-    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+    def rows_of(self, folder: RunFolder, model: keras.Model) -> averages.Rows:
         task, _ = self.open_task(folder)
-        if on in ("validation", "test"):
-            data = self.open_data(task.config)
-            part = data.splits["validation" if on == "validation" else _held_out(data)]
-        else:
-            part, _ = self.open_other(task, on)
-        examples = self.batch(task, part)
-        outputs = Outputs(model, examples.batches)
-        return lambda: self.metrics(task, outputs, examples)
+        data = self.open_data(task.config)
 
-    def features(self, folder: RunFolder) -> list[Any]:
-        return []  # no batch normalization here
+        def figures(on: str) -> Callable[[], dict[str, float]]:
+            if on in ("validation", "test"):
+                part = data.splits["validation" if on == "validation" else _held_out(data)]
+            else:
+                part, _ = self.open_other(task, on)
+            examples = self.batch(task, part)
+            outputs = Outputs(model, examples.batches)
+            return lambda: self.metrics(task, outputs, examples)
+
+        return averages.Rows(data, figures)
 
     # --- Train
 
@@ -401,6 +406,11 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns what a run predicts with, and `export` writes: in float32."""
         return self.served(*self.open_model(folder))
 
+    def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+        task, model = self.open_model(folder)
+        part = self.open_data(task.config).splits["validation"]
+        return stack(self.rows(part), self.served(task, model).inputs), self.labels(part)
+
     def served_rows(self, folder: RunFolder, count: int) -> dict[str, np.ndarray]:
         """Returns held-out texts, evenly spaced."""
         task, model = self.open_model(folder)
@@ -422,6 +432,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             options,
             signature := self.served(task, model),
             self.served_beside(task, model),
+            (stack(rows, signature.inputs), self.labels(data.splits["validation"])),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={
                 "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",

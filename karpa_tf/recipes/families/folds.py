@@ -246,7 +246,7 @@ def thin_test(
         what += f", and {some} fewer than {_ENOUGH_OF_CLASS} of them"
         what += f" ({counts[rarest]})" if len(few) == 1 else f' ("{rarest}": {counts[rarest]})'
     advice = "--test_share holds out more"
-    if config.takes_folds:
+    if "folds" not in config.refuses:
         advice += ", and --folds 5 tests on all of them in turn"
     return f"{what}: such figures say little. {'More rows in it say more' if brings_test else advice}."
 

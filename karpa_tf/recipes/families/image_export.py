@@ -57,9 +57,15 @@ def export_images(
                 "A SavedModel of images is exported in float32; --format litert makes an int8 file."
             )
         examples = [{"image": image.tolist()} for image in served_pixels(data.splits["validation"])[:4]]
-        signature = trained.signature()
-        plain = model_card(folder, trained, metrics, "")
-        return common.export(folder, options, signature, examples=examples, assets=assets, model_card=plain)
+        return common.export(
+            folder,
+            options,
+            trained.signature(),
+            held_out=validation_rows(data),
+            examples=examples,
+            assets=assets,
+            model_card=model_card(folder, trained, metrics, ""),
+        )
     held_out = data.splits[data.held_out]
     some = slice(None, None, -(-len(held_out) // _CHECKED))  # not the first ones: they may be of one class
     case: dict[str, Any] = {
@@ -84,6 +90,12 @@ def export_images(
         written = litert.export_litert(trained.signature(), options.to, folder.recipe, **case)
     path, signatures, line = written
     return Exported(format=options.format, path=str(path), signatures=signatures, lines=[line])
+
+
+def validation_rows(data: ImageData) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the validation images as the signature takes them, and their labels."""
+    images = data.splits["validation"]
+    return {"image": served_pixels(images).astype(np.float32)}, list(images.labels)
 
 
 def served_pixels(images: Images) -> np.ndarray:

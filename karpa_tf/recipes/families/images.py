@@ -33,7 +33,7 @@ from karpa_tf.judging.classification import (
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import averages, certainty, common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
-from karpa_tf.recipes.families.image_export import export_images, served_pixels
+from karpa_tf.recipes.families.image_export import export_images, served_pixels, validation_rows
 from karpa_tf.recipes.families.pruned import remove_units
 from karpa_tf.recipes.families.recognize import AT_ONCE, Logits, Trained, image_input, with_flip
 from karpa_tf.recipes.families.rehearsal import rehearse
@@ -164,21 +164,21 @@ class ImageRecipe(Recipe[S]):
     def network(self, folder: RunFolder) -> keras.Model:
         return self.open_model(folder).model
 
-    def scorer(self, folder: RunFolder, model: keras.Model, on: str) -> Callable[[], dict[str, float]]:
+    def rows_of(self, folder: RunFolder, model: keras.Model) -> averages.Rows:
         config: Any = folder.open_config(self.about.settings)
-        if on in ("validation", "test"):
-            data = self.open_data(config)
-            images = data.splits["validation" if on == "validation" else data.held_out]
-        else:
-            size = {"size": config.image_size, "channels": self.channels}
-            images, _ = open_test_images(on, **size, broken=config.broken)
-        labels, _ = label_places(images, common.read_labels(folder, "labels.json"), on)
-        found = Logits(with_flip(model) if config.test_flip else model, images.pixels)
-        return lambda: classification_metrics(labels, found.probabilities())
+        data, names = self.open_data(config), common.read_labels(folder, "labels.json")
 
-    def features(self, folder: RunFolder) -> tf.data.Dataset:
-        config: Any = folder.open_config(self.about.settings)
-        pixels = self.open_data(config).splits["train"].pixels
+        def figures(on: str) -> Callable[[], dict[str, float]]:
+            if on in ("validation", "test"):
+                images = data.splits["validation" if on == "validation" else data.held_out]
+            else:
+                size = {"size": config.image_size, "channels": self.channels}
+                images, _ = open_test_images(on, **size, broken=config.broken)
+            labels, _ = label_places(images, names, on)
+            found = Logits(with_flip(model) if config.test_flip else model, images.pixels)
+            return lambda: classification_metrics(labels, found.probabilities())
+
+        pixels = data.splits["train"].pixels
         batches = image_batches(
             pixels,
             np.zeros(len(pixels), np.int32),
@@ -187,7 +187,7 @@ class ImageRecipe(Recipe[S]):
             augmentation=augmentation(config),
         )
         count = min(batches.steps_per_epoch, -(-_MEASURED // config.batch_size))
-        return batches.dataset(0, count).map(lambda images, *_: images)
+        return averages.Rows(data, figures, batches.dataset(0, count).map(lambda images, *_: images))
 
     # --- Train
 
@@ -380,6 +380,9 @@ class ImageRecipe(Recipe[S]):
         data = self.open_data(self.open_model(folder).config)
         pixels = served_pixels(data.splits[data.held_out])
         return {"image": pixels[:: -(-len(pixels) // count)].astype(np.float32)}
+
+    def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+        return validation_rows(self.open_data(self.open_model(folder).config))
 
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what in images speaks for the label that a run gives them: integrated gradients.

@@ -46,12 +46,15 @@ class SplitSettings(TrainingSettings):
         0.0, "Share of the weights of each matrix that become zero in training; see `karpa-tf prune`."
     )
 
-    # Whether `folds` may be given.
-    takes_folds: ClassVar[bool] = True
+    # Fields that its recipe does not take; `--help` leaves them out.
+    refuses: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
         super().__post_init__()
+        for name in self.refuses:
+            if value := getattr(self, name):
+                raise UserError(f"{name} does not go with this recipe. Received: {value}.")
         if self.folds == 1 or self.fold > self.folds:
             raise UserError(
                 f"folds must be 0, or 2 at least, and fold one of them. Received: {self.folds} and "

@@ -71,7 +71,10 @@ def explain_words(
                     places.append((i, word))
                     variants.append({**row, name: rest})
         outputs = signature.predict(variants) if variants else []
-        for claim in claims(whole):
+        found = claims(whole)
+        if not found:
+            lines += ["  ".join(row.values()), f"  no tag but {OUTSIDE}: there is nothing to explain"]
+        for claim in found:
             before = claim.score(whole, -1)
             words_: list[dict[str, Any]] = [
                 {"word": word, "attribution": before - claim.score(after, place)}

@@ -44,14 +44,11 @@ class MultiTaskSettings(BertSettings):
         5.0, "Factor of the learning rate of what a preset does not bring, with method full."
     )
 
-    takes_folds: ClassVar[bool] = False
+    refuses: ClassVar[tuple[str, ...]] = ("folds", "fold", "sparsity", "prune_heads", "prune_neurons")
 
     def __post_init__(self) -> None:
         """Raises a UserError for settings that make no sense."""
         super().__post_init__()
-        for name in ("folds", "sparsity", "prune_heads", "prune_neurons"):
-            if getattr(self, name):
-                raise UserError(f"{name} does not go with multi-task. Received: {getattr(self, name):g}.")
         if self.task_weights and self.weights == "uncertainty":
             raise UserError("task_weights goes with weights fixed; with uncertainty they are learned.")
         sources, weights = self.sources(), self.fixed_weights()

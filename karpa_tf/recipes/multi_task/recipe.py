@@ -196,8 +196,8 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         shown = []
         for name, head in heads.items():
             before = "" if alone else f"{name}_"
-            words = ("tokens", "tags", "scores") if head.kind == "words" else ("label",)
-            shown.append(" ".join(before + word for word in words))
+            words = ("tokens", "tags", "scores") if head.kind == "words" else ("label", "probabilities")
+            shown.append(("" if alone else f"{name}: ") + " ".join(before + word for word in words))
             if head.kind == "texts":
                 names[f"{before}probabilities"] = head.names
         return Signature(
