@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from karpa_tf.errors import UserError
+from karpa_tf.judging.reference import REFERENCE
 from karpa_tf.models.averaging import Statistics, mean_weights
 from karpa_tf.recipe import About, Evaluation
 from karpa_tf.recipes.families import ensembles
@@ -26,7 +27,15 @@ from karpa_tf.training.run_folder import RunFolder, open_run
 # What is noted in the assets: the shares, the figures of all that were tried, the barriers.
 _NOTE = "average.json"
 # Of a run's assets, what is of its own training alone.
-_NOT_COPIED = ("start.json", "data.json", "teacher.json", "pretraining.json", "ensemble.json", _NOTE)
+_NOT_COPIED = (
+    "start.json",
+    "data.json",
+    "teacher.json",
+    "pretraining.json",
+    "ensemble.json",
+    _NOTE,
+    REFERENCE,
+)
 
 Figures = dict[str, float]
 

@@ -18,6 +18,7 @@ import numpy as np
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.judging.mixtures import best_temperature, mixture_weights
+from karpa_tf.judging.reference import REFERENCE
 from karpa_tf.models.ensemble import Ensemble
 from karpa_tf.recipe import About, Evaluation
 from karpa_tf.training.run import Run
@@ -98,7 +99,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
     data = recipe.open_data(config)
     run.begin(record_of(data, members[0]))
     for path in members[0].assets.iterdir():  # labels, vocabulary: what the ensemble is opened by
-        if path.name != _FITTED and not (folder.assets / path.name).exists():
+        if path.name not in (_FITTED, REFERENCE) and not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
     for member in members[1:]:
         say_other_rows(run, member, f"Member {member.path.name}")
