@@ -409,7 +409,7 @@ def format(
 
     Args:
         inputs: of the rows.
-        outputs: of the rows; of a label and its probabilities the largest one is shown.
+        outputs: of the rows; of a label and its probabilities the largest one is shown, and what is unknown.
         shown: see `Signature`.
     """
     for row, result in zip(inputs, outputs, strict=True):
@@ -428,7 +428,10 @@ def format(
                     )
                 columns = [result[name] for name in names.split()]
                 if names.endswith("probabilities") and len(columns) == 2:
-                    columns = [f"{columns[0]}  {max(columns[1]):.3f}"]
+                    unknown = (
+                        "" if result.get("known", True) else f"  unknown ({result['unknown_score']:.3g})"
+                    )
+                    columns = [f"{columns[0]}  {max(columns[1]):.3f}{unknown}"]
                 if len(columns) == 1:
                     yield f"  {title}: {_in_short(columns[0])}" if title else f"  {_in_short(columns[0])}"
                     continue

@@ -30,26 +30,26 @@ def mixture_weights(probabilities: np.ndarray, labels: np.ndarray, rounds: int =
     return weights
 
 
-def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the temperature under which the labels are the most probable (Guo et al. 2017).
 
-    https://arxiv.org/abs/1706.04599: the logarithms of the probabilities are divided by it, and made
-    probabilities again. Fitted to the mean of an ensemble, not to its members (Rahaman & Thiery 2021,
-    https://arxiv.org/abs/2007.08792). A share of 1 / (n + 2) of each label is spread over all classes, as in
-    Platt 1999: rows without an error would have all probabilities be 1.
+    https://arxiv.org/abs/1706.04599, section 4.2: the logits are divided by it. Of an ensemble they are the
+    logarithms of the mean probabilities (Rahaman & Thiery 2021, https://arxiv.org/abs/2007.08792). A share of
+    1 / (n + 2) of each label is spread over all classes, as in Platt 1999: rows without an error would have
+    all probabilities be 1.
 
     Args:
-        probabilities: float (n, classes).
+        logits: float (n, classes).
         labels: int (n,), the true classes.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    logs = np.log(np.maximum(probabilities.astype(np.float64), _SMALLEST))
+    logits = logits.astype(np.float64)
     spread = 1 / (len(labels) + 2)
 
     def loss(exponent: float) -> float:
-        scaled = log_softmax(logs / np.exp(exponent), axis=1)
+        scaled = log_softmax(logits / np.exp(exponent), axis=1)
         return float((spread - 1) * scaled[np.arange(len(labels)), labels].mean() - spread * scaled.mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))

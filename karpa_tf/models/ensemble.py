@@ -8,8 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# What an ensemble's exports are compared by: the disagreement is a small difference of large numbers.
-SCALES = {"disagreement": 1.0}
+from karpa_tf.models.calibrated import Calibrated
+
+# What exports are compared by: the disagreement is a small difference of large numbers, and so may a score
+# be.
+SCALES = {"disagreement": 1.0, "unknown_score": 1.0}
 
 
 class Ensemble(keras.Model):
@@ -98,15 +101,18 @@ def _entropy(logs: tf.Tensor) -> tf.Tensor:
 
 
 def logits_and_more(model: keras.Model, features: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Returns what a classifier gives, and what an ensemble serves beside it.
+    """Returns what a classifier gives, and what it serves beside that.
 
     Args:
         model: the classifier.
         features: as it takes them.
 
     Returns:
-        The logits float32 (..., classes); and of an ensemble `disagreement` float32 (...).
+        The logits float32 (..., classes); of an ensemble `disagreement` float32 (...); of a `Calibrated` that
+        knows what is unknown `known` bool and `unknown_score` float32 (batch,).
     """
+    if isinstance(model, Calibrated):
+        return model.with_more(features)
     if not isinstance(model, Ensemble):
         return model(features, training=False), {}
     logits, disagreement = model.with_disagreement(features)

@@ -131,7 +131,7 @@ def test_a_student_begins_with_every_second_block_and_the_head(classified, tmp_p
     saved = json.loads(path.read_text())
     saved["architecture"]["layers"] = 6
     path.write_text(json.dumps(saved))
-    task, start = recipe._open_task(folder)
+    task, start = recipe.open_task(folder)
     model = recipe.build(task, start.build_encoder())
     model.save_weights(folder.best_weights)
     blocks = TeacherBlocks(folder, 3)

@@ -38,6 +38,7 @@ def test_they_learn_and_are_evaluated_beside_baselines(digits, photos) -> None:
             metrics
         )
         assert set(metrics["baselines"]) == {"linear", "nearest mean", "most frequent"}
+        assert "fitted on 30 rows of validation" in metrics["facts"].pop("temperature")
         assert metrics["facts"] == {"images": 30, "images that are in training": 0}
         assert metrics["graph_traces"] == 1
 
@@ -45,7 +46,7 @@ def test_they_learn_and_are_evaluated_beside_baselines(digits, photos) -> None:
 def test_the_run_folder_is_complete(digits) -> None:
     for name in ("config.yaml", "command.txt", "environment.json", "best.weights.h5", "errors.png"):
         assert (digits / name).is_file()
-    assets = {"labels.json", "images.json", "data.json", "start.json"}
+    assets = {"labels.json", "images.json", "data.json", "start.json", "certainty.json"}
     assert {p.name for p in (digits / "assets").iterdir()} == assets
 
 

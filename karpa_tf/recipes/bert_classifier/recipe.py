@@ -16,30 +16,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from karpa_tf.data.tables import Rows, Table, grouped, label_ids, open_table, open_test_rows, shared_rows
+from karpa_tf.data.sources import Split
+from karpa_tf.data.tables import Rows, Table, grouped, label_ids, open_table, open_test_rows
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.classification import (
-    class_table,
     classification_metrics,
-    confusion,
-    most_frequent_baseline,
-    svm_baseline,
 )
 from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
 from karpa_tf.models.ensemble import SCALES
 from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
-from karpa_tf.recipes.families import common, ensembles, folds
+from karpa_tf.recipes.families import certainty, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
 from karpa_tf.recipes.families.examples import Texts
 from karpa_tf.recipes.families.rehearsal import rehearse
 from karpa_tf.recipes.families.settings import BertExportOptions
 from karpa_tf.recipes.families.words import Claim, explain_words
-from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
 from karpa_tf.reports.tensorboard import Labels
-from karpa_tf.training import runtime
 from karpa_tf.training.contrastive import ContrastiveStep
 from karpa_tf.training.distillation import Distillation
 from karpa_tf.training.evaluation import Outputs
@@ -48,10 +43,11 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
 from . import ABOUT, BertClassifierSettings, few
-from .batches import EPOCH, PROJECTED, ClassifierTask, batch_texts, columns_of, joined
+from .batches import EPOCH, PROJECTED, ClassifierTask, batch_texts, columns_of
 from .card import model_card
 from .classify import Classify, text_inputs
 from .cloze import Patterns, calibrate
+from .evaluating import evaluate_texts
 from .teaching import teach_texts
 
 
@@ -74,12 +70,14 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
         return rehearse(self.open_data, config, table, grouped, Rows.take, Rows.join)
 
     def check(self, config: BertClassifierSettings, names: Sequence[str], data: Data[Rows]) -> None:
+        certainty.refuse_few(config, data.splits["validation"])
         for split, rows in data.splits.items():
             label_ids(rows.labels, names, f"{config.data} ({split} split)")
 
     def open_other(self, task: ClassifierTask, source: str) -> tuple[Rows, Sequence[str]]:
         rows = open_test_rows(source, columns_of(task.config))
-        label_ids(rows.labels, task.names, source)  # an error names this data
+        if not task.config.unknown_rate:  # else rows of other labels are unknown
+            label_ids(rows.labels, task.names, source)  # an error names this data
         return rows, rows.notes
 
     def texts(self, part: Rows) -> list[str]:
@@ -170,41 +168,19 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     def evaluate(self, folder: RunFolder, options: EvaluateOptions, step: int | None = None) -> Evaluation:
         """Evaluates a run's best weights beside a linear SVM on TF-IDF."""
-        runtime.use_threads()
-        task, model = self.open_model(folder)
-        rows, known, where = self.held_out(folder, task, options)
-        texts = self.batch(task, rows)
-        labels, names = texts.labels, task.names
-        probabilities = texts.probabilities(Outputs(model, texts.batches))
-        if step is not None:
-            write_classification(folder.path / "validation", step, labels, probabilities, names, joined(rows))
-        known_labels = label_ids(known.labels, names, task.config.data)
-        metrics = classification_metrics(labels, probabilities)
-        members = ensembles.beside_members(
-            model, lambda m: self.metrics(task, Outputs(m, texts.batches), texts)
-        )
-        more = dict(members)
-        if few.has_frozen_baseline(task.config):
-            more["frozen encoder"] = few.frozen_baseline(task, known, rows)
-        return Evaluation(
-            data=where,
-            metrics=metrics,
-            baselines={
-                **more,
-                "tf-idf + svm": svm_baseline(joined(known), known_labels, joined(rows), labels),
-                "most frequent": most_frequent_baseline(known_labels, labels),
-            },
-            facts={
-                **common.kept_and_new(folder, labels, probabilities.argmax(1)),
-                "rows": len(rows),
-                "rows whose text is in training": shared_rows(known, rows),
-                **ensembles.errors_beside(len(rows), metrics, members),
-            },
-            tables=[
-                format_class_table(class_table(labels, probabilities, names)),
-                format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
-            ],
-        )
+        return evaluate_texts(self, folder, options, step)
+
+    # --- How sure a run is
+
+    def judged(self, folder: RunFolder) -> keras.Model:
+        return self.network(folder)
+
+    def reader(self, folder: RunFolder, part: Rows) -> tuple[np.ndarray, certainty.Read]:
+        texts = self.batch(self.open_task(folder)[0], part)
+        return texts.labels, texts.read
+
+    def fit_certainty(self, run: Run[BertClassifierSettings], splits: Mapping[Split, Rows]) -> None:
+        certainty.fit(self, run, splits)
 
     # --- Predict and explain
 

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from karpa_tf.errors import UserError
-from karpa_tf.judging.reference import REFERENCE
 from karpa_tf.models.averaging import Statistics, mean_weights
 from karpa_tf.recipe import About, Evaluation
 from karpa_tf.recipes.families import ensembles
@@ -28,13 +27,8 @@ from karpa_tf.training.run_folder import RunFolder, open_run
 _NOTE = "average.json"
 # Of a run's assets, what is of its own training alone.
 _NOT_COPIED = (
-    "start.json",
-    "data.json",
-    "teacher.json",
-    "pretraining.json",
-    "ensemble.json",
-    _NOTE,
-    REFERENCE,
+    *("start.json", "data.json", "teacher.json", "pretraining.json", "ensemble.json", _NOTE),
+    *ensembles.FITTED_TO_ONE,
 )
 
 Figures = dict[str, float]
@@ -64,6 +58,9 @@ class Averages(ensembles.Joins, Protocol):
 
     def rows_of(self, folder: RunFolder, model: keras.Model) -> Rows:
         """Opens the data of a run; the weights of the network, which gives figures, may change later."""
+
+    def fit_certainty(self, run: Run[Any], splits: Mapping[Any, Any]) -> None:
+        """Fits on validation rows how sure the run may be, once its best weights are kept."""
 
 
 def average(recipe: Averages, run: Run[Any]) -> Figures:
@@ -105,6 +102,7 @@ def average(recipe: Averages, run: Run[Any]) -> Figures:
     run.write_asset(_NOTE, {"chosen": chosen, "shares": shares, **note})
 
     def evaluate() -> Evaluation:
+        recipe.fit_certainty(run, mix.first.data.splits)
         found = recipe.evaluate(folder, recipe.about.evaluate(), 0)
         beside = mix.tested(shares, chosen)
         found.baselines = {**beside.pop(""), **found.baselines}

@@ -16,7 +16,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import Signature
 from karpa_tf.recipe import Exported, ExportOptions
-from karpa_tf.recipes.families import references
+from karpa_tf.recipes.families import certainty, references
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
 from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
@@ -268,6 +268,9 @@ def export(
         held_out: of a classifier: validation rows as arrays by input, and their labels; see `references`.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
+    written["model_card"] += certainty.section(folder)
+    if threshold := certainty.threshold_file(folder):
+        written["assets"] = {**written["assets"], "unknown.json": json.dumps(threshold, indent=2) + "\n"}
     written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += redaction_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))

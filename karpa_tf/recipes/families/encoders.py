@@ -18,8 +18,8 @@ from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.export.signature import Signature, stack
 from karpa_tf.judging.costs import Costs
 from karpa_tf.lines import InALine
-from karpa_tf.recipe import EvaluateOptions, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import averages, common, ensembles, folds, starts
+from karpa_tf.recipe import EvaluateOptions, Evaluation, Exported, PredictOptions, Recipe
+from karpa_tf.recipes.families import averages, certainty, common, ensembles, folds, starts
 from karpa_tf.recipes.families.costs import ROWS, compare_signatures, is_pruned
 from karpa_tf.recipes.families.int8 import compare_int8, int8_section, to_int8
 from karpa_tf.recipes.families.pruned import remove_units
@@ -210,6 +210,9 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """
         return lambda: None
 
+    def fit_certainty(self, run: Run[S], splits: Mapping[Split, P]) -> None:
+        """Fits on validation rows how sure a run may be, where its probabilities are of a softmax a row."""
+
     def options_of_best(self, config: S) -> dict[str, Any]:
         """Returns how the best weights are chosen and kept: arguments of `BestWeights`."""
         return {"patience": config.patience, "trained_only": starts.adds_to_preset(config)}
@@ -231,17 +234,17 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         return self.open_model(folder)[1]
 
     def validation(self, folder: RunFolder) -> ensembles.Labelled:
-        task, _ = self._open_task(folder)
+        task, _ = self.open_task(folder)
         examples = self.batch(task, self.open_data(task.config).splits["validation"])
         return lambda model: examples.labelled(Outputs(model, examples.batches), task.names)
 
     # --- Averages
 
     def network(self, folder: RunFolder) -> keras.Model:
-        return self.open_model(folder)[1]
+        return self._open(folder)[1]
 
     def rows_of(self, folder: RunFolder, model: keras.Model) -> averages.Rows:
-        task, _ = self._open_task(folder)
+        task, _ = self.open_task(folder)
         data = self.open_data(task.config)
 
         def figures(on: str) -> Callable[[], dict[str, float]]:
@@ -312,14 +315,19 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             self._fine_tune(run, task, model, learned.batches, held_out, again, distillation)
         else:
             run.keep(model)
-        return run.finish(lambda: self.evaluate(folder, self.about.evaluate(), run.steps))
+
+        def evaluate() -> Evaluation:
+            self.fit_certainty(run, data.splits)
+            return self.evaluate(folder, self.about.evaluate(), run.steps)
+
+        return run.finish(evaluate)
 
     def _pruned_weights(self, run: Run[S], batches: Batches) -> list[np.ndarray] | None:
         """Returns the weights that a run which prunes another one begins with; None: it does not."""
         config = run.settings
         if not (config.init and is_pruned(config)) or run.goes_on:
             return None
-        _, model = self.open_model(open_run(config.init))  # adapters merged
+        model = self.network(open_run(config.init))  # adapters merged
         if config.sparsity:
             return model.get_weights()
         shares = {"heads": config.prune_heads, "neurons": config.prune_neurons}
@@ -361,13 +369,18 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
     # --- What a run has
 
     def open_model(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
-        """Returns what a run reads and gives, and its model with the best weights, in float32."""
-        task, start = self._open_task(folder)
+        """Returns what a run reads and gives, and its model as it answers: the best weights, in float32."""
+        task, model = self._open(folder)
+        return task, certainty.put_on(model, folder)
+
+    def _open(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
+        task, start = self.open_task(folder)
         if getattr(task.config, "ensemble", ""):
             return task, ensembles.open_ensemble(self, folder)
         return task, starts.open_trained(task.config, folder, start, partial(self.build, task))
 
-    def _open_task(self, folder: RunFolder) -> tuple[Task[S], starts.Start]:
+    def open_task(self, folder: RunFolder) -> tuple[Task[S], starts.Start]:
+        """Returns what a run reads and gives, and what its model starts from."""
         config: Any = folder.open_config(self.about.settings)
         names = common.read_labels(folder, self.labels_file)
         start = starts.read_start(folder)

@@ -21,6 +21,7 @@ from karpa_tf.judging.mixtures import best_temperature, mixture_weights
 from karpa_tf.judging.reference import REFERENCE
 from karpa_tf.models.ensemble import Ensemble
 from karpa_tf.recipe import About, Evaluation
+from karpa_tf.recipes.families import certainty
 from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder, open_run
 
@@ -33,6 +34,10 @@ _KEPT = ("config.yaml", "environment.json", "metrics.json", "best.weights.h5", "
 _MEAN = "members' mean"
 # In the assets of the ensemble: what was fitted on the validation split.
 _FITTED = "ensemble.json"
+# Assets that were fitted to the weights of one run, and say nothing of a run that comes of it.
+FITTED_TO_ONE = (REFERENCE, *certainty.FILES)
+# The least probability that a logarithm is taken of.
+_SMALLEST = 1e-12
 
 # A model to labels int (n,) and its probabilities float32 (n, classes) for them.
 Labelled = Callable[[keras.Model], tuple[np.ndarray, np.ndarray]]
@@ -99,7 +104,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
     data = recipe.open_data(config)
     run.begin(record_of(data, members[0]))
     for path in members[0].assets.iterdir():  # labels, vocabulary: what the ensemble is opened by
-        if path.name not in (_FITTED, REFERENCE) and not (folder.assets / path.name).exists():
+        if path.name not in (_FITTED, *FITTED_TO_ONE) and not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
     for member in members[1:]:
         say_other_rows(run, member, f"Member {member.path.name}")
@@ -108,7 +113,8 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
         found = [labelled(recipe.member(member)) for member in members]
         labels, each = found[0][0], np.stack([probabilities for _, probabilities in found])
         weights = mixture_weights(each, labels)
-        temperature = best_temperature(np.tensordot(weights, each, axes=1), labels)
+        mean = np.tensordot(weights, each, axes=1)
+        temperature = best_temperature(np.log(np.maximum(mean, _SMALLEST)), labels)
         run.write_asset(_FITTED, {"weights": weights.tolist(), "temperature": temperature})
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
         run.say(

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from karpa_tf.recipes.families.encoders import Examples
 from karpa_tf.recipes.families.tag_words import decode_tags
+from karpa_tf.training.evaluation import Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class Texts(Examples):
         result = np.zeros_like(batches[: len(self.labels)])
         result[self.order[self.order >= 0]] = batches[self.order >= 0]
         return result
+
+    def read(self, model: Any) -> np.ndarray:
+        """Returns what a function of features gives for each row, as `rows` does."""
+        return self.rows(Outputs(model, self.batches))
 
     def labelled(self, outputs: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self.labels, self.probabilities(outputs)

@@ -14,7 +14,7 @@ from karpa_tf.data.tables import label_ids
 from karpa_tf.errors import UserError
 from karpa_tf.export import litert, onnx
 from karpa_tf.recipe import Exported
-from karpa_tf.recipes.families import common
+from karpa_tf.recipes.families import certainty, common
 from karpa_tf.recipes.families.recognize import Trained
 from karpa_tf.recipes.families.settings import ImageExportOptions
 from karpa_tf.reports.model_card import metrics_table, settings_list
@@ -48,8 +48,8 @@ def export_images(
     """
     assets = {"labels.txt": "".join(f"{' '.join(name.split())}\n" for name in trained.names)}
 
-    def card(note: str = "") -> str:
-        return model_card(folder, trained, metrics, note)
+    def card(note: str) -> str:
+        return model_card(folder, trained, metrics, note) + certainty.section(folder, unknown=False)
 
     if options.format == "savedmodel":
         if options.quantize == "int8":
@@ -64,7 +64,7 @@ def export_images(
             held_out=validation_rows(data),
             examples=examples,
             assets=assets,
-            model_card=card(),
+            model_card=model_card(folder, trained, metrics, ""),
         )
     held_out = data.splits[data.held_out]
     some = slice(None, None, -(-len(held_out) // _CHECKED))  # not the first ones: they may be of one class
@@ -78,9 +78,8 @@ def export_images(
         if options.quantize == "int8":
             raise UserError("ONNX files are written in float32; --format litert makes an int8 file.")
         flip = trained.config.test_flip
-        written = onnx.export_onnx(
-            trained.model, flip, trained.signature(), options.to, folder.recipe, **case
-        )
+        network = certainty.put_on(trained.model, folder)
+        written = onnx.export_onnx(network, flip, trained.signature(), options.to, folder.recipe, **case)
     else:
         calibration = None
         if options.quantize != "none":

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import ImageData, Images, label_places, open_images, open_test_images, read_image
+from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import grouped, label_ids, shared_rows
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.attacks import Attack, parse_attack
@@ -30,7 +31,7 @@ from karpa_tf.judging.classification import (
     pixel_baselines,
 )
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported, PredictOptions, Recipe
-from karpa_tf.recipes.families import averages, common, ensembles, folds
+from karpa_tf.recipes.families import averages, certainty, common, ensembles, folds
 from karpa_tf.recipes.families.image_explain import explain_images
 from karpa_tf.recipes.families.image_export import export_images, served_pixels, validation_rows
 from karpa_tf.recipes.families.pruned import remove_units
@@ -123,14 +124,14 @@ class ImageRecipe(Recipe[S]):
         names = common.read_labels(folder, "labels.json")
         if config.ensemble:  # its members see mirror images themselves
             model = ensembles.open_ensemble(self, folder)
-            return Trained(dataclasses.replace(config, test_flip=False), names, model)
+            return Trained(dataclasses.replace(config, test_flip=False), names, model, folder)
         shape = (config.image_size, config.image_size, self.channels)
         with common.reading_weights(folder):
             measured = folder.read_json("assets/images.json")
             mean, deviation = measured["mean"], measured["deviation"]
             model = self.build(config, shape, len(names), mean=mean, deviation=deviation, dtype="float32")
             model.load_weights(folder.best_weights)
-        return Trained(config, names, model)
+        return Trained(config, names, model, folder)
 
     # --- Ensembles
 
@@ -145,6 +146,18 @@ class ImageRecipe(Recipe[S]):
         part = self.open_data(config).splits["validation"]
         labels = label_ids(part.labels, common.read_labels(folder, "labels.json"), config.data)
         return lambda model: (labels, Logits(model, part.pixels).probabilities())
+
+    # --- How sure a run is
+
+    def judged(self, folder: RunFolder) -> keras.Model:
+        return self.open_model(folder).judged
+
+    def reader(self, folder: RunFolder, part: Images) -> tuple[np.ndarray, certainty.Read]:
+        names = common.read_labels(folder, "labels.json")
+        return label_ids(part.labels, names), lambda model: Logits(model, part.pixels)()
+
+    def fit_certainty(self, run: Run[S], splits: Mapping[Split, Images]) -> None:
+        certainty.fit(self, run, splits)
 
     # --- Averages
 
@@ -197,6 +210,7 @@ class ImageRecipe(Recipe[S]):
             f"for validation, {len(images['test']):,} to test; {len(names)} classes; run {folder.path}",
             folds.thin_test(config, len(images["test"]), images["test"].labels, names, data.brings_test),
         )
+        certainty.refuse_few(config, images["validation"])
         run.begin(dataclasses.replace(data.record, labels=names))
         labels = {split: label_ids(images[split].labels, names, config.data) for split in images}
         pixels = images["train"].pixels
@@ -269,7 +283,12 @@ class ImageRecipe(Recipe[S]):
             projector=projector,
         )
         options: Any = self.about.evaluate()
-        return run.finish(lambda: self.evaluate(folder, options, run.steps))
+
+        def evaluate() -> Evaluation:
+            self.fit_certainty(run, images)
+            return self.evaluate(folder, options, run.steps)
+
+        return run.finish(evaluate)
 
     # --- Evaluate
 
@@ -293,10 +312,14 @@ class ImageRecipe(Recipe[S]):
             where = options.data
         else:
             images, where = own.splits[own.held_out], f"{config.data} ({own.held_out} split)"
+        images, others = certainty.apart(model, images, names)
         labels, note = label_places(images, names, where)
         for line in filter(None, (*notes, note)):
             print(line, file=sys.stderr)
-        probabilities = Logits(model, images.pixels).probabilities()
+        answers = certainty.ask(model, lambda m: Logits(m, images.pixels)())
+        strange = certainty.ask(model, lambda m: Logits(m, others.pixels)()) if len(others) else None
+        probabilities = answers.probabilities
+        sure, beside, facts = certainty.figures(folder, labels, answers, strange)
         metrics = classification_metrics(labels, probabilities)
         members = ensembles.beside_members(
             model, lambda m: classification_metrics(labels, Logits(m, images.pixels).probabilities())
@@ -305,13 +328,15 @@ class ImageRecipe(Recipe[S]):
         training_labels = label_ids(training.labels, names, config.data)
         evaluation = Evaluation(
             data=where,
-            metrics=metrics,
+            metrics={**metrics, **sure},
             baselines={
+                **beside,
                 **members,
                 **pixel_baselines(training.pixels, training_labels, images.pixels, labels),
                 "most frequent": most_frequent_baseline(training_labels, labels),
             },
             facts={
+                **facts,
                 **common.kept_and_new(folder, labels, probabilities.argmax(1)),
                 "images": len(images),
                 "images that are in training": shared_rows(training, images),

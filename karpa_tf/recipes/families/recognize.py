@@ -11,9 +11,12 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import image_batches
 from karpa_tf.export.signature import Signature
+from karpa_tf.models.calibrated import features_of
 from karpa_tf.models.ensemble import SCALES, logits_and_more
+from karpa_tf.recipes.families.certainty import put_on
 from karpa_tf.recipes.families.settings import ImageSettings
 from karpa_tf.training.evaluation import Outputs
+from karpa_tf.training.run_folder import RunFolder
 
 # Images that a model reads at once.
 AT_ONCE = 256
@@ -36,7 +39,8 @@ class Recognize:
 
         Returns:
             `label` string (n,) and `probabilities` float32 (n, classes); of an ensemble also `disagreement`
-            float32 (n,).
+            float32 (n,), and of a model that says what is unknown `known` bool and `unknown_score` float32
+            (n,).
         """
         if image.shape.rank == 3:
             image = image[..., None]
@@ -53,11 +57,17 @@ class Trained:
     config: ImageSettings
     names: list[str]
     model: keras.Model
+    folder: RunFolder
+
+    @property
+    def judged(self) -> keras.Model:
+        """The model with the mirror image, if the run says so, and without a temperature."""
+        return with_flip(self.model) if self.config.test_flip else self.model
 
     @property
     def served(self) -> keras.Model:
-        """The model as it is evaluated and served: with the mirror image, if the run says so."""
-        return with_flip(self.model) if self.config.test_flip else self.model
+        """The model as it is evaluated and served."""
+        return put_on(self.judged, self.folder)
 
     def signature(self) -> Signature:
         """Returns what is served."""
@@ -97,5 +107,10 @@ class Logits:
 def with_flip(model: keras.Model) -> keras.Model:
     """Returns a model whose logits are the mean of those of an image and of its mirror image."""
     image = keras.Input(model.input.shape[1:], name="image")
-    mirrored = keras.ops.flip(image, axis=2)
-    return keras.Model(image, 0.5 * (model(image) + model(mirrored)), name=model.name)
+    features = features_of(model)
+    outputs = [model.output] if features is None else [model.output, features]
+    both = keras.Model(model.input, outputs)
+    means = [0.5 * (a + b) for a, b in zip(both(image), both(keras.ops.flip(image, axis=2)), strict=True)]
+    flipped = keras.Model(image, means[0], name=model.name)
+    flipped.features = means[-1] if len(means) > 1 else None
+    return flipped

@@ -131,7 +131,8 @@ class JoinedSettings(SplitSettings):
     def joined(self, ensemble: str, weights: str = "equal") -> Self:
         """Returns the settings of an `ensemble` with such `weights`, whose first member has these."""
         fields = dataclasses.fields(self)
-        names: dict[str, Any] = {field.name: field.default for field in fields if field.name in _OF_TRAINING}
+        left_out = (*_OF_TRAINING, *(["unknown_rate"] if ensemble else []))  # the mean has no such score
+        names: dict[str, Any] = {field.name: field.default for field in fields if field.name in left_out}
         return dataclasses.replace(
             self, **{**names, **self.rehearsed(), "ensemble": ensemble, "weights": weights}
         )
@@ -194,7 +195,13 @@ _OF_DATA = (
 
 @dataclass(kw_only=True)
 class TaughtSettings(JoinedSettings):
-    """Distillation: runs that learn from another one."""
+    """Classifiers: distillation, and what is unknown."""
+
+    unknown_rate: Annotated[float, Bounds(least=0, most=0.5)] = option(
+        0.0,
+        "Share of known rows that may be called unknown: the model says of each row whether it is like what "
+        "it has learned; 0: it does not.",
+    )
 
     teacher: str = option(
         "", "A run, or an ensemble, whose probabilities to learn from as well; see `karpa-tf distill`."
