@@ -182,7 +182,7 @@ class Observer:
                     self.recent[call.model].add(call.status, seconds)
                 if call.recent is not None:
                     call.recent.add(call.status, seconds)
-                if call.canary and call.version and call.status != "OK":
+                if call.canary and call.version is not None and call.status != "OK":
                     call.canary.failed(call.client_key, call.version)
             if call.status == "OK":
                 self._child(self._latency, call.model, call.api, call.entrypoint).observe(seconds * 1e6)
@@ -213,7 +213,7 @@ class Observer:
             self.recent[call.model].add_labels(labels)
             if call.recent is not None:
                 call.recent.add_labels(labels)
-            if call.canary and call.version and len(labels):
+            if call.canary and call.version is not None and len(labels):
                 call.canary.answered(call.client_key, call.version, labels[0])
 
     def ran(self, model: str, report: RunReport) -> None:

@@ -156,7 +156,7 @@ def _note(text: str) -> None:
 
 def _publish(watcher: Watcher, options: WatchOptions, metrics: Metrics, webhook: Webhook | None) -> None:
     """Makes what the page and the metrics show; they read it in threads of their own."""
-    if not watcher.texts and not watcher.skipped:
+    if not (options.metrics_port or options.metrics_file) or not (watcher.texts or watcher.skipped):
         return
     metrics.snapshot = {
         "report": watcher.report(),

@@ -48,7 +48,10 @@ def joined(two: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     copies = [
         shutil.copytree(run, folder / f"run{number}" / "mnist-mlp" / "1") for number, run in enumerate(two)
     ]
+    (copies[0] / "assets" / "reference.json").write_text("of a member", encoding="utf-8")
     assert main(["ensemble", *map(str, copies), "--logs", str(folder / "logs"), "--json"]) == 0
+    # What held-out rows were like for a member is not what they are like for all.
+    assert not (folder / "logs" / "mnist-mlp" / "1" / "assets" / "reference.json").exists()
     for copy in copies:
         shutil.rmtree(copy)
     return folder / "logs" / "mnist-mlp" / "1"

@@ -102,7 +102,9 @@ def test_the_loop_ends_with_version_2_which_knows_more(tmp_path: Path) -> None:
     assert float(scores["version 2 on held_new"]) > 0.5
     # Each command stands there as a person types it.
     verbs = [shlex.split(line)[2] for line in done.stdout.splitlines() if line.startswith("$ karpa-tf ")]
-    assert {"train", "export", "rollout", "serve", "predict", "evaluate"} == set(verbs) <= set(_VERBS)
+    expected = {"train", "export", "rollout", "serve", "watch", "predict", "evaluate"}
+    assert expected == set(verbs) <= set(_VERBS)
+    assert re.search(r"^ALARM at text \d+: input", done.stdout, re.MULTILINE)
     sent = re.findall(r"^\d+ requests: (.*)$", done.stdout, re.MULTILINE)
     weather = [int((re.findall(r"HassGetWeather (\d+)", line) or ["0"])[0]) for line in sent]
     assert weather[0] == 0 < weather[1] < weather[2]

@@ -16,7 +16,7 @@ import numpy as np
 from karpa_tf.errors import UserError
 from karpa_tf.models.averaging import Statistics, mean_weights
 from karpa_tf.recipe import About, Evaluation
-from karpa_tf.recipes.families import certainty, ensembles
+from karpa_tf.recipes.families import ensembles
 from karpa_tf.reports.interpolation import write_interpolation
 from karpa_tf.reports.tables import format_table
 from karpa_tf.training.ancestry import lineage, note_ancestors
@@ -28,7 +28,7 @@ _NOTE = "average.json"
 # Of a run's assets, what is of its own training alone.
 _NOT_COPIED = (
     *("start.json", "data.json", "teacher.json", "pretraining.json", "ensemble.json", _NOTE),
-    *certainty.FILES,
+    *ensembles.FITTED_TO_ONE,
 )
 
 Figures = dict[str, float]

@@ -18,6 +18,7 @@ import numpy as np
 from karpa_tf.data.sources import DataRecord
 from karpa_tf.errors import UserError
 from karpa_tf.judging.mixtures import best_temperature, mixture_weights
+from karpa_tf.judging.reference import REFERENCE
 from karpa_tf.models.ensemble import Ensemble
 from karpa_tf.recipe import About, Evaluation
 from karpa_tf.recipes.families import certainty
@@ -33,6 +34,8 @@ _KEPT = ("config.yaml", "environment.json", "metrics.json", "best.weights.h5", "
 _MEAN = "members' mean"
 # In the assets of the ensemble: what was fitted on the validation split.
 _FITTED = "ensemble.json"
+# Assets that were fitted to the weights of one run, and say nothing of a run that comes of it.
+FITTED_TO_ONE = (REFERENCE, *certainty.FILES)
 # The least probability that a logarithm is taken of.
 _SMALLEST = 1e-12
 
@@ -101,7 +104,7 @@ def join(recipe: Joins, run: Run[Any]) -> dict[str, float]:
     data = recipe.open_data(config)
     run.begin(record_of(data, members[0]))
     for path in members[0].assets.iterdir():  # labels, vocabulary: what the ensemble is opened by
-        if path.name not in (_FITTED, *certainty.FILES) and not (folder.assets / path.name).exists():
+        if path.name not in (_FITTED, *FITTED_TO_ONE) and not (folder.assets / path.name).exists():
             shutil.copy2(path, folder.assets / path.name)
     for member in members[1:]:
         say_other_rows(run, member, f"Member {member.path.name}")
