@@ -24,6 +24,8 @@ HERE = Path(os.path.relpath(Path(__file__).parent))
 MODEL = "bert-classifier"
 # A small BERT, from nothing.
 SIZES = ["--layers", "2", "--width", "128", "--heads", "2", "--batch_size", "16"]
+# It says what it does not know.
+UNKNOWN = ["--unknown_rate", "0.05"]
 # Requests of the recorded traffic before the canary.
 BEFORE = 500
 # Version 2 may score this much less on what version 1 knows.
@@ -109,7 +111,7 @@ def loop(folder: Path, epochs: int) -> None:
 
     say("Version 1 learns eight intents. The traffic has a ninth one.")
     run("python", steps, "prepare", folder)
-    run("karpa-tf", "train", MODEL, "--data", folder / "first", *SIZES, *unknown(), "--epochs", epochs, *logs)
+    run("karpa-tf", "train", MODEL, "--data", folder / "first", *SIZES, *UNKNOWN, "--epochs", epochs, *logs)
     run("karpa-tf", "export", f"{MODEL}/1", "--to", models, *logs)
     run("karpa-tf", "rollout", models / MODEL, "--stable", 1)
 
@@ -147,7 +149,7 @@ def loop(folder: Path, epochs: int) -> None:
             learned,
             *begin,
             *SIZES,
-            *unknown(),
+            *UNKNOWN,
             "--epochs",
             epochs,
             *logs,
@@ -173,13 +175,6 @@ def loop(folder: Path, epochs: int) -> None:
         run("karpa-tf", "rollout", models / MODEL, "--promote")
         wait_for(url, 1, "END")
         run("python", steps, "send", url, folder / "traffic.jsonl", "--first", BEFORE)
-
-
-def unknown() -> list[str]:
-    """Returns the flags with which a model says what it does not know, where this version has them."""
-    from karpa_tf.recipes.bert_classifier import BertClassifierSettings
-
-    return ["--unknown_rate", "0.05"] if "unknown_rate" in vars(BertClassifierSettings()) else []
 
 
 def main() -> None:
