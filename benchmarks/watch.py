@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from karpa_tf.judging.reference import Reference, make_reference
-from karpa_tf.watching.alarms import InputAlarm, ShareAlarm
+from karpa_tf.watching.alarms import InputAlarm, ShareAlarm, cell_of, count_places
 from karpa_tf.watching.shares import cell_distributions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,11 +133,11 @@ def ours(
     return summary(found, none, sum(map(len, clean)))
 
 
-def input_alarms(reference: Reference, domain: Domain, streams: list[Any]) -> dict[str, float]:
+def input_alarms(domain: Domain, baselines: list[Any], streams: list[Any]) -> dict[str, float]:
     """Returns alarms on input in 10,000 texts, and the share of streams that have one."""
-    alarm = InputAlarm(int(reference.counts.sum()))
-    every = np.minimum((domain.places * alarm.increments.shape[1]).astype(int), alarm.increments.shape[1] - 1)
-    found = [alarms_of(alarm, every[rows]) for rows in streams]
+    every = np.array([cell_of(place) for place in domain.places])
+    alarms = [InputAlarm(count_places(domain.places[rows])) for rows in baselines[:BOUNDS]]
+    found = [alarms_of(alarms[i % BOUNDS], every[rows]) for i, rows in enumerate(streams)]
     texts = sum(map(len, streams))
     return {"in_10000": 1e4 * sum(map(len, found)) / texts, "found": float(np.mean([bool(x) for x in found]))}
 
@@ -263,7 +263,7 @@ def main() -> None:
             )
             values |= {f"{name}_{kind}_{key}": round(value, 4) for key, value in result.items()}
         for kind, rows in (("moved", streams), ("clean", clean)):
-            of_input = input_alarms(reference, domain, rows)
+            of_input = input_alarms(domain, baselines, rows)
             print(f"  alarms on input, {kind} shares: {of_input['in_10000']:.2f} in 10,000")
             values[f"{name}_input_{kind}"] = round(of_input["in_10000"], 4)
         for drift in (0.1, 0.2):
@@ -272,7 +272,7 @@ def main() -> None:
             other = [
                 np.where(random.random(500) < drift, random.choice(unsure, 500), rows[:500]) for rows in clean
             ]
-            of_input = input_alarms(reference, domain, other)
+            of_input = input_alarms(domain, baselines, other)
             print(f"  alarms on input, {drift:.0%} of 500 texts unsure: {of_input['found']:.1%} found")
             values[f"{name}_input_found_{drift:g}"] = of_input["found"]
         values[f"{name}_accuracy"] = round(accuracy, 4)

@@ -112,7 +112,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         serving.ServeOptions(port=1),
         watching.WatchOptions(window=9),
         watching.ShareAlarm(np.array([5, 5]), false_alarms=100),
-        watching.InputAlarm(100, false_alarms=100),
+        watching.InputAlarm([2] * 50, false_alarms=100),
         watching.Intervals(np.ones([MANY // 10, MANY // 10]), draws=2),
         watching.Watcher(watching.WatchOptions(), list(map(str, range(MANY)))),
         training.BestWeights(folder / "best.weights.h5"),

@@ -203,32 +203,63 @@ def _bound(
 
 # A place from 0 to 1 is counted in so many steps.
 _CELLS = 50
+# The last places of a baseline, and by how much more texts come there when some are of another kind.
+_TAIL, _MORE = 0.1, 0.2
 
 
 class InputAlarm(Cusum):
-    """An alarm when scores are no longer distributed within their predicted label as on held-out rows.
+    """An alarm when scores lie elsewhere within their predicted label than in a baseline.
 
-    A score's place among those of its label's held-out rows is uniform from 0 to 1, nearly whatever the
-    shares of the labels are; when the input drifts, high places (less sure, more unknown) or low ones become
-    more frequent. The ratio is that of a density which rises, or falls, along the places.
+    A score's place among those of its label's held-out rows, from 0 to 1, is distributed alike nearly
+    whatever the shares of the labels are. When the input drifts, high places (less sure, more unknown) or low
+    ones become more frequent, with a density that rises or falls from the baseline's first text to its last;
+    or only some texts are of another kind, which come to the places of the baseline's last tenth.
 
     Args:
-        rows: held-out rows that the places are taken among: few of them are not quite uniform themselves.
+        baseline: (50,): how often each place, in steps, occurred while nothing had changed.
         false_alarms: mean number of texts between two false alarms.
         seed: of the simulation.
+
+    Raises:
+        UserError: the baseline has no texts.
     """
 
-    def __init__(self, rows: int, *, false_alarms: int = 10_000, seed: int = 0) -> None:
-        middles = (np.arange(_CELLS) + 0.5) / _CELLS
-        ratios = np.log1p(_SLOPE * np.stack([2 * middles - 1, 1 - 2 * middles]))
+    def __init__(
+        self, baseline: Sequence[int] | np.ndarray, *, false_alarms: int = 10_000, seed: int = 0
+    ) -> None:
+        counts = np.asarray(baseline, np.int64)
+        if counts.sum() < 1:
+            raise UserError("An alarm on input needs texts for its baseline. Received: 0.")
         random = np.random.default_rng([seed, 1])
-        # By how much the cells of so many rows differ from those of all: Dirichlet's distribution.
-        frequencies = random.dirichlet(np.full(_CELLS, max(rows, _CELLS) / _CELLS), size=_BASELINES)
-        increments = np.broadcast_to(ratios, (_BASELINES, *ratios.shape))
-        super().__init__(
-            ["less sure", "more sure"], ratios, _bound(increments, frequencies, false_alarms, random)
-        )
+        frequencies = _smoothed(counts)
+        again = random.multinomial(int(counts.sum()), frequencies, size=_BASELINES)
+        every = _drifts(_smoothed(again))
+        bound = _bound(every, np.tile(frequencies, (_BASELINES, 1)), false_alarms, random)
+        super().__init__(["less sure", "more sure", "some less sure"], _drifts(frequencies), bound)
 
     def add_place(self, place: float) -> list[str]:
         """Adds a text by the place of its score, 0 to 1; returns the directions whose alarm it raises."""
-        return self.add(min(int(place * _CELLS), _CELLS - 1))
+        return self.add(cell_of(place))
+
+
+def cell_of(place: float) -> int:
+    """Returns which of the 50 steps a place from 0 to 1 is in."""
+    return min(int(place * _CELLS), _CELLS - 1)
+
+
+def count_places(places: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Returns int64 (50,): how many places, from 0 to 1, are in each step."""
+    return np.bincount([cell_of(place) for place in places], minlength=_CELLS)
+
+
+def _smoothed(counts: np.ndarray) -> np.ndarray:
+    """Returns how often each place (..., 50) occurs, with some texts that are like the held-out rows."""
+    return (counts + _WEIGHT / _CELLS) / (counts.sum(axis=-1, keepdims=True) + _WEIGHT)
+
+
+def _drifts(frequencies: np.ndarray) -> np.ndarray:
+    """Returns the log-likelihood ratios float64 (..., directions, 50) of frequencies (..., 50)."""
+    up_to = np.cumsum(frequencies, axis=-1)
+    rising = _SLOPE * (2 * up_to - frequencies - 1)  # of mean 0
+    in_tail = np.clip((up_to - (1 - _TAIL)) / frequencies, 0, 1)
+    return np.log1p(np.stack([rising, -rising, _MORE * (in_tail / _TAIL - 1)], axis=-2))

@@ -235,7 +235,11 @@ def format_event(event: Mapping[str, Any]) -> list[str]:
         "baseline": f"baseline of {event['text']:,} texts",
         "over": f"{at}: the alarm on {event.get('kind')} is over",
     }
-    return [f"{said.get(event['event'], at)}  {shares}"]
+    lines = [f"{said.get(event['event'], at)}  {shares}"]
+    if "upper_tenth" in event:
+        high = f"{event['upper_tenth']:.0%} of them are less sure than nine tenths of the held-out rows"
+        lines.append(f"  {high} (10% if they are alike)")
+    return lines
 
 
 def read_reference_of(path: str, folder: Path) -> Reference | None:

@@ -14,7 +14,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.judging.reference import Reference
 from karpa_tf.lines import InALine
 from karpa_tf.privacy import redact
-from karpa_tf.watching.alarms import Cusum, InputAlarm, ShareAlarm
+from karpa_tf.watching.alarms import Cusum, InputAlarm, ShareAlarm, cell_of, count_places
 from karpa_tf.watching.options import WatchOptions
 from karpa_tf.watching.shares import Intervals
 
@@ -34,8 +34,8 @@ class _Text(NamedTuple):
 class Watcher(InALine):
     """Counts labels of texts, one after the other, and says when they are no longer what they were.
 
-    The first `baseline` texts say which shares are normal. Input is compared with the held-out rows of the
-    reference from the first text on.
+    The first `baseline` texts say which shares are normal, and which places their scores have among those of
+    the reference's held-out rows.
 
     Args:
         options: window, baseline, bounds.
@@ -56,12 +56,9 @@ class Watcher(InALine):
         self.labels = list(reference.labels if reference else labels)
         self.texts, self.skipped, self.alarms = 0, Counter[str](), Counter[str]()
         self._window: deque[_Text] = deque(maxlen=options.window)
-        self._baseline = Counter[int]()
+        self._baseline, self._places = Counter[int](), Counter[int]()
         self._shares: ShareAlarm | None = None
         self._input: InputAlarm | None = None
-        if reference:
-            bound = {"false_alarms": options.false_alarms, "seed": options.seed}
-            self._input = InputAlarm(int(reference.counts.sum()), **bound)
         self._intervals: Intervals | None = None
         self.reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS)
         self.last: deque[dict[str, Any]] = deque(maxlen=_LAST)
@@ -96,9 +93,12 @@ class Watcher(InALine):
             events += self._events("shares", self._shares, self._shares.add(cell), was)
         else:
             self._baseline[cell] += 1
+            self._places[cell_of(at)] += 1
             if self.texts == self._options.baseline:
                 self._end_baseline()
-                events.append({"event": "baseline", **self.report()})
+                high = sum(text.place > 0.9 for text in self._window) / len(self._window)
+                unlike = {"upper_tenth": round(high, 4)} if self.reference else {}
+                events.append({"event": "baseline", **unlike, **self.report()})
         if self.texts % self._options.every == 0:
             report = self.report()
             self.reports.append(report)
@@ -139,6 +139,10 @@ class Watcher(InALine):
             false_alarms=self._options.false_alarms,
             seed=self._options.seed,
         )
+        if self.reference:
+            places = np.array([self._places[cell] for cell in range(len(count_places([])))])
+            bound = {"false_alarms": self._options.false_alarms, "seed": self._options.seed}
+            self._input = InputAlarm(places, **bound)
 
     # --- What is said
 
@@ -196,7 +200,7 @@ class Watcher(InALine):
         def moved(text: _Text) -> float:
             if kind == "shares":
                 return float(cusum.increments[direction, text.cell])
-            return text.place if direction == 0 else 1 - text.place
+            return 1 - text.place if direction == 1 else text.place
 
         found = [text for text in self._window if text.number >= since]
         found.sort(key=lambda text: (-moved(text), -text.number))
@@ -226,6 +230,7 @@ class Watcher(InALine):
             "alarms": dict(self.alarms),
             "window": [list(text) for text in self._window],
             "baseline": sorted(self._baseline.items()),
+            "places": sorted(self._places.items()),
             "sums": {kind: cusum.state() for kind, cusum in self._cusums()},
             "reports": list(self.reports),
             "last": list(self.last),
@@ -251,6 +256,7 @@ class Watcher(InALine):
         self.skipped, self.alarms = Counter(state["skipped"]), Counter(state["alarms"])
         self._window.extend(_Text(*text) for text in state["window"])
         self._baseline = Counter(dict(map(tuple, state["baseline"])))
+        self._places = Counter(dict(map(tuple, state["places"])))
         self.reports.extend(state["reports"])
         self.last.extend(state["last"])
         if self.texts >= self._options.baseline:

@@ -9,7 +9,7 @@ import pytest
 
 from karpa_tf.errors import UserError
 from karpa_tf.judging.reference import make_reference, read_reference, scores_of
-from karpa_tf.watching.alarms import Cusum, InputAlarm, ShareAlarm, moved_shares
+from karpa_tf.watching.alarms import Cusum, InputAlarm, ShareAlarm, count_places, moved_shares
 from karpa_tf.watching.shares import Intervals, cell_distributions, corrected_shares
 
 CONFUSION = np.array([[900, 100], [300, 700]])
@@ -130,15 +130,22 @@ def test_input_is_told_from_opinion() -> None:
     scores = random.beta(2, 5, 2000) + 0.1 * predicted
     reference = make_reference(["a", "b"], true, predicted, scores)
 
+    normal = count_places(reference.places(predicted[:1000], scores[:1000]))
+
     def alarms(labels: np.ndarray, of: np.ndarray) -> list[list[str]]:
-        alarm = InputAlarm(2000, false_alarms=2000)
+        alarm = InputAlarm(normal, false_alarms=2000)
         return [found for place in reference.places(labels, of) if (found := alarm.add_place(place))]
 
     some = np.flatnonzero(true == 1)[:600]  # of one label alone: an opinion, but the same input
     assert alarms(predicted[some], scores[some]) == []
     some = random.permutation(2000)[:400]
-    assert alarms(predicted[some], scores[some] + 0.1) == [["less sure"]]
+    assert alarms(predicted[some], scores[some] + 0.1)[0] == ["less sure"]
     assert alarms(predicted[some], scores[some] - 0.1) == [["more sure"]]
+    # Only every fourth text is of another kind, and some of the others are surer: no drift of the mean.
+    other = np.where(np.arange(400) % 4 == 0, 1.0, np.where(np.arange(400) % 4 == 1, 0.0, scores[some]))
+    assert alarms(predicted[some], other) == [["some less sure"]]
+    with pytest.raises(UserError, match="An alarm on input needs texts for its baseline"):
+        InputAlarm([0] * 50)
 
 
 def test_cells_are_labels_and_how_sure(tmp_path) -> None:

@@ -79,8 +79,9 @@ def test_a_change_of_opinion_raises_an_alarm_that_names_texts(shifted: Path, kno
 def test_other_input_raises_another_alarm(tmp_path: Path, known: Reference) -> None:
     source = write(tmp_path / "texts.txt", [*texts(100, 0.5), *texts(100, 0.5, seed=1, longer=20)])
     events, _ = run(source, known)
-    (alarm,) = (event for event in events if event["event"] == "alarm")
-    assert (alarm["kind"], alarm["direction"]) == ("input", "less sure")
+    alarm, *more = (event for event in events if event["event"] == "alarm")
+    assert {one["kind"] for one in (alarm, *more)} == {"input"}
+    assert {one["direction"] for one in (alarm, *more)} == {"less sure", "some less sure"}
     assert all(len(row["text"]) > 34 for row in alarm["samples"])
 
 
