@@ -81,9 +81,9 @@ def check_signatures(stable: Path, canary: Path) -> None:
     It may give more: further outputs, and longer rows of one, as of probabilities when a label was learned.
     """
     old, new = _signatures(stable), _signatures(canary)
-    for key, (inputs, outputs) in old.items():
-        if key not in new:
-            raise UserError(f"{canary} has no signature {key}, which {stable} has: its clients would fail.")
+    if missing := sorted({*old} - {*new}):
+        raise UserError(f"{canary} has no signature {missing[0]}, which {stable} has: its clients would fail.")
+    for key, (inputs, outputs) in sorted(old.items()):
         for what, ours, theirs in (("inputs", inputs, new[key][0]), ("outputs", outputs, new[key][1])):
             names = {*ours, *theirs} if what == "inputs" else {*ours}
             for name in sorted(names):
