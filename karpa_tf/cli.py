@@ -515,6 +515,11 @@ def _model_to_watch(args: Namespace, options: WatchOptions) -> tuple[Any, Path]:
         folder = run_folder.open_with_model(args.model, args.logs)
         path = folder.path
         recipe = recipe_of(folder)
+        if options.signature != "serving_default":
+            raise UserError(
+                f"--signature is of a SavedModel or a server, and {args.model} is a run: export it, and "
+                "watch what was exported."
+            )
         loaded = _load(recipe)
         signature = loaded.signature(folder, recipe.about.predict())
         if not options.reference:

@@ -26,6 +26,8 @@ FALSE_ALARM = 0.01
 _MOST_LABELS = 1000
 # The header, or gRPC's metadata, by which a client says who it is.
 CLIENT_ID = "x-client-id"
+# The name of `karpa-tf watch`. What it asks is in the request log already, which it may be reading.
+WATCHER = "karpa-tf watch"
 # Clients that are remembered, as numbers; later ones are not counted.
 _MOST_CLIENTS = 100_000
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%", re.ASCII)

@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from karpa_tf.errors import UserError
 from karpa_tf.serving.batching import RunReport
+from karpa_tf.serving.canary import WATCHER
 from karpa_tf.serving.log_writer import LogWriter
 from karpa_tf.serving.privacy import describe_inputs
 from karpa_tf.serving.registry import Registry, State
@@ -226,8 +227,11 @@ class Observer:
             queuing.observe(seconds * 1e6)
 
     def received(self, call: Call, arrays: Mapping[str, np.ndarray], size: int = 0) -> None:
-        """Writes the inputs of a request, of some bytes unless they are the body's, to the opt-in log."""
-        if self._inputs:
+        """Writes the inputs of a request, of some bytes unless they are the body's, to the opt-in log.
+
+        Those of a watcher are left out.
+        """
+        if self._inputs and call.identify() != WATCHER:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = {"time": time, "model": call.model, "version": call.version, "signature": call.signature}
             strings = {name: array for name, array in arrays.items() if array.dtype == object}

@@ -82,7 +82,9 @@ def check_signatures(stable: Path, canary: Path) -> None:
     """
     old, new = _signatures(stable), _signatures(canary)
     if missing := sorted({*old} - {*new}):
-        raise UserError(f"{canary} has no signature {missing[0]}, which {stable} has: its clients would fail.")
+        raise UserError(
+            f"{canary} has no signature {missing[0]}, which {stable} has: its clients would fail."
+        )
     for key, (inputs, outputs) in sorted(old.items()):
         for what, ours, theirs in (("inputs", inputs, new[key][0]), ("outputs", outputs, new[key][1])):
             names = {*ours, *theirs} if what == "inputs" else {*ours}

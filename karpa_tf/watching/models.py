@@ -6,10 +6,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from threading import Event
 from typing import Any, Protocol
 
 from karpa_tf.errors import UserError
+from karpa_tf.serving.canary import CLIENT_ID, WATCHER
 from karpa_tf.serving.load import Rest, Spec, inputs_of, open_target
 from karpa_tf.serving.options import LoadOptions
 from karpa_tf.watching.options import WatchOptions
@@ -108,6 +110,7 @@ def open_remote(url: str, options: WatchOptions) -> Remote:
     target = open_target(url, asked, "watch takes")
     if not isinstance(target, Rest):
         raise UserError(f"watch asks a server over REST, http://HOST:PORT/v1/models/NAME. Received: {url}.")
+    target = replace(target, headers=f"{target.headers}{CLIENT_ID}: {WATCHER}\r\n")
     options.model_name = options.model_name or target.path.removeprefix("/v1/models/").split("/")[0]
     return Remote(target, inputs_of(target, options.signature))
 

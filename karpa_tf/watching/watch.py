@@ -73,7 +73,9 @@ def run(
             if webhook:
                 webhook.close()
                 if webhook.dropped:
-                    _note(f"{webhook.dropped} alarms were not taken by {webhook.url}.")
+                    _note(f"Alarms that {webhook.url} has not taken: {webhook.dropped}.")
+            _publish(watcher, options, metrics, webhook)
+            _note(_end(watcher, options))
     return watcher
 
 
@@ -108,12 +110,23 @@ def _watch(
                     if scalars and event["event"] == "report":
                         scalars(event["text"], _figures(event))
             for reason in set(watcher.skipped) - noted:
-                _note(f'Lines are skipped and counted, this one first: "{reason}".')
+                _note(f"Lines are skipped and counted. The first reason of its kind: {reason}.")
             noted = set(watcher.skipped)
             if options.state:
                 state = {"format": 1, "place": place, "watcher": watcher.state()}
                 write_whole(options.state, json.dumps(state).encode())
             _publish(watcher, options, metrics, webhook)
+
+
+def _end(watcher: Watcher, options: WatchOptions) -> str:
+    """Returns a sentence on all that was read."""
+    said = f"Texts: {watcher.texts:,}; alarms: {watcher.alarms.total()}"
+    if watcher.skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(watcher.skipped.items()))
+        said += f"; lines without a text: {watcher.skipped.total():,} ({reasons})"
+    if watcher.texts < options.baseline:
+        said += f". The baseline of {options.baseline:,} texts was not reached, so there could be no alarm"
+    return f"{said}."
 
 
 def _parts(

@@ -165,7 +165,7 @@ def test_broken_lines_are_counted_skipped_and_said_once(tmp_path: Path, capsys) 
     lines = ['{"text": "good"}', '{"text": ', "", '{"text": "bad"}', '{"text": ', "good"]
     _, watcher = run(write(tmp_path / "a.jsonl", lines))
     assert watcher.texts == 3 and dict(watcher.skipped) == {"broken JSON": 2, "blank": 1}
-    assert capsys.readouterr().err.count('this one first: "broken JSON"') == 1
+    assert capsys.readouterr().err.count("The first reason of its kind: broken JSON.") == 1
 
 
 def test_a_row_that_the_model_refuses_is_counted(tmp_path: Path) -> None:
@@ -377,7 +377,8 @@ def test_a_webhook_that_does_not_answer_stops_nothing(shifted: Path, monkeypatch
     monkeypatch.setattr("karpa_tf.watching.outputs._LAST_WORDS", 0.05)
     monkeypatch.setattr(Webhook.close, "__defaults__", (0.05,))
     _, watcher = run(shifted, webhook=f"http://127.0.0.1:{free_port()}/")
-    assert watcher.texts == 300 and "1 alarms were not taken by http://127.0.0.1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert watcher.texts == 300 and "has not taken: 1." in said and "Texts: 300; alarms: 1." in said
     webhook = Webhook(f"http://127.0.0.1:{free_port()}/", pause=60)
     for number in range(150):  # it holds a hundred, and one is being tried
         webhook.post({"n": number})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -145,6 +146,12 @@ def put_on(model: keras.Model, folder: RunFolder) -> keras.Model:
     """Returns a run's network with what was fitted to it; of a run that has nothing of it as it is."""
     noted = _noted(folder)
     if not noted:
+        if folder.read_config().get("unknown_rate"):
+            print(
+                f"{folder.path} says nothing of what is unknown until its training has ended: go on with "
+                f"`{folder.resume_command}`.",
+                file=sys.stderr,
+            )
         return model
     score = None
     if unknown := noted.get("unknown"):
@@ -161,11 +168,19 @@ def judges_unknown(model: keras.Model) -> bool:
 def apart(model: keras.Model, rows: L, names: list[str]) -> tuple[L, L]:
     """Returns rows of labels that a model has, and those of others.
 
-    All and none, if it says nothing of what is unknown, or no row is known.
+    All and none, if it says nothing of what is unknown.
+
+    Raises:
+        UserError: it does, and no row is known.
     """
-    mine = [place for place, label in enumerate(rows.labels) if label in names]
-    if not (mine and judges_unknown(model)):
+    if not judges_unknown(model):
         return rows, rows.take([])
+    mine = [place for place, label in enumerate(rows.labels) if label in names]
+    if not mine:
+        raise UserError(
+            f'No row is of a label that the run has, as "{names[0]}": rows of other labels are evaluated '
+            "beside some of its own."
+        )
     return rows.take(mine), rows.take(sorted({*range(len(rows.labels))} - {*mine}))
 
 
@@ -232,7 +247,7 @@ def figures(
         )
     ]
     facts["called unknown"] = (
-        f"{found[0]['called_unknown']:.2%} of {len(labels):,} known rows, {unknown['rate']:.3g} being meant; "
+        f"{found[0]['called_unknown']:.2%} of {len(labels):,} known rows, {unknown['rate']:.2%} being meant; "
         f"by {unknown['score']}, above {unknown['threshold']:.4g}"
     )
     if others:
