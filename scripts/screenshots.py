@@ -30,7 +30,7 @@ MOST_BYTES = 150_000
 KARPA = [sys.executable, "-m", "karpa_tf"]
 LAKE = ["--env", "FrozenLake-v1", "--slippery", "false", "--episodes", "2000", "--initial_value", "0.5"]
 RUNS = [
-    ["dqn"],
+    ["dqn", "--seeds", "0:3"],
     ["mnist-mlp", "--epochs", "8", "--learning_rate", "0.002"],
     ["mnist-mlp", "--epochs", "8", "--learning_rate", "0.01"],
     ["q-learning", *LAKE, "--gamma", "0.95", "--seeds", "0:5"],
@@ -108,6 +108,9 @@ def shoot_status_page(page: Page, models: Path) -> None:
     port = free_port()
     page.set_viewport_size({"width": 1000, "height": 900})
     with serving("serve", models, "--port", free_port(), "--rest_api_port", port):
+        for model in ("dqn", "mnist-mlp"):
+            url = f"http://localhost:{port}/v1/models/{model}"
+            karpa("load-test", url, "--requests", "200", "--seconds", "60")
         page.goto(f"http://localhost:{port}/")
         shoot(page, "status-page")
 
