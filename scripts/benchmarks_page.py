@@ -17,6 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,12 @@ def page() -> str:
         title = ast.get_docstring(ast.parse(_script(result["benchmark"]).read_text(encoding="utf-8"))) or ""
         text += (
             f"\n## {result['benchmark']}\n\n{title.splitlines()[0]}\n\n    {result['command']}\n\n"
-            f"{result['machine']}; {result['date']}, commit {result['commit']}.\n\n| ratio | |\n|---|---|\n"
+            f"{result['machine']}; {result['date']}, commit {result['commit']}.\n"
         )
-        text += "".join(f"| `{key}` | {value:.3g} |\n" for key, value in result["ratios"].items())
-        rows = "".join(f"| `{key}` | {_figure(value)} |\n" for key, value in result["values"].items())
+        if ratios := result.get("ratios"):
+            text += "\n| ratio | |\n|---|---|\n"
+            text += "".join(f"| `{key}` | {value:.3g} |\n" for key, value in ratios.items())
+        rows = "".join(f"| `{key}` | {_figure(value)} |\n" for key, value in _flat(result["values"]))
         text += f"\n<details><summary>values</summary>\n\n| value | |\n|---|---|\n{rows}\n</details>\n"
     missing = sorted(
         {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {result["benchmark"] for result in kept}
@@ -98,6 +101,15 @@ def page() -> str:
 
 def _script(name: str) -> Path:
     return ROOT / "benchmarks" / f"{name}.py"
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields values by name; of nested ones the names stand one behind the other."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}: ")
+        else:
+            yield f"{before}{key}", value
 
 
 def _figure(value: Any) -> str:
