@@ -1,13 +1,14 @@
-"""The one error that users see, and what makes it of others."""
+"""The one error that users see, what makes it of others, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["UserError", "did_you_mean", "writing"]
+__all__ = ["UserError", "did_you_mean", "write_whole", "writing"]
 
 
 class UserError(Exception):
@@ -50,3 +51,26 @@ def writing(path: str | Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             advice = "make the folder that it belongs into first"
         raise UserError(f"{path} cannot be written: {reason}; {advice}.") from error
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Writes a file beside its place and renames it, so that who reads it sees the old one or the new one.
+
+    Args:
+        path: of the file.
+        data: what it is to hold.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)

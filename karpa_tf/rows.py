@@ -28,7 +28,7 @@ from karpa_tf.data.cells import (
     read_text,
     unused,
 )
-from karpa_tf.errors import UserError, did_you_mean, writing
+from karpa_tf.errors import UserError, did_you_mean, write_whole, writing
 from karpa_tf.recipe import Input, Kind
 
 if TYPE_CHECKING:
@@ -326,14 +326,7 @@ def write(
         {**row, **{called[key]: value for key, value in result.items()}}
         for row, result in zip(given, added, strict=True)
     ]
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    with writing(path):
-        try:
-            temporary.write_bytes(_as_file(merged, [*columns, *called.values()], target.suffix.lower()))
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_whole(path, _as_file(merged, [*columns, *called.values()], Path(path).suffix.lower()))
     return [
         f'{path}: what is predicted stands in "{new}", for "{name}" is a column of the input.'
         for (name, _), new in called.items()

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from karpa_tf.errors import UserError, writing
+from karpa_tf.errors import UserError, write_whole
 from karpa_tf.serving.canary import CANARY, STABLE, label_of_share
 from karpa_tf.serving.config_files import read_models
 from karpa_tf.serving.options import RolloutOptions
@@ -51,10 +51,7 @@ def roll_out(folder: Path, options: RolloutOptions) -> dict[str, Any]:
     entry.model_version_policy.specific.versions.extend(sorted(set(labels.values())))
     entry.ClearField("version_labels")
     entry.version_labels.update(labels)
-    hidden = file.with_name(f".{file.name}.tmp")
-    with writing(file):
-        hidden.write_text(text_format.MessageToString(config), encoding="utf-8")
-        hidden.replace(file)  # a server that reads it sees the old one or the new one
+    write_whole(file, text_format.MessageToString(config).encode())
     return {"config": str(file), "model": name, "labels": labels, "before": before}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 import time
@@ -15,7 +14,7 @@ from urllib.request import Request, urlopen
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from karpa_tf.errors import UserError, writing
+from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 
 # Alarms that wait for the webhook, tries of each, seconds of a try, and seconds before the second try, which
@@ -24,22 +23,6 @@ _WAITING, _TRIES, _SECONDS, _PAUSE = 100, 5, 10.0, 1.0
 # Seconds that the last alarms get when the watcher ends.
 _LAST_WORDS = 20.0
 _NAME = "karpa_tf_watch_"
-
-
-def write_whole(path: str | Path, data: bytes) -> None:
-    """Writes a file beside its place and renames it, so that it is there whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    with writing(path):
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
 
 def read_state(path: str | Path) -> dict[str, Any] | None:

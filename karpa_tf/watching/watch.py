@@ -17,12 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from karpa_tf.errors import UserError
+from karpa_tf.errors import UserError, write_whole
 from karpa_tf.judging.reference import REFERENCE, Reference, read_reference, scores_of
 from karpa_tf.watching.lines import File, Line, Lines, Skipped, StandardInput, rows_of, shown
 from karpa_tf.watching.models import AT_ONCE, Model, check_classifier, check_outputs
 from karpa_tf.watching.options import WatchOptions
-from karpa_tf.watching.outputs import Metrics, Webhook, read_state, write_whole
+from karpa_tf.watching.outputs import Metrics, Webhook, read_state
 from karpa_tf.watching.page import page
 from karpa_tf.watching.watcher import Watcher
 
