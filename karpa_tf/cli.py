@@ -358,8 +358,10 @@ def _play(words: Sequence[str]) -> int:
     left_out = sum(length + 1 for length in played.lengths) - played.frames
     cut = f", {left_out} later ones left out (--frames {options.frames})" if left_out > 0 else ""
     print(f"{played.path}: {played.frames} pictures{cut}", file=_text(args))
-    for seed, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True), options.seed):
-        print(f"  seed {seed}: return {total:g} in {length} steps", file=_text(args))
+    each = zip(played.returns, played.lengths, played.figures, strict=True)
+    for seed, (total, length, figures) in enumerate(each, options.seed):
+        more = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        print(f"  seed {seed}: return {total:.6g} in {length} steps{more}", file=_text(args))
     return _done(
         args,
         {
@@ -367,6 +369,7 @@ def _play(words: Sequence[str]) -> int:
             "path": played.path,
             "returns": played.returns,
             "lengths": played.lengths,
+            "figures": played.figures,
         },
     )
 

@@ -52,7 +52,7 @@ ARROWS = {
 LIBRARIES = {
     "keras": "doctor export meta models recipes reports training",
     "keras_hub": "models",
-    "PIL": "data meta reports",
+    "PIL": "data meta reports rl",
     "tensorflow_datasets": "data",
     "sklearn": "judging",
     "seqeval": "judging",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from abc import abstractmethod
@@ -16,7 +17,7 @@ from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import write_savedmodel
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Played, PlayOptions, Recipe
 from karpa_tf.reports.pictures import check_film, write_film
-from karpa_tf.rl.episodes import Film, Policy, play, summary
+from karpa_tf.rl.episodes import Film, Policy, play, rule_policy, summary
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
 from karpa_tf.training.run_folder import RunFolder
@@ -64,8 +65,11 @@ class EnvironmentRecipe(Recipe[S]):
         runtime.use_threads(self.threads)
         config: Any = folder.open_config(self.about.settings)
         policies = {"model": self.policy(folder), **self.baselines(config)}
+        with contextlib.closing(self.make_env(config)) as env:
+            if rule := rule_policy(env):
+                policies["rule"] = rule
         results = {
-            name: summary(play(lambda: self.make_env(config), policy, self.seeds)[0])
+            name: summary(play(lambda: self.make_env(config), policy, self.seeds))
             for name, policy in policies.items()
         }
         return Evaluation(
@@ -74,6 +78,10 @@ class EnvironmentRecipe(Recipe[S]):
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
         )
+
+    def shown(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Returns the names of a run's figures that its card shows: those that the random policy has too."""
+        return [name for name in metrics["baselines"]["random"] if name != "episodes"]
 
     def play(self, folder: RunFolder, options: PlayOptions) -> Played:
         """Plays greedy episodes and films them."""
@@ -89,4 +97,10 @@ class EnvironmentRecipe(Recipe[S]):
             range(options.frames),
         )
         frames = write_film(path, film, options.fps or film.fps)
-        return Played(path=str(path), frames=frames, returns=film.returns, lengths=film.lengths)
+        return Played(
+            path=str(path),
+            frames=frames,
+            returns=film.returns,
+            lengths=film.lengths,
+            figures=film.figures,
+        )
