@@ -484,7 +484,7 @@ def _watch(words: Sequence[str]) -> int:
     from karpa_tf.watching import watch
 
     model, folder, scalars = *_model_to_watch(args, options), None
-    reference = watch.read_reference_of(options.reference, folder)
+    reference = watch.read_reference_of(options.reference, folder, options.signature)
     if options.tensorboard:
         with _quiet_import():
             from karpa_tf.reports.tensorboard import scalars_writer
@@ -495,7 +495,9 @@ def _watch(words: Sequence[str]) -> int:
         lines = [orjson.dumps(event).decode()] if args.json else watch.format_event(event)
         print(*lines, sep="\n", flush=True)
 
-    watch.run(model, args.model, args.input, options, say, reference=reference, scalars=scalars)
+    asked = options.signature != "serving_default"
+    name = f"{args.model} {options.signature}" if asked else args.model
+    watch.run(model, name, args.input, options, say, reference=reference, scalars=scalars)
     return 0
 
 

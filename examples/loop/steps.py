@@ -6,16 +6,19 @@ Each is a command: `python examples/loop/steps.py prepare loop` and so on; run.p
 from __future__ import annotations
 
 import argparse
-import csv
 import http.client
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import read_table, write_table
 
 # What version 1 knows, and what people ask all the same.
 KNOWN = [
@@ -26,19 +29,6 @@ NEW = "HassGetWeather"
 # Clients that the traffic comes from; requests before the first of the new intent; requests after these, a
 # quarter of them of it. The others of it are among the rest of the traffic.
 _CLIENTS, _BEFORE, _RUSH = 400, 250, 250
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table with a header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads a table with a header."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def prepare(folder: Path) -> None:
@@ -97,17 +87,18 @@ def send(url: str, traffic: Path, first: int, last: int) -> Counter[str]:
     """
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    found = Counter[str]()
-    for line in traffic.read_text(encoding="utf-8").splitlines()[first : last or None]:
+    found, requests = Counter[str](), traffic.read_text(encoding="utf-8").splitlines()[first : last or None]
+    for line in requests:
         request = json.loads(line)
         body = json.dumps({"instances": [request["text"]]})
         connection.request("POST", f"{parts.path}:predict", body, {"X-Client-Id": request["client"]})
         response = connection.getresponse()
         answer = json.loads(response.read())
-        found[answer["predictions"][0]["label"] if response.status == 200 else f"{response.status}"] += 1
+        row = answer["predictions"][0] if response.status == 200 else {"label": f"{response.status}"}
+        found.update(value for name, value in row.items() if name.endswith("label"))
     connection.close()
     print(
-        f"{found.total()} requests: " + ", ".join(f"{label} {count}" for label, count in found.most_common())
+        f"{len(requests)} requests: " + ", ".join(f"{label} {count}" for label, count in found.most_common())
     )
     return found
 
