@@ -17,8 +17,10 @@ from tf_agents.replay_buffers import tf_uniform_replay_buffer
 from tf_agents.trajectories import time_step as ts
 
 from karpa_tf import private
+from karpa_tf.errors import UserError
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes.dqn import DqnSettings
+from karpa_tf.recipes.dqn.training import explained
 from karpa_tf.rl import dqn, lanes
 from karpa_tf.rl.environment import (
     CartPole,
@@ -339,6 +341,27 @@ def test_an_observation_that_is_not_a_number_is_an_error() -> None:
     environment.reset()
     with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
         environment.step(np.array([0], np.int32))
+
+
+class Endless(Unwell):
+    """Nothing ends it."""
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_that_never_ends_says_so_through_tensorflow(monkeypatch) -> None:
+    gymnasium.register("Endless-v0", Endless)
+    monkeypatch.setattr("karpa_tf.rl.episodes._LONGEST", 20)
+    learner = dqn.Learner(DqnSettings(**TINY, env="Endless-v0"))
+    with pytest.raises(tf.errors.OpError) as caught:
+        learner.run(200)
+    error = explained(caught.value, "Endless-v0", 0)
+    assert isinstance(error, UserError)
+    said = (
+        "--env: an episode of Endless-v0 has not ended within 20 steps, and it has no time limit; give it one"
+    )
+    assert str(error).startswith(said) and "\n" not in str(error)
 
 
 # --- Private parts (`karpa_tf.private`)

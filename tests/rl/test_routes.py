@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 
 import gymnasium
 import numpy as np
@@ -15,6 +16,7 @@ from karpa_tf.errors import UserError
 from karpa_tf.rl import episodes, lanes
 from karpa_tf.rl.city import City
 from karpa_tf.rl.tabular import optimal_values
+from tests.conftest import own_process
 
 SMALL = "karpa_tf/City-v0 size=5 seed=3 closed=0.2"
 
@@ -225,3 +227,22 @@ def test_a_table_finds_the_cheapest_ways(way, karpa, tmp_path) -> None:
     assert json.loads((way / "metrics.json").read_text())["over_optimum"] == 1
     played = karpa("play", way, "--gif", tmp_path / "city.gif", "--episodes", 2)
     assert played.status == 0 and "success 1, minutes" in played.out, played.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["q-learning", "sarsa"])
+def test_the_city_is_learned(recipe, karpa, tmp_path) -> None:
+    assert karpa("train", recipe, "--config", "city", "--logs", tmp_path).status == 0
+    metrics = json.loads((tmp_path / recipe / "1" / "metrics.json").read_text())
+    assert metrics["success"] == 1 and metrics["over_optimum"] < 1.02
+    assert metrics["baselines"]["rule"]["over_optimum"] > 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="TF-Agents needs Python 3.11")
+def test_the_lanes_are_learned(tmp_path) -> None:
+    done = own_process("train", "dqn", "--config", "lanes", "--logs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "dqn" / "1" / "metrics.json").read_text())
+    rule = metrics["baselines"]["rule"]
+    assert metrics["success"] > 0.9 and metrics["mean_return"] > 1.2 * rule["mean_return"]
