@@ -110,7 +110,7 @@ class City(gymnasium.Env):
         self.way.append(to)
         figures = {"success": float(over), "minutes": self.spent, "blocked": float(self.blocked)}
         if over:
-            figures["over_optimum"] = self.spent / self.optimum[self.way[0]]
+            figures["over_optimum"] = self.spent / float(self.optimum[self.way[0]])
         return to, reward, over, False, {"figures": figures}
 
     def rule(self, observation: Any) -> int:
@@ -120,7 +120,7 @@ class City(gymnasium.Env):
         return int(nearer.argmin())
 
     def render(self) -> Any:
-        """Draws the city, uint8 (height, width, 3): streets from green to red by their minutes, closed ones
+        """Draws the city, uint8 (height, width, 3): streets green, yellow, red by their minutes, closed ones
         grey; the way so far.
         """
         step = _PIXELS // self.size
@@ -143,7 +143,8 @@ class City(gymnasium.Env):
                 colour, width = (215, 215, 215), 1
                 if np.isfinite(mean):
                     share = (mean - 1) / (MOST - 1)
-                    colour, width = (int(40 + 190 * share), int(170 - 130 * share), 60), max(step // 8, 2)
+                    red, green = min(1, 2 * share), min(1, 2 - 2 * share)
+                    colour, width = (int(220 * red), int(180 * green), 40), max(step // 8, 2)
                 draw.line((*at(junction), *at(to)), colour, width)
         for junction in range(self.count):
             dot(junction, (120, 120, 120), max(step // 12, 1))

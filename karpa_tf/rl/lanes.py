@@ -164,7 +164,7 @@ class Lanes(gymnasium.Env):
         The car is blue, and the others are orange.
         """
         metre, back, ahead = 6, 15, 100
-        width, height = int(metre * (back + ahead)), int(metre * 14)
+        width, height = int(metre * (back + ahead)), int(metre * 17)
         sheet = Image.new("RGB", (width, height), (90, 140, 80))
         draw = ImageDraw.Draw(sheet)
 
