@@ -63,13 +63,13 @@ def lanes_start(draws: tf.Tensor) -> tf.Tensor:
     middle = tf.gather(tf.constant(lanes.LANES), tf.cast(3 * draws[:, 0], tf.int32))
     own = [middle + draws[:, 1] - 0.5, 0.1 * draws[:, 2] - 0.05]
     own += [tf.fill(tf.shape(middle), tf.constant(12.0, tf.float64)), 2 * np.pi * draws[:, 3]]
-    return tf.concat([tf.stack(own, axis=1), 30 + 70 * draws[:, 4:7], 6 + 6 * draws[:, 7:10]], axis=1)
+    return tf.concat([tf.stack(own, axis=1), *lanes.another(draws[:, 4:7], draws[:, 7:10])], axis=1)
 
 
 def lanes_step(
     state: tf.Tensor, action: tf.Tensor, draws: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Drives for 0.2 s: `karpa_tf.rl.lanes.drive`, many at a time.
+    """Drives for 0.4 s: `karpa_tf.rl.lanes.drive`, many at a time.
 
     Args:
         state: float64 (n, 10).
@@ -92,8 +92,8 @@ def lanes_step(
     ]
     gaps = gaps + lanes.SECONDS * (others - along[:, None])
     new = (gaps < lanes.BEHIND) | (gaps > lanes.FAR)
-    gaps = tf.where(new, lanes.SIGHT / 2 * (1 + draws[:, 0]), gaps)
-    others = tf.where(new, 6 + 6 * draws[:, 1], others)
+    far, speeds = lanes.another(draws[:, 0], draws[:, 1])
+    gaps, others = tf.where(new, far, gaps), tf.where(new, speeds, others)
     off = tf.abs(own[0][:, None] - lanes.LANES)
     crashed = tf.reduce_any((tf.abs(gaps) < lanes.CAR_LENGTH) & (off < lanes.CAR_WIDTH), axis=1)
     crashed |= (tf.abs(own[0]) > lanes.EDGE) | (tf.abs(own[1]) > lanes.TURNED)
@@ -278,8 +278,9 @@ class LanesInTensorFlow(InTensorFlow):
 
     @staticmethod
     def observe(state: tf.Tensor) -> tf.Tensor:
-        phase, speed = state[:, 3:4], state[:, 2:3]
-        seen = [state[:, :3], tf.sin(phase), tf.cos(phase), state[:, 4:7], state[:, 7:10] - speed]
+        side, speed, phase = state[:, 0:1], state[:, 2:3], state[:, 3:4]
+        off = side - lanes.LANE * tf.clip_by_value(tf.round(side / lanes.LANE), -1, 1)
+        seen = [off, state[:, :3], tf.sin(phase), tf.cos(phase), state[:, 4:7], state[:, 7:10] - speed]
         return tf.cast(tf.concat(seen, axis=1), tf.float32)
 
 

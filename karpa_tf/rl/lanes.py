@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from karpa_tf.lines import in_a_line
 
 # Metres, seconds, radians.
-SECONDS, MAX_STEPS = 0.2, 200
+SECONDS, MAX_STEPS = 0.4, 100
 LANES = np.array([-4.0, 0.0, 4.0])
 """Middles of the lanes, from right to left."""
 LANE, CAR_LENGTH, CAR_WIDTH = 4.0, 5.0, 2.0
@@ -24,17 +24,17 @@ EDGE = 1.5 * LANE - CAR_WIDTH / 2
 TURNED = 1.0
 """A car that has turned so far against the road is off it."""
 SLOWEST, FASTEST, ACCELERATION = 5.0, 20.0, 3.0
-STEERING, BEND, WAVE = 0.012, 0.005, 200.0
+STEERING, BEND, WAVE = 0.012, 0.004, 250.0
 """1/m that steering bends the way of the car, 1/m that the road bends at most, metres from bend to bend."""
 BEHIND, FAR, SIGHT = -15.0, 130.0, 100.0
 """Where another car has been passed or is lost from sight; how far ahead the next one comes at most."""
 # By action: keep, left, right, faster, slower.
 STEER = np.array([0.0, 1.0, -1.0, 0.0, 0.0])
 PEDAL = np.array([0.0, 0.0, 0.0, 1.0, -1.0])
-HIGH = np.array([6, TURNED + 0.1, FASTEST, 1, 1, *[FAR] * 3, *[FASTEST] * 3], np.float32)
+HIGH = np.array([LANE, 6, TURNED + 0.1, FASTEST, 1, 1, *[FAR] * 3, *[FASTEST] * 3], np.float32)
 """Bounds of an observation."""
 # What divides each number of an observation, so that all have about the same size.
-SCALE = [4.0, 0.2, 10.0, 1.0, 1.0, 50.0, 50.0, 50.0, 10.0, 10.0, 10.0]
+SCALE = [1.0, 4.0, 0.2, 10.0, 1.0, 1.0, 50.0, 50.0, 50.0, 10.0, 10.0, 10.0]
 
 _KEEP, _LEFT, _RIGHT, _FASTER, _SLOWER = range(5)
 
@@ -51,11 +51,16 @@ def start(draws: np.ndarray) -> np.ndarray:
     """
     side = LANES[int(3 * draws[0])] + draws[1] - 0.5
     own = [side, 0.1 * draws[2] - 0.05, 12.0, 2 * np.pi * draws[3]]
-    return np.concatenate([own, 30 + 70 * draws[4:7], 6 + 6 * draws[7:10]])
+    return np.concatenate([own, *another(draws[4:7], draws[7:10])])
+
+
+def another(place: Any, speed: Any) -> tuple[Any, Any]:
+    """Returns how many metres ahead other cars come, and their m/s, of draws from 0 to below 1."""
+    return SIGHT * (0.6 + 0.4 * place), 9 + 5 * speed
 
 
 def drive(state: np.ndarray, action: int, draws: np.ndarray) -> tuple[np.ndarray, float, bool]:
-    """Drives for 0.2 s: a kinematic model in the coordinates of the road, Euler's method.
+    """Drives for 0.4 s: a kinematic model in the coordinates of the road, Euler's method.
 
     Args:
         state: as `start` gives it.
@@ -71,7 +76,7 @@ def drive(state: np.ndarray, action: int, draws: np.ndarray) -> tuple[np.ndarray
     along = speed * np.cos(angle)
     bend = BEND * np.sin(phase)
     gaps = state[4:7] + SECONDS * (state[7:10] - along)
-    new = (gaps < BEHIND) | (gaps > FAR)
+    new, (far, others) = (gaps < BEHIND) | (gaps > FAR), another(draws[0], draws[1])
     following = np.concatenate(
         [
             [
@@ -80,8 +85,8 @@ def drive(state: np.ndarray, action: int, draws: np.ndarray) -> tuple[np.ndarray
                 np.clip(speed + SECONDS * ACCELERATION * PEDAL[action], SLOWEST, FASTEST),
                 (phase + SECONDS * along * 2 * np.pi / WAVE) % (2 * np.pi),
             ],
-            np.where(new, SIGHT / 2 * (1 + draws[0]), gaps),
-            np.where(new, 6 + 6 * draws[1], state[7:10]),
+            np.where(new, far, gaps),
+            np.where(new, others, state[7:10]),
         ]
     )
     off = np.abs(following[0] - LANES)
@@ -95,11 +100,14 @@ def drive(state: np.ndarray, action: int, draws: np.ndarray) -> tuple[np.ndarray
 
 
 def observe(state: np.ndarray) -> np.ndarray:
-    """Returns what a driver sees of a state, float32 (11,): as the state, but the bend as its sine and
-    cosine, and the others' speeds as differences to its own.
+    """Returns what a driver sees of a state, float32 (12,).
+
+    It is how far left of the middle of the nearest lane the car is; then as the state, but the bend as its
+    sine and cosine, and the others' speeds as differences to its own.
     """
+    off = state[0] - LANE * np.clip(np.round(state[0] / LANE), -1, 1)
     bend = [np.sin(state[3]), np.cos(state[3])]
-    return np.concatenate([state[:3], bend, state[4:7], state[7:10] - state[2]]).astype(np.float32)
+    return np.concatenate([[off], state[:3], bend, state[4:7], state[7:10] - state[2]]).astype(np.float32)
 
 
 class Lanes(gymnasium.Env):
@@ -114,7 +122,7 @@ class Lanes(gymnasium.Env):
         render_mode: `rgb_array`, or none.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (Gymnasium has it so)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2.5}  # noqa: RUF012  (Gymnasium has it so)
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -147,11 +155,11 @@ class Lanes(gymnasium.Env):
 
     def rule(self, observation: Any) -> int:
         """Returns what a careful driver does: stays in its lane, and brakes behind a car that is slower."""
-        side, angle, speed, sine, _, *others = map(float, observation)
+        off, side, angle, speed, sine, _, *others = map(float, observation)
         lane = int(np.abs(side - LANES).argmin())
         gap, faster = others[lane], others[3 + lane]
         # The curvature that brings the car back to the middle in some seconds, beside that of the road.
-        wanted = BEND * sine - 0.01 * (side - LANES[lane]) - 0.2 * angle
+        wanted = BEND * sine - 0.01 * off - 0.2 * angle
         if 0 < gap < 30 and faster < 0 and abs(wanted) < STEERING:
             return _SLOWER
         if abs(wanted) > STEERING / 2:

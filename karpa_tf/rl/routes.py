@@ -11,5 +11,5 @@ from __future__ import annotations
 
 import gymnasium
 
-for _name, _class, _steps in (("City", "city:City", 1_000), ("Lanes", "lanes:Lanes", 200)):
+for _name, _class, _steps in (("City", "city:City", 1_000), ("Lanes", "lanes:Lanes", 100)):
     gymnasium.register(f"karpa_tf/{_name}-v0", f"karpa_tf.rl.{_class}", max_episode_steps=_steps)
