@@ -27,8 +27,8 @@ from shared import free_port, run, say, serving
 HERE = Path(os.path.relpath(Path(__file__).parent))
 MODEL, TASKS = "multi-task", ("topic", "polarity")
 # A small BERT, from nothing.
-SIZES = ["--layers", 2, "--width", 128, "--heads", 2, "--batch_size", 16]
-WINDOWS = ["--baseline", 800, "--window", 300, "--every", 100]
+SIZES = ["--layers", 2, "--width", 128, "--heads", 2, "--batch_size", 16, "--validation_share", 0.2]
+WINDOWS = ["--baseline", 800, "--window", 300, "--every", 100, "--samples", 2]
 # Requests of the stream that stand for a minute.
 MINUTE = 100
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("opinions"), help="A new folder for all that it writes."
     )
-    parser.add_argument("--epochs", type=int, default=6, help="Epochs of the training.")
+    parser.add_argument("--epochs", type=int, default=4, help="Epochs of the training.")
     parser.add_argument("--data", type=Path, help="Your table, with the columns text, topic, polarity.")
     parser.add_argument("--topic", default="delivery", help="Topic of what becomes more.")
     parser.add_argument("--polarity", default="negative", help="Its polarity.")

@@ -75,7 +75,7 @@ _END = ["", " again", ", as far as I can tell", ", my sister says", ", just so y
 # Sentences in all; of ten, those that say something else first.
 _SENTENCES, _MIXED = 4_000, 3
 # Texts of the stream before the shift and after it, and of ten after it those that are new.
-BEFORE, AFTER, _NEW = 1_200, 800, 3
+BEFORE, AFTER, _NEW = 1_200, 600, 3
 
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, str]]:

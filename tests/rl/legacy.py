@@ -149,7 +149,7 @@ def test_a_learner_drives_in_tensorflow_and_goes_on_to_the_bit() -> None:
     assert isinstance(learner.environment, LanesInTensorFlow) and learner.actions == 5
     assert learner.scale == lanes.SCALE
     figures = learner.run(300)
-    assert figures["episodes"] > 0 and figures["length"] < 200
+    assert figures["episodes"] > 0 and figures["length"] < 100
     for variable, value in zip(other.variables, learner.variables, strict=True):
         variable.assign(value)
     for mine, theirs in zip(final(learner), final(other), strict=True):
