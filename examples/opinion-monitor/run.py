@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ def watching(url: str, log: Path, task: str, reference: Path) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            watcher.send_signal(signal.SIGINT)
+            watcher.terminate()
             watcher.wait()
 
 
