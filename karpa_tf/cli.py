@@ -34,6 +34,7 @@ from karpa_tf.recipe import (
     recipe_of,
 )
 from karpa_tf.reports.tables import format_table
+from karpa_tf.search.options import SearchOptions
 from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 from karpa_tf.watching.options import WatchOptions
@@ -218,6 +219,56 @@ def _start_child(child: Callable[[Sequence[str]], child_runs.Child]) -> Callable
     return lambda words: _start(*child(words))
 
 
+def _search(words: Sequence[str]) -> int:
+    if not words or words[0].startswith("-"):
+        _parser("search", {"recipe": ", ".join(all_recipes())}).read(words, lambda flag: "")
+        raise UserError("karpa-tf search: RECIPE comes before its options.")
+    recipe = find_recipe(words[0])
+    args = _search_parser(recipe).read(words[1:])
+    typed = {name: value for name, value in vars(args).items() if name in types_of(recipe.about.settings)}
+    from karpa_tf.search import search
+
+    kind = recipe.about.settings
+    if args.resume:
+        given = [*typed, *(name for name in types_of(SearchOptions) if name in args)]
+        if given or args.config:
+            raise UserError(
+                f"--{[*given, 'config'][0]} cannot go with --resume: everything comes from the search's "
+                f"{search.STATE}."
+            )
+        folder = Path(args.resume)
+        state = search.read_state(folder)
+        found = search.Search(folder, recipe, kind(**state["settings"]), SearchOptions(**state["options"]))
+        found.read(state)
+    else:
+        config, options = _config(recipe, args.config, typed), _fields_of(SearchOptions, args)
+        search.Search(Path(args.logs), recipe, config, options)  # what is wrong leaves no folder
+        found = search.Search(search.new_folder(args.logs, recipe.name), recipe, config, options)
+    found.write()
+    try:
+        found.run()
+        best = found.write_best()
+        winner = found.judge(found.train_winner(args.logs))
+    except KeyboardInterrupt:
+        print(f"Stopped. Go on with: {found.resume_command}", file=sys.stderr)
+        raise
+    for line in found.report(winner):
+        print(line, file=_text(args))
+    return _done(
+        args,
+        {
+            "search": str(found.path),
+            "best": str(best),
+            "monitor": found.monitor,
+            "trials": found.table(),
+            "trained": found.trained,
+            "in_full": found.count * found.lengths[-1],
+            "importance": found.importance(),
+            "winner": winner,
+        },
+    )
+
+
 def _new(words: Sequence[str]) -> int:
     parser = _parser("new", {"folder": "Of the recipe; its name is the recipe's."})
     parser.add_field("--like", str, "The recipe to begin with. (default: bert-classifier)")
@@ -263,6 +314,7 @@ def _evaluate(words: Sequence[str]) -> int:
             "metrics": _numbers(result.metrics),
             "baselines": {name: _numbers(row) for name, row in result.baselines.items()},
             "facts": result.facts,
+            **result.more,
         },
     )
 
@@ -540,6 +592,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
+    "search": ("Find settings of a recipe that are better, on validation.", _search),
     "ensemble": (child_runs.SUMMARIES["ensemble"], _start_child(child_runs.ensemble)),
     "interpolate": (child_runs.SUMMARIES["interpolate"], _start_child(child_runs.interpolate)),
     "distill": (child_runs.SUMMARIES["distill"], _start_child(child_runs.distill)),
@@ -622,6 +675,16 @@ def _train_parser(recipe: RecipeFolder) -> Parser:
         "run of them and all the others.",
     )
     parser.flags += ["--config", "--resume", "--seeds"]
+    parser.add_fields(recipe.about.settings)
+    return parser
+
+
+def _search_parser(recipe: RecipeFolder) -> Parser:
+    parser = Parser(f"search {recipe.name}", f"Finds better settings of {recipe.name}, on validation alone.")
+    parser.add_argument("--config", default="", help="Settings of all trials, as for train.")
+    parser.add_argument("--resume", default="", help="Go on with the search in this folder.")
+    parser.flags += ["--config", "--resume"]
+    parser.add_fields(SearchOptions)
     parser.add_fields(recipe.about.settings)
     return parser
 

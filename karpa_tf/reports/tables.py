@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -29,6 +29,17 @@ def format_table(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
         lines.append(" ".join([f"{row:<{width}}", *cells]))
     return lines
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yields the lines of a table of texts, each column as wide as its widest cell.
+
+    Args:
+        rows: cells by row, the first of them the header's; all as many.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def figure(value: float) -> str:

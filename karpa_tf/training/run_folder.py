@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from karpa_tf.errors import UserError, did_you_mean, writing
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import all_recipes, find_recipe, recipe_name
+from karpa_tf.reports.tables import columns
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
 _Settings = TypeVar("_Settings", bound=RunSettings)
@@ -488,10 +489,7 @@ def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
             config = [str(row["config"].get(key, "")) for key in differing]
             numbers = [f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "" for key in figures]
             table.append([row["run"], row["status"], *config, *numbers])
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        for line in table:
-            cells = [f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True)]
-            yield "  ".join(cells).rstrip()
+        yield from columns(table)
         for row in every:
             if "reason" in row:
                 yield f"{row['run']}  {row['status']}: {row['reason']}"
