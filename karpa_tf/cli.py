@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from karpa_tf import __version__, child_runs
-from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.errors import UserError, did_you_mean, write_whole
 from karpa_tf.parser import Parser, help_of
 from karpa_tf.quiet import stderr_aside
 from karpa_tf.recipe import (
@@ -319,6 +319,37 @@ def _evaluate(words: Sequence[str]) -> int:
     )
 
 
+def _compare(words: Sequence[str]) -> int:
+    from karpa_tf import compare
+    from karpa_tf.training import run_folder
+
+    parser = _parser(
+        "compare", {"runs*": "Runs, two at least; the first is what the others are compared with."}
+    )
+    parser.add_fields(compare.CompareOptions)
+    args = parser.read(words)
+    options = _fields_of(compare.CompareOptions, args)
+    folders = list(dict.fromkeys(run_folder.open_with_model(run, args.logs) for run in args.runs))
+    if len(folders) < 2:
+        raise UserError(f"compare takes two runs at least. Received: {', '.join(args.runs) or 'none'}.")
+
+    def evaluate(folder: Any) -> Any:
+        if not folder.has_weights:
+            raise UserError(f"{folder.path} has no weights yet; go on with `{folder.resume_command}`.")
+        recipe = recipe_of(folder)
+        return _load(recipe).evaluate(folder, recipe.about.evaluate(data=options.data))
+
+    found = compare.compare_runs(folders, evaluate, options)
+    for line in compare.format_comparison(found):
+        print(line, file=_text(args))
+    result = dataclasses.asdict(found)
+    if options.html:
+        write_whole(options.html, compare.comparison_page(found).encode())
+        print(f"page: {options.html}", file=_text(args))
+        result["html"] = options.html
+    return _done(args, result)
+
+
 def _predict(words: Sequence[str]) -> int:
     from karpa_tf import rows
 
@@ -600,6 +631,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
+    "compare": ("Compare runs on the same held-out rows, in pairs, with a test.", _compare),
     "predict": ("Predict with a run or a SavedModel.", _predict),
     "explain": ("Show which words or pixels speak for what a run says of an input.", _explain),
     "play": ("Play episodes with a run's policy and write a film of them.", _play),

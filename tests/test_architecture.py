@@ -36,6 +36,7 @@ ARROWS = {
     "export": "errors lazy lines quiet",
     "serving": "errors lazy lines privacy settings",
     "watching": "errors lazy lines judging.reference privacy serving settings",
+    "compare": "errors lines recipe settings judging reports training",
     "search": "errors lines settings recipe judging reports training",
     "parser": "errors settings",
     "rows": "errors data recipe",
@@ -43,7 +44,7 @@ ARROWS = {
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
     "child_runs": "parser settings recipe errors training",
-    "cli": "child_runs parser settings recipe doctor errors export quiet reports rows search serving "
+    "cli": "child_runs compare parser settings recipe doctor errors export quiet reports rows search serving "
     "training watching",
     "__main__": "cli",
     "__init__": "",
