@@ -283,18 +283,81 @@ def _new(words: Sequence[str]) -> int:
 
 
 def _runs(words: Sequence[str]) -> int:
-    from karpa_tf.training import run_folder, seeds
+    from karpa_tf.training import listing, seeds
 
-    args = _parser("runs", {"recipe?": "Only this recipe's; or one run."}).read(words)
-    rows = run_folder.list_runs(args.logs, args.recipe)
+    if words and words[0] in _ON_RUNS:
+        return _ON_RUNS[words[0]](words[1:])
+    parser = _parser(
+        "runs", {"recipe?": f"Only this recipe's; or one run; or {', '.join(_ON_RUNS)} and runs."}
+    )
+    parser.add_field("--sort", str, "A figure, the best first, or a setting.")
+    parser.add_field("--where", str, 'Only runs for which this holds, as "seed=0 accuracy>0.9".')
+    args = parser.read(words)
+    rows = listing.list_runs(args.logs, args.recipe)
+    there = bool(rows)
+    if "where" in args:
+        rows = listing.select(rows, args.where)
+    if "sort" in args:
+        rows = listing.sort(rows, args.sort)
     if not rows:
-        print(f"No runs in {args.logs}.", file=_text(args))
-    for line in run_folder.format_runs(rows):
+        of_all = f" for which {args.where} holds" if there else ""
+        print(f"No runs in {args.logs}{of_all}.", file=_text(args))
+    for line in listing.format_runs(rows):
         print(line, file=_text(args))
     groups = seeds.groups(rows)
     for group in groups:
         print(*seeds.format_group(group), sep="\n", file=_text(args))
     return _done(args, {"runs": rows, "groups": groups})
+
+
+def _runs_rm(words: Sequence[str]) -> int:
+    from karpa_tf.training import listing, run_folder
+
+    parser = Parser("runs rm", "Delete runs, after a question.", {"runs*": "The runs, by their folders."})
+    parser.add_field("--yes", bool, "Do not ask.")
+    args = parser.read(words)
+    if not args.runs:
+        raise UserError("karpa-tf runs rm: name the runs that are to be deleted.")
+    folders = list(dict.fromkeys(run_folder.open_run(run, args.logs) for run in args.runs))
+    rows = listing.list_runs(args.logs)
+    for folder in folders:
+        if heirs := [run for run in listing.heirs(folder, rows) if run not in {str(f.path) for f in folders}]:
+            print(f"{', '.join(heirs)} came of {folder.path} and may need it.", file=sys.stderr)
+    if not getattr(args, "yes", False):
+        if not sys.stdin.isatty():
+            raise UserError(
+                "karpa-tf runs rm asks before it deletes, and nobody can answer here; give --yes."
+            )
+        asked = f"Delete {', '.join(str(folder.path) for folder in folders)}? [y/N] "
+        if input(asked).strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.", file=_text(args))
+            return _done(args, {"deleted": []})
+    listing.remove(folders)
+    print(f"deleted: {', '.join(str(folder.path) for folder in folders)}", file=_text(args))
+    return _done(args, {"deleted": [str(folder.path) for folder in folders]})
+
+
+def _runs_tag(words: Sequence[str], off: bool = False) -> int:
+    from karpa_tf.training import listing, run_folder
+
+    verb, what = ("untag", "Take words off a run.") if off else ("tag", "Put words on a run, for --where.")
+    args = Parser(f"runs {verb}", what, {"run": "Its folder, or RECIPE/latest.", "tags*": "The words."}).read(
+        words
+    )
+    if not args.tags:
+        raise UserError(f"karpa-tf runs {verb}: give the words behind the run.")
+    folder = run_folder.open_run(args.run, args.logs)
+    listing.tag([folder], args.tags, off=off)
+    print(f"{folder.path}: {', '.join(folder.tags) or 'no tags'}", file=_text(args))
+    return _done(args, {"run": str(folder.path), "tags": folder.tags})
+
+
+# What `runs` does with runs, beside showing them.
+_ON_RUNS: dict[str, Callable[[Sequence[str]], int]] = {
+    "rm": _runs_rm,
+    "tag": _runs_tag,
+    "untag": lambda words: _runs_tag(words, off=True),
+}
 
 
 def _evaluate(words: Sequence[str]) -> int:

@@ -14,6 +14,8 @@ from karpa_tf.lines import InALine
 
 # The file in a SavedModel's assets.extra that has the `shown` of its signatures.
 SHOWN = "shown.json"
+# Beside it: what predictions of an export cost where it was made.
+COST = "cost.json"
 
 _AT_ONCE = 64
 

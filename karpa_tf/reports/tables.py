@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+# Words in the names of figures of which small values are the better ones.
+_LOWER = ("loss", "error", "mse", "mae", "frechet", "perplexity", "distance", "ece", "seconds", "bytes")
+
+
+def lower_is_better(figure: str) -> bool:
+    """Whether small values of a figure are the better ones, as its name says.
+
+    Args:
+        figure: its name, e.g. `validation_loss`.
+    """
+    return any(word in figure.lower().split("_") for word in _LOWER)
+
 
 def format_table(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns the lines of a table.

@@ -20,20 +20,19 @@ import yaml
 from karpa_tf.errors import UserError, write_whole
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import RecipeFolder
-from karpa_tf.reports.tables import columns
+from karpa_tf.reports.tables import columns, lower_is_better
 from karpa_tf.search.halving import Job, lengths, next_job
 from karpa_tf.search.options import SearchOptions
 from karpa_tf.search.sampling import random_point, tpe_point
 from karpa_tf.search.space import Dimension, parse_space, points_of
 from karpa_tf.search.worker import read_curve, tag_of
 from karpa_tf.settings import RunSettings
-from karpa_tf.training.run_folder import RunFolder, create_run, list_runs, locked
+from karpa_tf.training.listing import list_runs
+from karpa_tf.training.run_folder import RunFolder, create_run, locked
 from karpa_tf.training.seeds import SeedRuns
 
 STATE = "search.json"
 _LOCK = ".search.lock"
-# Figures of which small values are the better ones.
-_SMALL = ("loss", "error", "mse", "mae", "frechet", "perplexity", "distance")
 
 
 class Search(InALine):
@@ -74,7 +73,7 @@ class Search(InALine):
         self.lengths = lengths(length, self.count, options.factor, options.rungs)
         self.monitor = tag_of(options.monitor, about)
         name = self.monitor.rsplit("/", 1)[-1]
-        self.lower = options.mode == "min" if options.mode != "auto" else any(x in name for x in _SMALL)
+        self.lower = lower_is_better(name) if options.mode == "auto" else options.mode == "min"
         self.trials: list[dict[str, Any]] = []
         self.jobs: list[Job | None] = []
         self.reasons: dict[int, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,6 +77,12 @@ class Run(InALine, Generic[S]):
             folder.checkpoints, keep=settings.keep_checkpoints, seconds=settings.checkpoint_seconds
         )
         self._state = self._checkpoints.newest_state() if resume else None
+        self._cpu_before = float((self._state or {}).get("cpu_seconds", 0.0)) - time.process_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the run so far, over all its threads and all times that it was resumed."""
+        return self._cpu_before + time.process_time()
 
     def say(self, *lines: str) -> None:
         """Prints lines on standard error, those that are not empty; at one worker of several."""
@@ -243,6 +250,7 @@ class Run(InALine, Generic[S]):
             resume=self.resume,
             begin=begin,
             finished=self._stages,
+            noted=lambda: {"cpu_seconds": self.cpu_seconds},
         )
         self.steps = history.steps
         self.history, self._best = history, best
@@ -300,6 +308,7 @@ class Run(InALine, Generic[S]):
             self.folder.write_metrics(
                 {**metrics, **counts, "baselines": evaluation.baselines, "facts": evaluation.facts}
             )
+            self.folder.note(cpu_seconds=round(self.cpu_seconds, 1))
             write_final(self.folder.path, metrics, self.steps)
             write_end(self.folder.path, f"finished after {self.steps:,} steps", self.steps, well=True)
         runtime.wait_for_all(self.strategy)
