@@ -413,6 +413,23 @@ def _compare(words: Sequence[str]) -> int:
     return _done(args, result)
 
 
+def _report(words: Sequence[str]) -> int:
+    from karpa_tf import report
+    from karpa_tf.training import run_folder
+
+    parser = _parser("report", {"run": "A run's folder, or RECIPE/latest."})
+    parser.add_fields(report.ReportOptions)
+    args = parser.read(words)
+    options = _fields_of(report.ReportOptions, args)
+    folder = run_folder.open_with_model(args.run, args.logs)
+    folder.final_metrics()
+    path = Path(options.html or folder.path / "report.html")
+    page = report.report_page(_load(recipe_of(folder)), folder, options)
+    write_whole(path, page.encode())
+    print(f"report: {path}", file=_text(args))
+    return _done(args, {"run": str(folder.path), "report": str(path), "bytes": len(page.encode())})
+
+
 def _predict(words: Sequence[str]) -> int:
     from karpa_tf import rows
 
@@ -695,6 +712,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
     "compare": ("Compare runs on the same held-out rows, in pairs, with a test.", _compare),
+    "report": ("Write all that there is to know of a run, as one file of HTML.", _report),
     "predict": ("Predict with a run or a SavedModel.", _predict),
     "explain": ("Show which words or pixels speak for what a run says of an input.", _explain),
     "play": ("Play episodes with a run's policy and write a film of them.", _play),

@@ -37,6 +37,7 @@ ARROWS = {
     "serving": "errors lazy lines privacy settings",
     "watching": "errors lazy lines judging.reference privacy serving settings",
     "compare": "errors lines recipe settings judging reports training",
+    "report": "errors recipe reports settings training",
     "search": "errors lines settings recipe judging reports training",
     "parser": "errors settings",
     "rows": "errors data recipe",
@@ -44,8 +45,8 @@ ARROWS = {
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
     "child_runs": "parser settings recipe errors training",
-    "cli": "child_runs compare parser settings recipe doctor errors export quiet reports rows search serving "
-    "training watching",
+    "cli": "child_runs compare report parser settings recipe doctor errors export quiet reports rows search "
+    "serving training watching",
     "__main__": "cli",
     "__init__": "",
 }

@@ -69,6 +69,18 @@ class ByRow(InALine):
         names = ("rows", "numerators", "denominators", "truth", "answers", "likelihoods")
         return ByRow(lower=self.lower, **{name: some(getattr(self, name)) for name in names})
 
+    def worst(self, count: int) -> np.ndarray:
+        """Returns the places of the rows with the worst answers, those that are all right left out.
+
+        Args:
+            count: of rows, at most.
+        """
+        each = _ratio(self.numerators, self.denominators) * (-1 if self.lower else 1)
+        best = 1.0 if self.truth else np.inf
+        places = np.flatnonzero((each < best) & (self.denominators != 0))
+        likely = self.likelihoods if len(self.likelihoods) else np.zeros(len(each))
+        return places[np.lexsort((likely[places], each[places]))][:count]
+
     def interval(self, seed: int = 0) -> tuple[float, float]:
         """Returns the percentile bootstrap's 95 % interval of the figure (Efron 1979), over rows.
 

@@ -86,10 +86,14 @@ def picture(file: Path, caption: str) -> str:
     """Returns a PNG or GIF file as a part of the page; nothing where there is no such file."""
     if not file.is_file():
         return ""
-    data = base64.b64encode(file.read_bytes()).decode()
-    kind = file.suffix.lower().removeprefix(".")
+    return drawing(file.read_bytes(), caption, file.suffix.lower().removeprefix("."))
+
+
+def drawing(data: bytes, caption: str, kind: str = "png") -> str:
+    """Returns the bytes of a picture as a part of the page."""
+    inner = base64.b64encode(data).decode()
     return (
-        f'<figure><img alt="{text(caption)}" src="data:image/{kind};base64,{data}">'
+        f'<figure><img alt="{text(caption)}" src="data:image/{kind};base64,{inner}">'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
@@ -139,8 +143,8 @@ def curves(title: str, series: Mapping[str, Mapping[int, float]], x: str) -> str
         f'<text x="{_LEFT + wide / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{text(x)}: '
         f"{'  '.join(names)}</text>"
     )
-    drawing = (
+    drawn_in = (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{text(title)}" '
         f'font-size="12" fill="currentColor">{axis}{"".join(lines)}{ends}{middle}</svg>'
     )
-    return f"<figure>{drawing}<figcaption>{text(title)}</figcaption></figure>"
+    return f"<figure>{drawn_in}<figcaption>{text(title)}</figcaption></figure>"
