@@ -73,11 +73,11 @@ def compare_runs(
 
     found = [evaluate(folder) for folder in folders]
     names = [str(folder.path) for folder in folders]
-    shared = [name for name in found[0].by_row if all(name in other.by_row for other in found)]
+    judged = [evaluation.by_row() for evaluation in found]
+    shared = [name for name in judged[0] if all(name in other for other in judged)]
     if not shared:
         have = "; ".join(
-            f"{name} has {', '.join(evaluation.by_row) or 'none'}"
-            for name, evaluation in zip(names, found, strict=True)
+            f"{name} has {', '.join(own) or 'none'}" for name, own in zip(names, judged, strict=True)
         )
         raise UserError(
             f"These runs have no figure by row in common, so they are of different tasks: {have}."
@@ -85,7 +85,7 @@ def compare_runs(
     pairs: dict[str, list[dict[str, Any]]] = {}
     disagree: dict[str, list[dict[str, Any]]] = {}
     for figure in shared:
-        mine = [evaluation.by_row[figure] for evaluation in found]
+        mine = [own[figure] for own in judged]
         for name, evaluation, other in zip(names[1:], found[1:], mine[1:], strict=True):
             if list(other.rows) != list(mine[0].rows) or list(other.truth) != list(mine[0].truth):
                 raise UserError(
@@ -109,11 +109,11 @@ def compare_runs(
             for place in places
         ]
     figures = []
-    for evaluation in found:
+    for own in judged:
         row = {}
         for figure in shared:
-            low, high = evaluation.by_row[figure].interval(options.seed)
-            row[figure] = {"figure": evaluation.by_row[figure].figure, "low": low, "high": high}
+            low, high = own[figure].interval(options.seed)
+            row[figure] = {"figure": own[figure].figure, "low": low, "high": high}
         figures.append(row)
     configs = [folder.read_config() for folder in folders]
     return Comparison(

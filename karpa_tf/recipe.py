@@ -169,7 +169,7 @@ class Evaluation(InALine):
         baselines: those of others on the same data, by their names.
         facts: what else there is to know.
         tables: lines of each table to print.
-        by_row: figures row by row, for comparing runs on the same rows; {}: there are no such rows.
+        by_row: returns figures row by row, for comparing runs on the same rows; {}: there are no such rows.
         more: further keys of the JSON object.
     """
 
@@ -178,7 +178,7 @@ class Evaluation(InALine):
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     tables: list[Sequence[str]] = field(default_factory=list)
-    by_row: dict[str, ByRow] = field(default_factory=dict)
+    by_row: Callable[[], dict[str, ByRow]] = dict
     more: dict[str, Any] = field(default_factory=dict)
 
 

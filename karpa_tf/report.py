@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from karpa_tf.errors import UserError
+from karpa_tf.judging.by_row import ByRow
 from karpa_tf.recipe import About, Evaluation, Recipe
 from karpa_tf.reports import html
 from karpa_tf.reports.curves import read_images, read_scalars
@@ -52,15 +53,16 @@ def report_page(recipe: Recipe[Any], folder: RunFolder, options: ReportOptions) 
     metrics = folder.final_metrics()
     about = recipe.about
     evaluation = recipe.evaluate(folder, _evaluate_options(about, options))
+    judged = evaluation.by_row()
     parts = [
         html.paragraph(f"{about.summary}. The run {folder.path}, evaluated on {evaluation.data}."),
-        html.section("Figures", *_figures(evaluation)),
-        html.section("Data", *_data(folder, evaluation)),
+        html.section("Figures", *_figures(evaluation, judged)),
+        html.section("Data", *_data(folder)),
         html.section("Settings", *_settings(folder, about)),
         html.section("Curves", *_curves(folder, about)),
         html.section("Held-out rows", *_tables(evaluation)),
-        html.section("Worst answers", *_worst(evaluation)),
-        html.section("Explanations", *_explanations(recipe, folder, evaluation, options.explain)),
+        html.section("Worst answers", *_worst(judged)),
+        html.section("Explanations", *_explanations(recipe, folder, judged, options.explain)),
         html.section("Pictures", *_pictures(recipe, folder)),
         html.section("Values of states", *_values(folder)),
         html.section("What it costs", *_costs(folder, metrics, Path(options.to))),
@@ -78,7 +80,7 @@ def _evaluate_options(about: About, options: ReportOptions) -> Any:
     return about.evaluate(**{name: value for name, value in given.items() if name in taken})
 
 
-def _figures(evaluation: Evaluation) -> Iterator[str]:
+def _figures(evaluation: Evaluation, judged: Mapping[str, ByRow]) -> Iterator[str]:
     names = list(
         dict.fromkeys([*evaluation.metrics, *(n for row in evaluation.baselines.values() for n in row)])
     )
@@ -87,7 +89,7 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
         for name, row in {"this run": evaluation.metrics, **evaluation.baselines}.items()
     ]
     yield html.table(["", *names], rows)
-    for figure, by_row in evaluation.by_row.items():
+    for figure, by_row in judged.items():
         low, high = by_row.interval()
         yield html.paragraph(
             f"{figure} {by_row.figure:.4g}, 95 % interval {low:.4g} to {high:.4g} (bootstrap over "
@@ -98,7 +100,7 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     )
 
 
-def _data(folder: RunFolder, evaluation: Evaluation) -> Iterator[str]:
+def _data(folder: RunFolder) -> Iterator[str]:
     path = folder.assets / "data.json"
     if not path.is_file():
         return
@@ -142,20 +144,27 @@ def _tables(evaluation: Evaluation) -> Iterator[str]:
         yield html.code("\n".join(lines))
 
 
-def _worst(evaluation: Evaluation) -> Iterator[str]:
-    for figure, by_row in evaluation.by_row.items():
+def _worst(judged: Mapping[str, ByRow]) -> Iterator[str]:
+    for figure, by_row in judged.items():
         places = by_row.worst(_WORST)
         rows = []
         for place in places:
-            row = [by_row.rows[place], by_row.truth[place] if by_row.truth else "", by_row.answers[place]]
-            rows.append([*row, float(by_row.likelihoods[place]) if len(by_row.likelihoods) else ""])
-        if len(evaluation.by_row) > 1:
+            own = by_row.take(places[places == place])
+            rows.append(
+                [
+                    own.rows[0],
+                    own.truth[0] if own.truth else "",
+                    own.answers[0] if own.answers else f"{own.figure:.4g}",
+                    float(own.likelihoods[0]) if len(own.likelihoods) else "",
+                ]
+            )
+        if len(judged) > 1:
             yield html.paragraph(f"{figure}:")
         yield html.table(["row", "truth", "answer", "probability of the truth"], rows)
 
 
 def _explanations(
-    recipe: Recipe[Any], folder: RunFolder, evaluation: Evaluation, count: int
+    recipe: Recipe[Any], folder: RunFolder, judged: Mapping[str, ByRow], count: int
 ) -> Iterator[str]:
     options = recipe.about.explain
     if options is None or not count:
@@ -163,7 +172,7 @@ def _explanations(
     inputs: list[str] = []
     kinds = [given.kind for given in recipe.about.inputs(folder.read_config()).values()]
     if kinds == ["text"]:
-        for by_row in evaluation.by_row.values():
+        for by_row in judged.values():
             inputs += [by_row.rows[place] for place in by_row.worst(count)]
         if not inputs:
             return

@@ -37,7 +37,7 @@ ARROWS = {
     "serving": "errors lazy lines privacy settings",
     "watching": "errors lazy lines judging.reference privacy serving settings",
     "compare": "errors lines recipe settings judging reports training",
-    "report": "errors recipe reports settings training",
+    "report": "errors judging recipe reports settings training",
     "search": "errors lines settings recipe judging reports training",
     "parser": "errors settings",
     "rows": "errors data recipe",

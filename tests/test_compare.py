@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,13 @@ def test_policies_are_compared_by_the_returns_of_the_same_episodes(frozen, karpa
     found = karpa("compare", frozen / "q-learning" / "1", frozen / "sarsa" / "1", "--json").json
     (pair,) = found["pairs"]["mean_return"]
     assert pair["test"] == "paired bootstrap" and pair["low"] <= pair["difference"] <= pair["high"]
+
+
+def test_masked_language_models_are_compared_window_by_window(trained, karpa, tmp_path) -> None:
+    copy = tmp_path / "mlm-gru" / "2"
+    shutil.copytree(trained, copy)
+    found = karpa("compare", trained, copy, "--json").json
+    (pair,) = found["pairs"]["loss"]
+    assert pair["difference"] == 0.0 and pair["p"] == 1.0 and found["disagree"]["loss"] == []
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert found["figures"][0]["loss"]["figure"] == pytest.approx(metrics["loss"], rel=1e-4)

@@ -76,8 +76,11 @@ def evaluate_texts(
     more = {**beside, **members}
     if few.has_frozen_baseline(task.config):
         more["frozen encoder"] = few.frozen_baseline(task, known, rows)
-    by_row = of_labels(joined(rows), labels, probabilities, names)
-    grouped = _groups(folder, options, task.config, rows, by_row) if options.groups else {}
+
+    def by_row() -> dict[str, ByRow]:
+        return {"accuracy": of_labels(joined(rows), labels, probabilities, names)}
+
+    grouped = _groups(folder, options, task.config, rows, **by_row()) if options.groups else {}
     return Evaluation(
         data=where,
         metrics={**metrics, **sure},
@@ -98,21 +101,25 @@ def evaluate_texts(
             format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
             *([format_groups(**grouped)] if grouped else []),
         ],
-        by_row={"accuracy": by_row},
+        by_row=by_row,
         more={"groups": grouped} if grouped else {},
     )
 
 
 def _groups(
-    folder: RunFolder, options: BertEvaluateOptions, config: BertClassifierSettings, rows: Rows, of: ByRow
+    folder: RunFolder,
+    options: BertEvaluateOptions,
+    config: BertClassifierSettings,
+    rows: Rows,
+    accuracy: ByRow,
 ) -> dict[str, Any]:
     """Returns the accuracy of each group of rows, and shows it in TensorBoard."""
     groups = read_groups(options.data or config.data, columns_of(config), options.groups, rows)
     found: dict[str, Any] = {
         "column": options.groups,
         "figure": "accuracy",
-        "rows": by_group(of, groups),
-        "gaps": equalized_odds_gaps(of.truth, of.answers, groups),
+        "rows": by_group(accuracy, groups),
+        "gaps": equalized_odds_gaps(accuracy.truth, accuracy.answers, groups),
     }
     step = int(folder.final_metrics().get("steps", 0))
     with event_writer(folder.path / "validation"):

@@ -151,7 +151,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
                 "sentences that are in training": shared_sentences(known, sentences),
             },
             tables=[format_type_table(type_table(true, predicted))],
-            by_row={"f1_strict": of_tags(words, true, predicted)},
+            by_row=lambda: {"f1_strict": of_tags(words, true, predicted)},
         )
 
     # --- Predict and explain

@@ -75,7 +75,9 @@ class EnvironmentRecipe(Recipe[S]):
             metrics=results.pop("model"),
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
-            by_row={"mean_return": of_values([f"seed {seed}" for seed in self.seeds], returns["model"])},
+            by_row=lambda: {
+                "mean_return": of_values([f"seed {seed}" for seed in self.seeds], returns["model"])
+            },
         )
 
     def play(self, folder: RunFolder, options: PlayOptions) -> Played:

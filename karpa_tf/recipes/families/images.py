@@ -347,7 +347,7 @@ class ImageRecipe(Recipe[S]):
                 format_class_table(class_table(labels, probabilities, names)),
                 format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
             ],
-            by_row={"accuracy": of_labels(images.names, labels, probabilities, names)},
+            by_row=lambda: {"accuracy": of_labels(images.names, labels, probabilities, names)},
         )
         if against:
             every = -(-len(images) // _ATTACKED)

@@ -144,7 +144,7 @@ class Meta(Recipe[MetaSettings]):
             metrics=metrics,
             baselines=compared,
             facts={"tasks": options.tasks, "ways": tasks.ways, "shots": config.shots, **class_count(tasks)},
-            by_row={
+            by_row=lambda: {
                 metric: of_values(
                     [f"task {number}" for number in range(1, options.tasks + 1)],
                     found[steps.index(config.served_steps)],

@@ -80,13 +80,13 @@ def tables(name: str, head: Head, view: Texts | Words, outputs: Sequence[Any]) -
 
 def figure_by_row(
     name: str, head: Head, view: Texts | Words, outputs: Sequence[Any], rows: Part
-) -> dict[str, ByRow]:
-    """Returns the main figure of a task, row by row."""
+) -> tuple[str, ByRow]:
+    """Returns the name of a task's main figure, and the figure row by row."""
     figure = f"{name}_{FIGURES[head.kind][0]}"
     if isinstance(view, Texts) and isinstance(rows, Rows):
-        return {figure: of_labels(rows.texts, view.labels, view.probabilities(outputs), head.names)}
+        return figure, of_labels(rows.texts, view.labels, view.probabilities(outputs), head.names)
     words = [sentence.words for sentence in rows]  # type: ignore[union-attr]
-    return {figure: of_tags(words, view.tags, view.predict(outputs, head.names)[0])}  # type: ignore[union-attr]
+    return figure, of_tags(words, view.tags, view.predict(outputs, head.names)[0])  # type: ignore[union-attr]
 
 
 def write(

@@ -20,7 +20,6 @@ import numpy as np
 
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature, text_input
-from karpa_tf.judging.by_row import ByRow
 from karpa_tf.models.bert_multi_task import build_bert_multi_task
 from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import common
@@ -154,7 +153,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         compared: dict[str, dict[str, float]] = {}
         facts: dict[str, Any] = {"texts": len(rows)}
         printed: list[Sequence[str]] = []
-        rowwise: dict[str, ByRow] = {}
+        rowwise = []
         if options.beside:
             compared["single-task runs"], seen = beside(options.beside, folder, heads, rows, examples)
             facts |= {f"{name} texts that the single-task run learned from": n for name, n in seen.items()}
@@ -166,7 +165,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
                 write(folder.path / "validation" / name, step, heads[name], view, own, part)
             facts[f"{name} rows"] = len(part)
             printed += tables(name, heads[name], view, own)
-            rowwise |= figure_by_row(name, heads[name], view, own, part)
+            rowwise.append(partial(figure_by_row, name, heads[name], view, own, part))
         if examples.joint:
             facts["rows of all tasks"] = len(next(iter(examples.joint.values())))
         return Evaluation(
@@ -175,7 +174,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
             baselines=compared,
             facts=facts,
             tables=printed,
-            by_row=rowwise,
+            by_row=lambda: dict(make() for make in rowwise),
         )
 
     # --- Predict and explain
