@@ -92,16 +92,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080)
     given = parser.parse_args()
 
-    def ready(_: Any) -> None:
+    def ready(_: str) -> None:
         print(f"Chat: http://{given.host}:{given.port}/", flush=True)
 
-    app = Chat(given.server).app()
-
-    async def started(app: web.Application) -> None:
-        ready(app)
-
-    app.on_startup.append(started)
-    web.run_app(app, host=given.host, port=given.port, print=None, access_log=None)
+    web.run_app(Chat(given.server).app(), host=given.host, port=given.port, print=ready, access_log=None)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def answer_of(label: str) -> str:
 def prepare(data: Path, folder: Path, seed: int = 0) -> None:
     """Writes what `prepare` of examples/loop/steps.py does, from a folder of train.csv and test.csv.
 
-    Every second training row of a known label is learned from, and the others are the traffic. Of every eleventh
-    label nothing is learned: it comes in the second half of the traffic.
+    Every second training row of a known label is learned from, and 750 of the others are the traffic. Of each
+    eleventh label nothing is learned; its questions come from the 251st on.
 
     Args:
         data: the folder; columns text and label.
@@ -55,19 +55,17 @@ def prepare(data: Path, folder: Path, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
     rows = [(train[place]["text"], train[place]["label"]) for place in random.permutation(len(train))]
     known = [row for row in rows if row[1] not in new]
-    asked, ninth = known[1::2][:750], [row for row in rows if row[1] in new][:100]
+    asked, late = known[1::2][:750], [row for row in rows if row[1] in new][:100]
     learned, held = known[::2], [(row["text"], row["label"]) for row in test if row["label"] not in new]
     write_table(folder / "first" / "train.csv", ["text", "label"], learned[len(learned) // 10 :])
     write_table(folder / "first" / "validation.csv", ["text", "label"], learned[: len(learned) // 10])
     write_table(folder / "first" / "test.csv", ["text", "label"], held)
-    half = asked[500:] + ninth
-    traffic = asked[:500] + [half[place] for place in random.permutation(len(half))]
+    later = asked[250:] + late
+    traffic = asked[:250] + [later[place] for place in random.permutation(len(later))]
     write_table(folder / "answers.csv", ["text", "label"], traffic)
     with (folder / "traffic.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"client": "", "text": text}) + "\n" for text, _ in traffic)
-    print(
-        f"{len(learned)} rows to learn from; {len(traffic)} questions, {len(ninth)} of {len(new)} new labels"
-    )
+    print(f"{len(learned)} rows to learn from; {len(traffic)} questions, {len(late)} of new labels")
 
 
 def entries(folder: Path) -> None:
@@ -124,8 +122,8 @@ def ask(chat: str, folder: Path, first: int, last: int) -> Counter[tuple[bool, s
         counts = {kind: found[old, kind] for kind in ("right", "wrong", "person")}
         if sum(counts.values()):
             print(
-                f"{sum(counts.values())} questions {what}: {counts['right']} answered right, {counts['wrong']} "
-                f"wrong, {counts['person']} passed on to a person"
+                f"{sum(counts.values())} questions {what}: {counts['right']} answered right, "
+                f"{counts['wrong']} wrong, {counts['person']} passed on to a person"
             )
     return found
 

@@ -136,12 +136,11 @@ def test_entries_have_the_answers_of_their_intents(steps: dict[str, Any], tmp_pa
     entries = read(folder / "entries.csv")
     assert len({row["entry"] for row in entries}) == len(entries) > 1000
     assert {row["answer"] for row in entries} >= {"Help page: label 1."}
-    first = {
-        row["text"] for split in ("train", "validation") for row in read(folder / "first" / f"{split}.csv")
-    }
+    parts = [read(folder / "first" / f"{split}.csv") for split in ("train", "validation")]
+    first = {row["text"] for part in parts for row in part}
     asked = read(folder / "answers.csv")
     assert not first & {row["text"] for row in asked} and len(asked) == 850
-    new = [row["label"] in ("label_0", "label_18") for row in asked]
+    new = [row["label"] in ("label_0", "label_19") for row in asked]
     assert not any(new[:250]) and sum(new) == 100
     assert [row["text"] for row in read(folder / "first" / "test.csv")] == ["held"]
     # What a person has labelled is behind the entries.
@@ -209,10 +208,8 @@ def test_the_example_answers_in_the_end_what_it_did_not_know(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     verbs = [shlex.split(line)[2] for line in done.stdout.splitlines() if line.startswith("$ karpa-tf ")]
     assert {"train", "export", "serve", "predict"} == set(verbs) <= set(_VERBS)
-    counted = r"(\d+) questions (of \w+ \w+ \w+[ \w]*): (\d+) answered right, (\d+) wrong, (\d+) passed on"
-    (_, *before), (_, *missed), (_, *after), (_, *learned) = re.findall(counted, done.stdout)
-    known, _, _ = map(int, before[1:])
-    assert known > 0.8 * int(re.findall(counted, done.stdout)[0][0])
-    assert int(missed[1]) == 0 and int(missed[3]) > 0.5 * int(re.findall(counted, done.stdout)[1][0])
-    assert int(learned[1]) > 0.7 * int(re.findall(counted, done.stdout)[3][0])
-    assert int(after[1]) > 0.8 * int(re.findall(counted, done.stdout)[2][0])
+    counted = r"^(\d+) questions of .*: (\d+) answered right, (\d+) wrong, (\d+) passed on to a person$"
+    found = [[int(x) for x in row] for row in re.findall(counted, done.stdout, re.MULTILINE)]
+    (asked, right, *_), (late, none, _, passed), (again, still, *_), (rest, learned, *_) = found
+    assert right > 0.8 * asked and none == 0 and passed > 0.5 * late
+    assert still > 0.8 * again and learned > 0.7 * rest
