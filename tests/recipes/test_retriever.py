@@ -109,7 +109,7 @@ def test_the_rankings_are_what_they_are_called(run) -> None:
     """By hand: cosines of the vectors, and of both the sum with the share of BM25."""
     task, _ = Retriever().open_model(RunFolder(run))
     search, texts = task.search, ["play a song", "will it snow"]
-    scores = {name: value.numpy() for name, value in search.scores(tf.constant(texts)).items()}
+    scores = {name: search.score(tf.constant(texts), name).numpy() for name in ("both", "dense", "bm25")}
     vectors = search.encoder.embed(texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     dense = vectors @ search.encoder.embed(search.entries.texts).T
@@ -160,22 +160,24 @@ def test_other_entries_and_other_questions_are_evaluated(run, tables, karpa, tmp
     assert result.status == 2 and "which none of the 1 entries has" in result.err
 
 
-def test_a_preset_stays_as_it_is(run, tables, karpa, tmp_path) -> None:
+@pytest.mark.parametrize("ranking", [pytest.param("dense", marks=pytest.mark.slow), "bm25"])
+def test_a_preset_stays_as_it_is(ranking, run, tables, karpa, tmp_path) -> None:
     """Training rows are the entries then, and BM25 alone serves no BERT."""
     from tests.presets import write_reader
 
     preset = write_reader(tmp_path / "preset", run / "assets" / "vocab.txt")
-    words = ["--preset", preset, "--method", "none", "--sequence_length", 32, "--ranking", "bm25"]
+    words = ["--preset", preset, "--method", "none", "--sequence_length", 32, "--ranking", ranking]
     result = karpa("train", "retriever", "--data", tables / "questions.csv", *words, "--logs", tmp_path)
     assert result.status == 0, result.err
     shutil.rmtree(preset)  # the run has what it needs
     result = karpa("evaluate", tmp_path / "retriever" / "1", "--json")
-    assert result.json["facts"]["entries"] == 108 and set(result.json["baselines"]) > {"both", "dense"}
-    assert karpa("export", tmp_path / "retriever" / "1", "--to", tmp_path / "models").status == 0
+    assert result.json["facts"]["entries"] == 108 and "both" in result.json["baselines"]
+    assert karpa("export", tmp_path / "retriever" / "1", "--to", tmp_path / "models", "--force").status == 0
     served = tf.saved_model.load(str(tmp_path / "models" / "retriever" / "1"))
     found = served.signatures["serving_default"](text=tf.constant(["play a song"]))
-    assert found["answer"].numpy()[0, 0].decode() == ANSWERS["music"] and found["entry"].shape == (1, 5)
-    assert sum(math.prod(v.shape) for v in served.variables) < 5000
+    assert found["answer"].numpy()[0, 0].decode() in ANSWERS.values() and found["entry"].shape == (1, 5)
+    names = {variable.name.split(":")[0].split("_")[0] for variable in served.variables}
+    assert ("bm25" in names) == (ranking == "bm25") and ("entries" in names) == (ranking == "dense")
 
 
 def test_it_begins_with_another_run_and_goes_on(run, tables, karpa, tmp_path) -> None:

@@ -144,7 +144,10 @@ def open_questions(config: RetrieverSettings) -> RetrieverData:
     Raises:
         UserError: they cannot be read, or a text asks for an answer that no entry has.
     """
-    entries = read_entries(config.entries, config) if config.entries else None
+    entries, notes = None, []
+    if config.entries:
+        entries = read_entries(config.entries, config)
+        notes = [f"{config.entries}: {len(entries):,} entries, {len(set(entries.answers)):,} answers"]
     table = open_table(
         config.data,
         columns_of(config),
@@ -162,7 +165,7 @@ def open_questions(config: RetrieverSettings) -> RetrieverData:
         table.record, fingerprint=digest.hexdigest(), sizes=sizes, labels=sorted(set(entries.answers))
     )
     splits = {split: Questions(rows, entries) for split, rows in table.splits.items()}
-    return RetrieverData(splits, table.brings_test, record, table.notes)
+    return RetrieverData(splits, table.brings_test, record, [*notes, *table.notes])
 
 
 def open_others(source: str, config: RetrieverSettings, entries: Entries) -> tuple[Questions, Sequence[str]]:

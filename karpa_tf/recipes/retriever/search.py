@@ -56,12 +56,13 @@ class Search(InALine):
             vectors = encoder.embed([entries.texts[place] for place in first])
         self.vectors = keras.Variable(vectors, trainable=False, dtype="float32", name="entries")
 
-    def scores(self, texts: tf.Tensor) -> dict[Any, tf.Tensor]:
-        """Returns the scores float32 (n, documents) of texts, string (n,), by ranking, in graph ops."""
+    def score(self, texts: tf.Tensor, ranking: Ranking) -> tf.Tensor:
+        """Returns the scores float32 (n, documents) of texts, string (n,), by a ranking, in graph ops."""
         token_ids, segment_ids = self.encoder.pack(texts)
+        if ranking == "bm25":
+            return self.bm25(token_ids)
         dense = tf.matmul(self.encoder.vectors(token_ids, segment_ids), self.vectors.value, transpose_b=True)
-        bm25 = self.bm25(token_ids)
-        return {"both": mixed(dense, bm25, self.weight), "dense": dense, "bm25": bm25}
+        return dense if ranking == "dense" else mixed(dense, self.bm25(token_ids), self.weight)
 
     def signature(self, ranking: Ranking, top: int) -> Signature:
         """Returns what is served: `entry` and `answer` string (n, top), `score` float32 (n, top).
@@ -73,11 +74,8 @@ class Search(InALine):
         top = min(top, len(self.entries))
 
         def answer(text: tf.Tensor) -> dict[str, tf.Tensor]:
-            if ranking == "bm25":
-                found = self.bm25(self.encoder.pack(text)[0])
-            else:
-                found = self.scores(text)[ranking]
-            best = tf.math.top_k(tf.gather(found, self.document_of, axis=1), top)
+            found = tf.gather(self.score(text, ranking), self.document_of, axis=1)
+            best = tf.math.top_k(found, top)
             return {
                 "entry": tf.gather(tf.constant(self.entries.ids), best.indices),
                 "answer": tf.gather(tf.constant(self.entries.answers), best.indices),
@@ -105,11 +103,16 @@ class Search(InALine):
         answers = np.array([numbers[answer] for answer in self.entries.answers])
         wanted = np.array([numbers[answer] for answer in questions.rows.labels])
         texts, found = questions.rows.texts, dict[Any, list[np.ndarray]]()
-        call = tf.function(self.scores, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        def single(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return self.score(part, "dense"), self.score(part, "bm25")
+
         for begin in range(0, len(texts), _AT_ONCE):
-            scores = call(tf.constant(texts[begin : begin + _AT_ONCE]))
-            if weights:
-                scores = {weight: mixed(scores["dense"], scores["bm25"], weight) for weight in weights}
+            dense, bm25 = single(tf.constant(texts[begin : begin + _AT_ONCE]))
+            scores = {weight: mixed(dense, bm25, weight) for weight in weights or [self.weight]}
+            if not weights:
+                scores = {"both": scores[self.weight], "dense": dense, "bm25": bm25}
             right = wanted[begin : begin + _AT_ONCE, None] == answers
             for name, values in scores.items():
                 each = values.numpy()[:, self.document_of]
