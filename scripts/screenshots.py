@@ -2,6 +2,7 @@
 
     python scripts/screenshots.py             trains a few small runs first: some minutes on two cores
     python scripts/screenshots.py --logs L    shows those of L: dqn, mnist-mlp, and q-learning with --seeds
+    python scripts/screenshots.py --chat      the chat page of examples/customer-service alone, which it runs
 
 It needs Chromium on the PATH, and playwright, which the extra `dev` brings.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,13 +117,43 @@ def shoot_status_page(page: Page, models: Path) -> None:
         shoot(page, "status-page")
 
 
+def shoot_chat(page: Page, folder: Path) -> None:
+    """Runs the example of customer service in a new folder, and asks what it knows and what it does not."""
+    script = Path(__file__).parents[1] / "examples" / "customer-service" / "run.py"
+    command = [sys.executable, script, "--folder", folder, "--stay"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        url = next(line.split()[5] for line in process.stdout if line.startswith("The chat page is at"))
+        page.set_viewport_size({"width": 420, "height": 620})
+        page.goto(url)
+        asked = ("set the lamp to blue", "will it rain tomorrow", "sing me a poem")
+        for number, question in enumerate(asked):
+            page.get_by_label("Your question").fill(question)
+            page.keyboard.press("Enter")
+            page.locator("#log p").nth(2 * number + 1).wait_for()
+        shoot(page, "customer-service")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--logs", type=Path, help="Runs that are there already.")
-    given = parser.parse_args().logs
-    given = given and given.resolve()
+    parser.add_argument("--chat", action="store_true", help="The chat page alone.")
+    arguments = parser.parse_args()
+    given = arguments.logs and arguments.logs.resolve()
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(120_000)
+        if arguments.chat:
+            shoot_chat(page, Path(folder) / "customer-service")
+            return
         logs = given or Path(folder) / "logs"
         for words in () if given else RUNS:
             karpa("train", *words, "--logs", logs)
@@ -134,11 +166,6 @@ def main() -> None:
         models = Path(folder) / "savedmodels"
         karpa("export", "mnist-mlp/latest", "--logs", logs, "--to", models)
         karpa("export", "dqn/latest", "--logs", logs, "--to", models, "--policy_saver", "false")
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(120_000)
         runs = {f"{path.parent.parent.name}/{path.parent.name}" for path in logs.glob("*/*/metrics.json")}
         shoot_tensorboard(page, logs, runs)
         shoot_status_page(page, models)
