@@ -61,7 +61,8 @@ class Encoder(InALine):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of texts, float32 (n, width)."""
         order = np.argsort([len(text) for text in texts], kind="stable")  # of one length: less padding
-        call = tf.function(self, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        # Calls of the function itself are counted, and TensorFlow warns where several encoders are used.
+        call = tf.function(self, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.string))
         vectors = np.zeros((len(texts), self.model.output.shape[-1]), np.float32)
         for begin in range(0, len(texts), _AT_ONCE):
             rows = order[begin : begin + _AT_ONCE]

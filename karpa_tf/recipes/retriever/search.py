@@ -104,12 +104,12 @@ class Search(InALine):
         wanted = np.array([numbers[answer] for answer in questions.rows.labels])
         texts, found = questions.rows.texts, dict[Any, list[np.ndarray]]()
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         def single(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self.score(part, "dense"), self.score(part, "bm25")
 
+        call = tf.function(single, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.string))
         for begin in range(0, len(texts), _AT_ONCE):
-            dense, bm25 = single(tf.constant(texts[begin : begin + _AT_ONCE]))
+            dense, bm25 = call(tf.constant(texts[begin : begin + _AT_ONCE]))
             scores = {weight: mixed(dense, bm25, weight) for weight in weights or [self.weight]}
             if not weights:
                 scores = {"both": scores[self.weight], "dense": dense, "bm25": bm25}
