@@ -16,7 +16,6 @@ from karpa_tf.data.sources import DataRecord, Split
 from karpa_tf.data.tables import Columns, Rows, filled_columns, open_table, open_test_rows
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.lines import InALine
-from karpa_tf.privacy import redact
 
 from . import RetrieverSettings
 
@@ -120,7 +119,8 @@ def read_entries(path: str, config: RetrieverSettings, advice: str = "name yours
                 "give each an id of its own."
             )
         first[name] = number
-    return Entries(ids, [redact(text) for text in texts] if config.redact else texts, answers)
+    rows = Rows(texts, None, answers)
+    return Entries(ids, (rows.redacted() if config.redact else rows).texts, answers)
 
 
 def check_answers(rows: Rows, entries: Entries, where: str) -> None:
