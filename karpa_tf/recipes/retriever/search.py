@@ -110,9 +110,13 @@ class Search(InALine):
         call = tf.function(single, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.string))
         for begin in range(0, len(texts), _AT_ONCE):
             dense, bm25 = call(tf.constant(texts[begin : begin + _AT_ONCE]))
-            scores = {weight: mixed(dense, bm25, weight) for weight in weights or [self.weight]}
-            if not weights:
-                scores = {"both": scores[self.weight], "dense": dense, "bm25": bm25}
+            scores: dict[Any, tf.Tensor] = {
+                "both": mixed(dense, bm25, self.weight),
+                "dense": dense,
+                "bm25": bm25,
+            }
+            if weights:
+                scores = {weight: mixed(dense, bm25, weight) for weight in weights}
             right = wanted[begin : begin + _AT_ONCE, None] == answers
             for name, values in scores.items():
                 each = values.numpy()[:, self.document_of]
