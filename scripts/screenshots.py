@@ -2,7 +2,8 @@
 
     python scripts/screenshots.py             trains a few small runs first: some minutes on two cores
     python scripts/screenshots.py --logs L    shows those of L: dqn, mnist-mlp, and q-learning with --seeds
-    python scripts/screenshots.py --chat      the chat page of examples/customer-service alone, which it runs
+    python scripts/screenshots.py --chat S    the chat page alone, before S, the savedmodels that
+                                              examples/customer-service has left
 
 It needs Chromium on the PATH, and playwright, which the extra `dev` brings.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -117,31 +117,33 @@ def shoot_status_page(page: Page, models: Path) -> None:
         shoot(page, "status-page")
 
 
-def shoot_chat(page: Page, folder: Path) -> None:
-    """Runs the example of customer service in a new folder, and asks what it knows and what it does not."""
-    script = Path(__file__).parents[1] / "examples" / "customer-service" / "run.py"
-    command = [sys.executable, script, "--folder", folder, "--stay"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    try:
-        url = next(line.split()[5] for line in process.stdout if line.startswith("The chat page is at"))
-        page.set_viewport_size({"width": 420, "height": 620})
-        page.goto(url)
-        asked = ("set the lamp to blue", "will it rain tomorrow", "sing me a poem")
-        for number, question in enumerate(asked):
-            page.get_by_label("Your question").fill(question)
-            page.keyboard.press("Enter")
-            page.locator("#log p").nth(2 * number + 1).wait_for()
-        shoot(page, "customer-service")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+def shoot_chat(page: Page, models: Path) -> None:
+    """Asks models of the example of customer service what they know and what they do not."""
+    rest, port = free_port(), free_port()
+    script = Path(__file__).parents[1] / "examples" / "customer-service" / "chat.py"
+    page.set_viewport_size({"width": 420, "height": 620})
+    with serving("serve", models, "--port", free_port(), "--rest_api_port", rest):
+        command = [sys.executable, script, f"http://127.0.0.1:{rest}", "--port", port]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        try:
+            process.stdout.readline()  # it is ready
+            page.goto(f"http://127.0.0.1:{port}/")
+            asked = ("set the lamp to blue", "will it rain tomorrow", "sing me a poem")
+            for number, question in enumerate(asked):
+                page.get_by_label("Your question").fill(question)
+                page.keyboard.press("Enter")
+                page.locator("#log p").nth(2 * number + 1).wait_for()
+            shoot(page, "customer-service")
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--logs", type=Path, help="Runs that are there already.")
-    parser.add_argument("--chat", action="store_true", help="The chat page alone.")
+    parser.add_argument("--chat", type=Path, help="The chat page alone, before these models.")
     arguments = parser.parse_args()
     given = arguments.logs and arguments.logs.resolve()
     PICTURES.mkdir(exist_ok=True)
@@ -152,7 +154,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.set_default_timeout(120_000)
         if arguments.chat:
-            shoot_chat(page, Path(folder) / "customer-service")
+            shoot_chat(page, arguments.chat)
             return
         logs = given or Path(folder) / "logs"
         for words in () if given else RUNS:
