@@ -129,7 +129,7 @@ def shoot_chat(page: Page, models: Path) -> None:
         try:
             process.stdout.readline()  # it is ready
             page.goto(f"http://127.0.0.1:{port}/")
-            asked = ("set the lamp to blue", "will it rain tomorrow", "sing me a poem")
+            asked = ("turn on the desk lamp", "what is the weather like at the beach", "sing me a poem")
             for number, question in enumerate(asked):
                 page.get_by_label("Your question").fill(question)
                 page.keyboard.press("Enter")
