@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -217,6 +217,34 @@ def _notes(every: Iterable[Rows]) -> list[str]:
     return [note for rows in every for note in rows.notes]
 
 
+def read_groups(source: str, columns: Columns, column: str, rows: Rows) -> list[str]:
+    """Returns what each of some rows belongs to, as a further column of the data says.
+
+    Args:
+        source: that the rows are from, as for `open_table`.
+        columns: that they were read with.
+        column: of the groups.
+        rows: whose groups are asked for.
+
+    Raises:
+        UserError: the data has no such column, or a row has nothing in it.
+    """
+    if source == "embedded":
+        raise UserError("--groups: the embedded data has no further columns; train on a table of yours.")
+    known = read_given(source, columns)
+    grouped = read_given(source, replace(columns, label=column), advice="name another one with --groups")
+    groups: dict[Any, list[str]] = {}
+    for split, mine in known.items():
+        # Rows of the same text stay together, in their order.
+        for key, group in zip(_whole_keys(mine), grouped[split].labels, strict=True):
+            groups.setdefault(key, []).append(group)
+    return [groups[key].pop(0) for key in _whole_keys(rows)]
+
+
+def _whole_keys(rows: Rows) -> Iterable[tuple[str, str, str]]:
+    return zip(rows.texts, rows.texts_b or [""] * len(rows), rows.labels, strict=True)
+
+
 def shared_rows(train: Labelled, test: Labelled) -> int:
     """Returns how many rows of `test` are in `train` as well: the same text, the same pixels."""
     seen = set(train.keys())
@@ -348,7 +376,10 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 
 
 def read_given(
-    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool = True
+    source: str | Mapping[str, Sequence[Any]],
+    columns: Columns,
+    needs_training: bool = True,
+    advice: str = "name yours with --{}",
 ) -> dict[Split, Rows]:
     """Reads labelled texts in the splits that they come in.
 
@@ -356,16 +387,17 @@ def read_given(
         source: as for `open_table`.
         columns: names of the columns.
         needs_training: whether a folder must have rows to learn from.
+        advice: what to do where a column of a file is missing; `{}` stands for the setting.
 
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
     """
-    found = _read_given(source, columns, needs_training)
+    found = _read_given(source, columns, needs_training, advice)
     return {split: rows.redacted() for split, rows in found.items()} if columns.redact else found
 
 
 def _read_given(
-    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool
+    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool, advice: str
 ) -> dict[Split, Rows]:
     if not isinstance(source, str):
         return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
@@ -376,12 +408,12 @@ def _read_given(
     path = Path(source)
     if path.is_dir():
         files = find_splits(path, TABLES, needs_training)
-        return {split: read_table(file, columns) for split, file in files.items()}
+        return {split: read_table(file, columns, advice) for split, file in files.items()}
     if not path.exists():
         raise no_such_path(
             source, "a .csv, .tsv, .jsonl, .xlsx or .parquet with a header, a folder with train.csv"
         )
-    return {"train": read_table(path, columns)}
+    return {"train": read_table(path, columns, advice)}
 
 
 def no_such_path(source: str, wanted: str) -> UserError:
@@ -416,14 +448,14 @@ def find_splits(folder: Path, suffixes: tuple[str, ...], needs_training: bool = 
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def read_table(path: Path, columns: Columns) -> Rows:
+def read_table(path: Path, columns: Columns, advice: str = "name yours with --{}") -> Rows:
     """Reads labelled texts from a table with a header: .csv, .tsv, .jsonl, .xlsx or .parquet.
 
     Raises:
         UserError: it cannot be read, has a row that does not fit, or lacks a column, a text or a label.
     """
     names = [name for name in (columns.text, columns.label, columns.text_b) if name]
-    return _rows(read_sheet(path, names), columns, "name yours with --{}")
+    return _rows(read_sheet(path, names), columns, advice)
 
 
 def _rows(sheet: Sheet, columns: Columns, advice: str) -> Rows:

@@ -6,10 +6,10 @@ import pytest
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipes.mlm_gru import MlmGruSettings
+from karpa_tf.training.listing import list_runs
 from karpa_tf.training.run_folder import (
     create_run,
     find_events,
-    list_runs,
     lock_folder,
     locked,
     open_run,

@@ -14,12 +14,12 @@ import numpy as np
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
-from karpa_tf.export.signature import Signature
+from karpa_tf.export.signature import COST, Signature
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.recipes.families import certainty, references
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
-from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
+from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section, training_cost
 from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
@@ -269,6 +269,7 @@ def export(
         held_out: of a classifier: validation rows as arrays by input, and their labels; see `references`.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
+    written["model_card"] += training_cost(folder.environment)
     written["model_card"] += certainty.section(folder)
     if threshold := certainty.threshold_file(folder):
         written["assets"] = {**written["assets"], "unknown.json": json.dumps(threshold, indent=2) + "\n"}
@@ -279,4 +280,5 @@ def export(
         written["extra"] = {references.REFERENCE: references.as_text(reference)}
     signatures = {"serving_default": signature, **(others or {})}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
+    folder.note(**json.loads((path / "assets.extra" / COST).read_text(encoding="utf-8")))
     return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))
