@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from karpa_tf.errors import UserError
 from karpa_tf.judging.retrieval import first_right_ranks, retrieval_metrics
+from karpa_tf.recipes.retriever import RetrieverEvaluateOptions
 from karpa_tf.recipes.retriever.bm25 import Bm25, pieces_of
 from karpa_tf.recipes.retriever.recipe import Retriever
 from karpa_tf.training.run_folder import RunFolder
@@ -153,8 +154,10 @@ def test_entries_are_replaced_without_training(run, tables, karpa, tmp_path) -> 
 
 def test_other_entries_and_other_questions_are_evaluated(run, tables, karpa, tmp_path) -> None:
     write_csv(tmp_path / "new.csv", entries_of(9, seed=4), HEADER)
-    result = karpa("evaluate", run, "--entries", tmp_path / "new.csv", "--json")
-    assert result.status == 0 and result.json["facts"]["entries"] == 9, result.err
+    options = RetrieverEvaluateOptions(entries=str(tmp_path / "new.csv"))
+    found = Retriever().evaluate(RunFolder(run), options)
+    assert found.facts["entries"] == 9
+    assert found.by_row()["recall_at_1"].figure == found.metrics["recall_at_1"]
     write_csv(tmp_path / "asked.csv", [("play music", "Say what to play.")], ("text", "answer"))
     result = karpa("evaluate", run, "--data", tmp_path / "asked.csv", "--json")
     assert result.status == 0 and result.json["facts"]["rows"] == 1, result.err

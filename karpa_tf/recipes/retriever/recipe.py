@@ -22,6 +22,7 @@ from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import label_ids, shared_rows
 from karpa_tf.export.signature import Signature
+from karpa_tf.judging.by_row import of_values
 from karpa_tf.judging.retrieval import first_right_ranks, retrieval_metrics
 from karpa_tf.recipe import Evaluation
 from karpa_tf.recipes.families.encoders import EncoderRecipe, Task
@@ -181,8 +182,9 @@ class Retriever(EncoderRecipe[RetrieverSettings, Questions, Looked]):
         part, _, where = self.held_out(folder, task, options)
         search = task.search
         check_answers(part.rows, search.entries, where)
-        figures = {name: retrieval_metrics(ranks) for name, ranks in search.ranks(part).items()}
-        served = figures.pop(task.config.ranking)
+        ranks = search.ranks(part)
+        figures = {name: retrieval_metrics(found) for name, found in ranks.items()}
+        served, first = figures.pop(task.config.ranking), ranks[task.config.ranking] == 1
         guess = Counter(search.entries.answers).most_common(1)[0][0]
         often = part.rows.labels.count(guess) / len(part)
         return Evaluation(
@@ -196,6 +198,7 @@ class Retriever(EncoderRecipe[RetrieverSettings, Questions, Looked]):
                 "entries": len(search.entries),
                 "rows whose text is an entry's": shared_rows(search.entries.rows, part.rows),
             },
+            by_row=lambda: {"recall_at_1": of_values(part.rows.texts, first)},
         )
 
     # --- Predict and export
