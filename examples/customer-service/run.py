@@ -1,7 +1,7 @@
 """Customer service: known or not, the answer, and what a person adds. docs/customer-service.md explains it.
 
 `python examples/customer-service/run.py` prints each command as it runs it, and needs about three minutes
-of two cores. With `--stay` the chat page is there until Ctrl-C.
+on two cores. With `--stay` the chat page is there until Ctrl-C.
 """
 
 from __future__ import annotations
