@@ -18,7 +18,7 @@ _K1, _B = 1.2, 0.75
 
 
 class Bm25(InALine):
-    """BM25 of texts and a few documents (Robertson & Zaragoza 2009, https://doi.org/10.1561/1500000019, section 3).
+    """BM25 of texts and a few documents (Robertson & Zaragoza 2009, section 3, https://doi.org/10.1561/1500000019).
 
     A document d of a query q has the sum of idf(t) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|)) over the
     pieces t of q, each as often as it stands there. f is how often t is in d. idf(t) is log(1 + (N - n + 0.5)
