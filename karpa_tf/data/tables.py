@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -136,12 +136,14 @@ class Columns:
         label: of the labels.
         text_b: of the second text of each pair; empty: no pairs.
         redact: put markers in the place of personal data in the texts, before anything else sees them.
+        setting: what names the column of the labels where it is missing, for the error.
     """
 
     text: str = "text"
     label: str = "label"
     text_b: str = ""
     redact: bool = False
+    setting: str = "label"
 
 
 def open_table(
@@ -458,28 +460,45 @@ def read_table(path: Path, columns: Columns, advice: str = "name yours with --{}
 
 def _rows(sheet: Sheet, columns: Columns, advice: str) -> Rows:
     """Returns labelled texts of a sheet; `advice` is what to do where there is no column of a name."""
-    fields = {"text": columns.text, "label": columns.label, "text_b": columns.text_b}
+    fields = {"text": columns.text, columns.setting: columns.label, "text_b": columns.text_b}
     wanted = [(name, advice.format(field)) for field, name in fields.items() if name]
+    texts, labels, *second = filled_columns(sheet, wanted, [columns.label])
+    return Rows(texts, second[0] if second else None, labels, sheet.notes)
+
+
+def filled_columns(
+    sheet: Sheet, wanted: Sequence[tuple[str, str]], labels: Collection[str]
+) -> list[list[str]]:
+    """Returns columns of a sheet in which no cell is empty.
+
+    Args:
+        sheet: the table.
+        wanted: names of columns, and what to do where there is none of that name.
+        labels: those of them that hold labels: whole numbers will do, and "nan" is one.
+
+    Raises:
+        UserError: a column is missing, a cell is empty or holds something else, or there are no rows.
+    """
     names = [name for name, _ in wanted]
     empty: dict[str, list[int]] = {name: [] for name in names}
     found: list[list[str]] = []
-    read = (as_text, as_label, as_text)
     for place, cells in enumerate(sheet.select(wanted)):
         row = [
-            cell.strip() if isinstance(cell, str) else read[at](cell, _cell(sheet, place, names[at]))
-            for at, cell in enumerate(cells)
+            cell.strip()
+            if isinstance(cell, str)
+            else (as_label if name in labels else as_text)(cell, _cell(sheet, place, name))
+            for name, cell in zip(names, cells, strict=True)
         ]
-        for at, cell in enumerate(row):
-            if not cell or (at != 1 and is_nothing(cell)):
-                empty[names[at]].append(sheet.numbers[place])
+        for name, cell in zip(names, row, strict=True):
+            if not cell or (name not in labels and is_nothing(cell)):
+                empty[name].append(sheet.numbers[place])
         found.append(row)
     for name, numbers in empty.items():
         if numbers:
             first = f"{sheet.unit} {numbers[0]}"
             which = f"{first} has" if len(numbers) == 1 else f"{len(numbers)} rows ({first} first) have"
             raise UserError(f'{sheet.path}: {which} nothing in the column "{name}"; fill in or delete.')
-    texts, labels, *second = (list(column) for column in zip(*found, strict=True))
-    return Rows(texts, second[0] if second else None, labels, sheet.notes)
+    return [list(column) for column in zip(*found, strict=True)]
 
 
 def _cell(sheet: Sheet, place: int, name: str) -> str:

@@ -114,7 +114,8 @@ def grown_weights(model: keras.Model, weights: Sequence[np.ndarray], before: int
     Raises:
         ValueError: they differ in more than the labels.
     """
-    head = {id(variable) for variable in model.get_layer("logits").weights}
+    # A model that tells no labels apart has none.
+    head = {id(v) for layer in model.layers if layer.name == "logits" for v in layer.weights}
     found = []
     for variable, array in zip(model.weights, weights, strict=True):
         value = np.array(variable)
@@ -161,7 +162,7 @@ def begin_with_labels(
     except ValueError:
         weights = []  # refused in the words of every other misfit
     run.begin_with(model, weights)
-    if new := names[len(before) :]:
+    if (new := names[len(before) :]) and any(layer.name == "logits" for layer in model.layers):
         run.say(
             f"{init} has {len(before)} labels, which keep their weights; new: "
             f"{', '.join(new[:5])}{f' and {len(new) - 5} more' if len(new) > 5 else ''}"
