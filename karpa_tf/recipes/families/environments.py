@@ -15,6 +15,7 @@ import gymnasium
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import write_savedmodel
+from karpa_tf.judging.by_row import of_values
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Played, PlayOptions, Recipe
 from karpa_tf.reports.pictures import check_film, write_film
 from karpa_tf.rl.episodes import Film, Policy, play, rule_policy, summary
@@ -68,15 +69,18 @@ class EnvironmentRecipe(Recipe[S]):
         with contextlib.closing(self.make_env(config)) as env:
             if rule := rule_policy(env):
                 policies["rule"] = rule
-        results = {
-            name: summary(play(lambda: self.make_env(config), policy, self.seeds))
-            for name, policy in policies.items()
+        played = {
+            name: play(lambda: self.make_env(config), policy, self.seeds) for name, policy in policies.items()
         }
+        results = {name: summary(episodes) for name, episodes in played.items()}
         return Evaluation(
             data=config.env,
             metrics=results.pop("model"),
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
+            by_row=lambda: {
+                "mean_return": of_values([f"seed {seed}" for seed in self.seeds], played["model"].returns)
+            },
         )
 
     def shown(self, metrics: Mapping[str, Any]) -> list[str]:
