@@ -365,6 +365,8 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     Raises:
         UserError: there is no such run.
     """
+    if not str(run).strip():
+        raise UserError('A run is named by its folder, or RECIPE/latest. Received: "".')
     path = Path(run)
     if path.name == "latest" and not path.exists():
         # The folder of a recipe of one's own may have the same name.

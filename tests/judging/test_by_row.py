@@ -55,10 +55,10 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     held = [
         low <= 0.3 <= high
         for low, high in (
-            of_values(["x"] * 80, rng.exponential(0.3, 80)).interval(seed) for seed in range(120)
+            of_values(["x"] * 80, rng.exponential(0.3, 80)).interval(seed) for seed in range(50)
         )
     ]
-    assert 0.86 <= np.mean(held) <= 0.99
+    assert 0.84 <= np.mean(held) < 1
 
 
 def test_pairs_of_labels_get_mcnemars_exact_test() -> None:

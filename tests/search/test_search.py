@@ -257,7 +257,7 @@ def test_a_trial_is_the_run_that_train_makes(searched, karpa, tmp_path) -> None:
     np.testing.assert_array_equal(*tables)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_search_that_is_killed_goes_on_to_the_same_winner(searched, how, tmp_path) -> None:
     logs, whole = searched
     folder = tmp_path / "searches" / "q-learning-1"

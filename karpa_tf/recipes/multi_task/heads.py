@@ -68,6 +68,16 @@ def baselines(head: Head, known: Part, rows: Part) -> dict[str, dict[str, float]
     return {"gazetteer": gazetteer_baseline(*sides[0], *sides[1])}
 
 
+def labelled(heads: Mapping[str, Head], part: JointRows) -> dict[str, Any]:
+    """Returns the texts that each task of texts labels, as its signature takes them, and their labels."""
+    texts = {name: part.of(name) for name, head in heads.items() if head.kind == "texts"}
+    return {
+        name: ({"text": np.array(rows.texts, object)}, rows.labels)
+        for name, rows in texts.items()
+        if isinstance(rows, Rows)
+    }
+
+
 def tables(name: str, head: Head, view: Texts | Words, outputs: Sequence[Any]) -> list[list[str]]:
     """Returns the lines of a task's tables."""
     if isinstance(view, Words):

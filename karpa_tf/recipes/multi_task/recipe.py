@@ -38,7 +38,18 @@ from .answer import Answer
 from .batches import JointExamples, MultiTask, batch_rows, reads_cases
 from .card import model_card
 from .data import Tasks, heads_of, open_others, open_tasks
-from .heads import FIGURES, all_right, baselines, beside, figure_by_row, head_metrics, named, tables, write
+from .heads import (
+    FIGURES,
+    all_right,
+    baselines,
+    beside,
+    figure_by_row,
+    head_metrics,
+    labelled,
+    named,
+    tables,
+    write,
+)
 from .joining import JointRows
 
 # Peak of the learning rate of the weights of losses, which are few and have far to go.
@@ -235,6 +246,9 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
             if f"{name}_{figure}" in folder.final_metrics():
                 common.learned_or_refuse(folder, f"{name}_{figure}", guessing, options.force)
         return super().export(folder, options)
+
+    def labelled_beside(self, task: MultiTask, part: JointRows) -> dict[str, Any]:
+        return labelled(heads_of(task.names), part)
 
     def rows(self, part: JointRows) -> list[dict[str, str]]:
         return [{"text": text} for text in part.texts]
