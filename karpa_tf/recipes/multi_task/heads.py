@@ -99,6 +99,17 @@ def figure_by_row(
     return figure, of_tags(words, view.tags, view.predict(outputs, head.names)[0])  # type: ignore[union-attr]
 
 
+def figures_by_row(
+    heads: Mapping[str, Head], examples: JointExamples, outputs: Sequence[Any], rows: JointRows
+) -> dict[str, ByRow]:
+    """Returns the main figure of each task, row by row."""
+    views = examples.heads.items()
+    return dict(
+        figure_by_row(name, heads[name], view, examples.of(outputs, name), rows.of(name))
+        for name, view in views
+    )
+
+
 def write(
     folder: Path, step: int, head: Head, view: Texts | Words, outputs: Sequence[Any], rows: Part
 ) -> None:
