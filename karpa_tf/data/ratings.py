@@ -83,6 +83,7 @@ class RatingSplits(InALine):
     Attributes:
         ratings: all of them.
         train: int64, rows of `ratings`.
+        rerank: the same, of the re-ranker alone: the towers do not learn from them.
         validation: the same; at test time they are known of a user.
         test: the same, of items that are not cold.
         cold: bool (items,), held out from training.
@@ -91,6 +92,7 @@ class RatingSplits(InALine):
 
     ratings: Ratings
     train: np.ndarray
+    rerank: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     cold: np.ndarray
@@ -99,16 +101,20 @@ class RatingSplits(InALine):
     @property
     def record(self) -> DataRecord:
         """What a run notes of them."""
-        sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test", "cold_test")}
+        parts = ("train", "rerank", "validation", "test", "cold_test")
+        sizes = {name: len(getattr(self, name)) for name in parts}
         return DataRecord(self.ratings.fingerprint(), {**sizes, "items": len(self.ratings.items)})
 
     def described(self, where: str) -> str:
         """Returns a line on them, for people."""
         cold = f", {self.cold.sum():,} of them held out" if self.cold.any() else ""
-        train, validation, test = (f"{len(part):,}" for part in (self.train, self.validation, self.test))
+        train, rerank, validation, test = (
+            f"{len(part):,}" for part in (self.train, self.rerank, self.validation, self.test)
+        )
         return (
             f"{where}: {self.ratings.count:,} users, {len(self.ratings.items):,} items{cold}; "
-            f"{train} ratings to learn from, {validation} for validation, {test} to test"
+            f"{train} ratings for the towers, {rerank} for the re-ranker, {validation} for validation, "
+            f"{test} to test"
         )
 
     def matrix(self, *parts: str) -> np.ndarray:
@@ -121,7 +127,7 @@ class RatingSplits(InALine):
 
 
 def split_ratings(
-    ratings: Ratings, *, test_share: float, validation_share: float, cold_share: float
+    ratings: Ratings, *, test_share: float, validation_share: float, rerank_share: float, cold_share: float
 ) -> RatingSplits:
     """Splits ratings at random, always in the same way.
 
@@ -129,6 +135,7 @@ def split_ratings(
         ratings: of all users and items.
         test_share: of the ratings; users are not told apart, as in Microsoft Recommenders' random split.
         validation_share: of the ratings that are left.
+        rerank_share: of these as well.
         cold_share: of the items that somebody took: their ratings are in none of the three parts.
 
     Raises:
@@ -137,12 +144,13 @@ def split_ratings(
     rng = np.random.default_rng(_SPLIT_SEED)
     order = rng.permutation(len(ratings.users))
     test, train = np.split(order, [round(test_share * len(order))])
-    validation, train = np.split(train, [round(validation_share * len(train))])
+    ends = np.round(np.cumsum([validation_share, rerank_share]) * len(train)).astype(int)
+    validation, rerank, train = np.split(train, ends)
     taken = rng.permutation(np.unique(ratings.places))
     cold = np.zeros(len(ratings.items), bool)
     cold[taken[: round(cold_share * len(taken))]] = True
-    train, validation, test = (
-        np.sort(part[~cold[ratings.places[part]]]) for part in (train, validation, test)
+    train, rerank, validation, test = (
+        np.sort(part[~cold[ratings.places[part]]]) for part in (train, rerank, validation, test)
     )
     sizes = [len(train), len(validation), len(test)]
     if not all(sizes):
@@ -150,7 +158,7 @@ def split_ratings(
             "Training, validation and test need a rating each at least; give more ratings or other shares. "
             f"Received: {len(order)} ratings, split into {', '.join(map(str, sizes))}."
         )
-    return RatingSplits(ratings, train, validation, test, cold, np.flatnonzero(cold[ratings.places]))
+    return RatingSplits(ratings, train, rerank, validation, test, cold, np.flatnonzero(cold[ratings.places]))
 
 
 # --- Reading --------------------------------------------------------------------------------------

@@ -80,20 +80,35 @@ def own_genres(taken: np.ndarray, genres: Sequence[Sequence[str]]) -> np.ndarray
     return share @ (has / np.maximum(has.sum(axis=1, keepdims=True), 1)).T
 
 
-def item_neighbours(taken: np.ndarray, neighbours: int) -> np.ndarray:
-    """Returns the scores of item-based nearest neighbours (Sarwar et al. 2001): the sum of the cosines of an
-    item to those of a user's items that are among its nearest.
+def nearest_items(taken: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the nearest items of each, by the cosine of who took them (Sarwar et al. 2001, section 3.1.1).
 
     Args:
         taken: bool (users, items).
-        neighbours: of an item.
+        neighbours: k, of an item.
+
+    Returns:
+        Their places, int32 (items, k), and the cosines, float32 (items, k), the largest first.
     """
     x = taken.astype(np.float32)
     counts = np.maximum(x.sum(axis=0), 1)
     cosines = x.T @ x / np.sqrt(np.outer(counts, counts))
     np.fill_diagonal(cosines, 0)
-    least = np.partition(cosines, -min(neighbours, len(cosines)), axis=1)[:, -min(neighbours, len(cosines))]
-    return x @ np.where(cosines >= least[:, None], cosines, 0).T
+    places = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
+    return places.astype(np.int32), np.take_along_axis(cosines, places, 1)
+
+
+def item_neighbours(taken: np.ndarray, neighbours: int) -> np.ndarray:
+    """Returns the scores of item-based nearest neighbours: the sum of an item's cosines to a user's items.
+
+    Args:
+        taken: bool (users, items).
+        neighbours: of an item, that count.
+    """
+    weights = np.zeros((taken.shape[1], taken.shape[1]), np.float32)
+    places, cosines = nearest_items(taken, neighbours)
+    np.put_along_axis(weights, places, cosines, 1)
+    return taken @ weights.T
 
 
 def bpr(

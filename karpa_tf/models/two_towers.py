@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 
@@ -127,6 +129,14 @@ def parts_of(vectors: Any) -> tuple[Any, Any, Any]:
     return vectors[..., :width], vectors[..., width], vectors[..., width + 1 :]
 
 
+def marked(places: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
+    """Returns which places are in each row: bool (n, count) of int (n, m)."""
+    shape = tf.shape(places)
+    rows = tf.repeat(tf.range(shape[0]), shape[1])
+    pairs = tf.stack([rows, tf.reshape(places, [-1])], 1)
+    return tf.scatter_nd(pairs, tf.ones_like(rows), tf.stack([shape[0], count])) > 0
+
+
 def build_user_tower(width: int, power: float = 0.5) -> keras.Model:
     """Builds what makes a vector of a user, of the items of his history: [(n, h, w), (n, h)] to (n, w)."""
     vectors = keras.Input((None, width), name="history")
@@ -135,66 +145,83 @@ def build_user_tower(width: int, power: float = 0.5) -> keras.Model:
 
 
 @keras.saving.register_keras_serializable(package="karpa_tf")
-class CandidateAttention(keras.layers.Layer):
-    """What a history says of each candidate by itself: its items count by how they go with the candidate.
+class Neighbours(keras.layers.Layer):
+    """How near a candidate's nearest items are to a history: the sum of the cosines of those that are in it,
+    by the root of its length.
 
-    Attention of candidates to the items of a history, as in DIN (Zhou et al. 2018,
-    https://arxiv.org/abs/1706.06978, section 4.3) and NAIS (He et al. 2018), here of scaled products.
+    The table of neighbours is a weight that is not trained: `assign` fills it.
 
     Args:
-        width: of what is compared.
+        items: that have an id; ids are from 1, and 0 stands for none.
+        neighbours: k, of an item.
     """
 
-    def __init__(self, width: int, **kwargs: Any) -> None:
+    def __init__(self, items: int, neighbours: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.width = width
-        self.query = keras.layers.Dense(width, name="query")
-        self.key = keras.layers.Dense(width, name="key")
+        self.items, self.neighbours = items, neighbours
 
-    def build(self, candidates_shape: Any, history_shape: Any, there_shape: Any) -> None:
-        self.query.build(candidates_shape)
-        self.key.build(history_shape)
+    def build(self, history_shape: Any, candidates_shape: Any) -> None:
+        shape = (self.items + 1, self.neighbours)
+        options = {"initializer": "zeros", "trainable": False}
+        self.places = self.add_weight(shape=shape, dtype="int32", name="places", **options)
+        self.cosines = self.add_weight(shape=shape, name="cosines", **options)
         self.built = True
 
-    def call(self, candidates: Any, history: Any, there: Any) -> Any:
-        """Returns float32 (n, c, w), zeros where there is no history.
+    def assign(self, places: Any, cosines: Any) -> None:
+        """Fills the table.
 
         Args:
-            candidates: float32 (n, c, w).
-            history: float32 (n, h, w).
-            there: float32 (n, h).
+            places: int (items, k), from 0, of the items' neighbours.
+            cosines: float (items, k).
         """
-        match = ops.matmul(self.query(candidates), ops.transpose(self.key(history), (0, 2, 1)))
-        weights = ops.softmax(match / self.width**0.5 + (there[:, None] - 1) * 1e9)
-        return ops.matmul(weights * there[:, None], history)
+        self.places.assign(np.pad(np.asarray(places) + 1, [[1, 0], [0, 0]]))
+        self.cosines.assign(np.pad(np.asarray(cosines), [[1, 0], [0, 0]]))
+
+    def call(self, history: Any, candidates: Any) -> Any:
+        """Returns float32 (n, c).
+
+        Args:
+            history: int32 (n, h), ids; 0 is padding.
+            candidates: int32 (n, c), ids.
+        """
+        taken = marked(history, self.items + 1) & (tf.range(self.items + 1) > 0)
+        taken = ops.cast(taken, "float32")
+        near = ops.take(self.places, candidates, axis=0)
+        count = ops.shape(candidates)[1]
+        there = ops.take_along_axis(taken, ops.reshape(near, (-1, count * self.neighbours)), axis=1)
+        there = ops.reshape(there, (-1, count, self.neighbours))
+        number = ops.maximum(ops.sum(taken, axis=1, keepdims=True), 1.0)
+        return ops.sum(there * ops.take(self.cosines, candidates, axis=0), axis=-1) / ops.sqrt(number)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "width": self.width}
+        return {**super().get_config(), "items": self.items, "neighbours": self.neighbours}
 
 
-def build_reranker(width: int, units: int = 32) -> keras.Model:
-    """Builds what corrects the towers' scores of a user's candidates.
+def build_reranker(items: int, neighbours: int = 200, units: int = 16) -> keras.Model:
+    """Builds what corrects the towers' scores of a user's candidates by what people took together.
+
+    The towers generalize, to new items too; the neighbours are a memory of those that are known (as the deep
+    and the wide part of Cheng et al. 2016, https://arxiv.org/abs/1606.07792).
 
     Args:
-        width: w, of the parts of items' vectors.
+        items: that have an id.
+        neighbours: of an item.
         units: of the hidden layer.
 
     Returns:
-        [history float32 (n, h, w), there (n, h), candidates (n, c, w), scores (n, c)] to scores (n, c).
+        [history int32 (n, h), candidates int32 (n, c), scores float32 (n, c)] to scores float32 (n, c).
         Untrained, they are those of the towers.
     """
-    history = keras.Input((None, width), name="history")
-    there = keras.Input((None,), name="there")
-    candidates = keras.Input((None, width), name="candidates")
+    history = keras.Input((None,), dtype="int32", name="history")
+    candidates = keras.Input((None,), dtype="int32", name="candidates")
     scores = keras.Input((None,), name="scores")
-    attended = CandidateAttention(width, name="attention")(candidates, history, there)
-    x = keras.layers.Concatenate(name="pair")(
-        [keras.layers.Multiply(name="match")([attended, candidates]), candidates, scores[..., None]]
-    )
-    x = keras.layers.Dense(units, "relu", name="hidden")(x)
-    x = keras.layers.Dense(1, kernel_initializer="zeros", name="correction")(x)
-    outputs = keras.layers.Add(name="reranked")([scores, x[..., 0]])
-    return keras.Model([history, there, candidates, scores], outputs, name="reranker")
+    near = Neighbours(items, neighbours, name="neighbours")(history, candidates)
+    pair = keras.layers.Concatenate(name="pair")([scores[..., None], near[..., None]])
+    hidden = keras.layers.Dense(units, "relu", name="hidden")(pair)
+    both = keras.layers.Concatenate(name="both")([pair, hidden])
+    correction = keras.layers.Dense(1, kernel_initializer="zeros", name="correction")(both)
+    outputs = keras.layers.Add(name="reranked")([scores, correction[..., 0]])
+    return keras.Model([history, candidates, scores], outputs, name="reranker")
 
 
 def join_towers(

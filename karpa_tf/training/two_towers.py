@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from karpa_tf.data.batches import Batches
-from karpa_tf.models.two_towers import parts_of
+from karpa_tf.models.two_towers import marked, parts_of
 from karpa_tf.training.step import Step
 
 _NEVER = -1e9
@@ -63,18 +63,52 @@ def history_batches(
     Returns:
         Batches of (history int32 (users, history), targets int32 (users, targets)); 0 is padding.
     """
+
+    def cut(rng: np.random.Generator, user: int) -> tuple[np.ndarray, np.ndarray]:
+        items = rng.permutation(usable[user])
+        # One at least on each side.
+        place = min(max(int(len(items) * rng.uniform(0.3, 0.9)), 1), len(items) - 1)
+        return items[:place], np.resize(items[place:], targets)
+
     usable = [np.asarray(items, np.int32) for items in taken if len(items) > 1]
-    users = min(users, len(usable))
+    return _batches(cut, len(usable), (users, history, targets), seed, steps_per_epoch)
+
+
+def held_out_batches(
+    taken: Sequence[np.ndarray], asked: Sequence[np.ndarray], *, users: int, seed: int, steps_per_epoch: int
+) -> Batches:
+    """Returns such batches of histories as they are, and of items that are to be predicted from them.
+
+    Args:
+        taken: by user the items of his history, int (count,), from 1.
+        asked: by user other items; a user without any, or without a history, is left out.
+        users: in a batch, drawn anew each time.
+        seed: of the users, together with the step.
+        steps_per_epoch: steps of an epoch.
+    """
+    usable = [pair for pair in zip(taken, asked, strict=True) if all(map(len, pair))]
+    history, targets = (max(len(pair[side]) for pair in usable) for side in (0, 1))
+    return _batches(
+        lambda rng, user: usable[user], len(usable), (users, history, targets), seed, steps_per_epoch
+    )
+
+
+def _batches(
+    parts: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]],
+    count: int,
+    shape: tuple[int, int, int],
+    seed: int,
+    steps_per_epoch: int,
+) -> Batches:
+    """Returns batches of users drawn of `count`, of histories and targets, as wide as `shape` says."""
+    users, history, targets = min(shape[0], count), *shape[1:]
 
     def batch(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((seed, 8, int(step)))
         known, asked = np.zeros((users, history), np.int32), np.zeros((users, targets), np.int32)
-        for row, user in enumerate(rng.choice(len(usable), users, replace=False)):
-            items = rng.permutation(usable[user])
-            # One at least on each side.
-            cut = min(max(int(len(items) * rng.uniform(0.3, 0.9)), 1), len(items) - 1)
-            known[row, : min(cut, history)] = items[:cut][:history]
-            asked[row] = np.resize(items[cut:], targets)
+        for row, user in enumerate(rng.choice(count, users, replace=False)):
+            for to, items in zip((known, asked), parts(rng, user), strict=True):
+                to[row, : len(items)] = items[: to.shape[1]]
         return known, asked
 
     def load(step: tf.Tensor, part: int, parts: int) -> Any:
@@ -154,8 +188,8 @@ class TwoTowerStep(Step):
             vectors = tf.gather(said, tf.reshape(past, history.shape))
             users = self.user_tower([vectors, tf.cast(history > 0, tf.float32)], training=True)
             scores = tf.matmul(users, tf.gather(liked, asked), transpose_b=True) + tf.gather(bias, asked)
-            known = tf.reduce_any(history[:, :, None] == tf.reshape(targets, [-1]), axis=1)
-            losses = sampled_softmax(scores, targets, self.log_q, known)
+            known = marked(tf.reshape(past, history.shape), tf.size(ids))
+            losses = sampled_softmax(scores, targets, self.log_q, tf.gather(known, asked, axis=1))
             loss = tf.reduce_sum(losses)
             mean = loss / weight
         gradients = tape.gradient(mean, [v.value for v in self._trained])
@@ -166,9 +200,10 @@ class TwoTowerStep(Step):
 class RerankStep(Step):
     """An update of the re-ranker on the items that the towers would hand to it; the towers stay as they are.
 
-    A batch is one of `history_batches`, whose targets are all of a user's other items. The loss of a user is
-    the cross-entropy of the softmax over his candidates and the share of each of the targets among them
-    (ListNet's top-one probabilities, Cao et al. 2007, section 4.2).
+    A batch is one of `held_out_batches`, of targets that the towers have not learned from: of those that they
+    have, their scores are too good. The loss of a user is the cross-entropy of the softmax over his
+    candidates and the share of each of the targets among them (ListNet's top-one probabilities, Cao et al.
+    2007, section 4.2).
 
     Args:
         item_tower: see `TwoTowerStep`, also for the following.
@@ -225,19 +260,16 @@ class RerankStep(Step):
         liked, bias, said = parts_of(self.vectors)
         past = tf.gather(said, history)
         scores = tf.matmul(self.user_tower([past, there], training=False), liked, transpose_b=True) + bias
-        user = tf.repeat(tf.range(history.shape[0]), history.shape[1])
-        places = tf.stack([user, tf.reshape(history, [-1])], 1)
-        # What is in the history, and row 0, are no candidates.
-        scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(user), _NEVER))
-        scores = tf.concat([tf.fill([history.shape[0], 1], _NEVER), scores[:, 1:]], 1)
-        scores, candidates = tf.math.top_k(scores, self.retrieved)
-        right = tf.cast(tf.reduce_any(candidates[:, :, None] == targets[:, None], -1), tf.float32)
+        # What is in the history is no candidate, and row 0 is none.
+        count = tf.shape(scores)[1]
+        excluded = marked(history, count) | (tf.range(count) == 0)
+        scores, candidates = tf.math.top_k(tf.where(excluded, _NEVER, scores), self.retrieved)
+        right = tf.cast(tf.gather(marked(targets, count), candidates, batch_dims=1), tf.float32)
         share = right / tf.maximum(tf.reduce_sum(right, -1, keepdims=True), 1.0)
         number = tf.reduce_sum(tf.reduce_max(right, -1))
         trained = self.reranker.trainable_variables
         with tf.GradientTape() as tape:
-            given = [past, there, tf.gather(liked, candidates), scores]
-            logits = self.reranker(given, training=True)
+            logits = self.reranker([history, candidates, scores], training=True)
             loss = -tf.reduce_sum(share * tf.nn.log_softmax(logits))
             mean = loss / tf.maximum(number, 1.0)
         gradients = tape.gradient(mean, [v.value for v in trained])

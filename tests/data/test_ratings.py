@@ -107,35 +107,35 @@ def test_further_items_join_a_table() -> None:
 
 def test_a_split_is_of_all_ratings_and_the_same_each_time() -> None:
     ratings = make_ratings(60)
-    shares = {"test_share": 0.25, "validation_share": 0.1, "cold_share": 0.1}
+    shares = {"test_share": 0.25, "validation_share": 0.1, "rerank_share": 0.1, "cold_share": 0.1}
     found, again = split_ratings(ratings, **shares), split_ratings(ratings, **shares)
-    parts = [found.train, found.validation, found.test, found.cold_test]
+    parts = [found.train, found.rerank, found.validation, found.test, found.cold_test]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.unique(np.concatenate(parts)))
     # What was drawn for the test split of cold items is in none of the three.
     assert sum(map(len, parts)) <= len(ratings.users) and found.cold.sum() == round(0.1 * len(ratings.items))
-    assert not found.cold[ratings.places[np.concatenate(parts[:3])]].any()
+    assert not found.cold[ratings.places[np.concatenate(parts[:4])]].any()
     assert found.cold[ratings.places[found.cold_test]].all()
     assert found.record == again.record and np.array_equal(found.train, again.train)
     taken = found.matrix("train", "test")
     assert taken.sum() == len(found.train) + len(found.test)
-    assert len(found.test) / sum(map(len, parts[:3])) == pytest.approx(0.25, abs=0.03)
+    assert len(found.test) / sum(map(len, parts[:4])) == pytest.approx(0.25, abs=0.03)
     with pytest.raises(UserError, match="need a rating each at least"):
         split_ratings(Ratings(ratings.items, ratings.users[:2], ratings.places[:2], 2), **shares)
 
 
 def test_simulated_users_follow_what_they_like() -> None:
     items = make_ratings(2).items
-    found, again = (simulated_clicks(items, users=30, clicks=12) for _ in range(2))
-    assert found.fingerprint() == again.fingerprint() and found.count == 30
+    found, again = (simulated_clicks(items, users=120, clicks=12) for _ in range(2))
+    assert found.fingerprint() == again.fingerprint() and found.count == 120
     pairs = set(zip(found.users.tolist(), found.places.tolist(), strict=True))
     assert len(pairs) == len(found.users) and np.bincount(found.users).min() >= 4
-    genres = np.array(items.genres)
-    same = [
-        np.bincount(np.unique(genres[found.places[found.users == user]], return_inverse=True)[1]).max()
-        / (found.users == user).sum()
-        for user in range(30)
-    ]
-    assert np.mean(same) > 0.55  # of three genres, which are as large as each other
+
+    def alike(genres: np.ndarray) -> float:
+        each = [genres[found.users == user] for user in range(120)]
+        return float(np.mean([(mine[:, None] == mine).mean() for mine in each]))
+
+    genres = np.array(items.genres)[found.places]
+    assert alike(genres) > alike(np.random.default_rng(0).permutation(genres)) + 0.05
 
 
 def test_the_items_of_the_simulation_are_real_texts() -> None:

@@ -18,7 +18,22 @@ from tests.conftest import make_ratings, write_csv
 from tests.events import read_events, tags_of
 
 TINY = ["--width", 8, "--users", 32, "--targets", 4, "--vocabulary_size", 150, "--epochs", 16]
-TINY += ["--rerank_epochs", 2, "--learning_rate", 0.02, "--weight_decay", 0, "--id_dropout", 0.2]
+TINY += [
+    "--rerank_epochs",
+    3,
+    "--rerank_share",
+    0.1,
+    "--validation_share",
+    0.1,
+    "--neighbours",
+    10,
+    "--learning_rate",
+    0.02,
+    "--weight_decay",
+    0,
+    "--id_dropout",
+    0.2,
+]
 LOWEST = float(np.finfo(np.float32).min)
 
 

@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from karpa_tf.judging.ranking import nearest_items
 from karpa_tf.models.two_towers import (
     IdDropout,
+    Neighbours,
     build_item_tower,
     build_reranker,
     build_user_tower,
-    parts_of,
+    join_towers,
 )
-from karpa_tf.training.two_towers import drawing_shares, history_batches, sampled_softmax
+from karpa_tf.training.optimizers import AdamW
+from karpa_tf.training.two_towers import (
+    RerankStep,
+    drawing_shares,
+    held_out_batches,
+    history_batches,
+    sampled_softmax,
+)
 
 TAKEN = [np.array(row) for row in ([1, 2, 3, 4, 5, 6], [2, 3], [7], [4, 5, 6, 8, 9])]
 
@@ -101,17 +110,56 @@ def test_a_users_score_is_a_sum_over_his_history() -> None:
     assert score([0, 0, 0]) == 0  # untrained, the start is nothing
 
 
-def test_an_untrained_reranker_changes_nothing_and_padding_never_does() -> None:
+def test_what_is_held_out_is_asked_of_whole_histories() -> None:
+    asked = [np.array(row) for row in ([8], [], [9], [1, 2])]
+    batches = held_out_batches(TAKEN, asked, users=5, seed=0, steps_per_epoch=1)
+    (known, wanted), *_ = batches.dataset().as_numpy_iterator()
+    assert known.shape == (3, 6) and wanted.shape == (3, 2)
+    pairs = {(tuple(k[k > 0]), tuple(w[w > 0])) for k, w in zip(known, wanted, strict=True)}
+    assert pairs == {((1, 2, 3, 4, 5, 6), (8,)), ((7,), (9,)), ((4, 5, 6, 8, 9), (1, 2))}
+
+
+def test_a_reranker_counts_neighbours_and_does_nothing_untrained() -> None:
+    taken = np.random.default_rng(0).random((30, 6)) < 0.5
+    layer = Neighbours(6, 3)
+    history = tf.constant([[2, 3, 0, 3], [0, 0, 0, 0]])
+    layer(history, history)
+    layer.assign(*nearest_items(taken, 3))
+    found = layer(history, tf.constant([[1, 2, 3, 4, 5, 6, 0], [1, 2, 3, 4, 5, 6, 0]])).numpy()
+    row = np.array([[False, True, True, False, False, False]])
+    assert found[0, :6] == pytest.approx(item_neighbours_of(taken, row) / 2**0.5, rel=1e-5)
+    assert found[0, 6] == 0 and not found[1].any()
+    reranker = build_reranker(6, 3, units=4)
+    scores = tf.random.stateless_normal([2, 4], [0, 1])
+    assert reranker([history, tf.constant([[1, 2, 3, 4]] * 2), scores]).numpy() == pytest.approx(
+        scores.numpy()
+    )
+
+
+def item_neighbours_of(taken: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The scores of a history that is none of those that the neighbours come of."""
+    weights = np.zeros((6, 6))
+    places, cosines = nearest_items(taken, 3)
+    np.put_along_axis(weights, places, cosines, 1)
+    return (row @ weights.T)[0]
+
+
+def test_a_reranker_learns_that_neighbours_count() -> None:
+    """The towers say nothing here: who took one item of a pair takes the other."""
+    taken = np.repeat(np.eye(10, dtype=bool), 4, axis=0) | np.repeat(
+        np.roll(np.eye(10, dtype=bool), 1, 1), 4, axis=0
+    )
     keras.utils.set_random_seed(0)
-    reranker = build_reranker(4, units=8)
-    history, candidates = (tf.random.stateless_normal([2, n, 4], [0, n]) for n in (3, 5))
-    there, scores = tf.constant([[1.0, 1, 0], [0, 0, 0]]), tf.random.stateless_normal([2, 5], [0, 9])
-    assert reranker([history, there, candidates, scores]).numpy() == pytest.approx(scores.numpy())
-    reranker.get_layer("correction").kernel.assign(tf.ones([8, 1]))
-    found = reranker([history, there, candidates, scores]).numpy()
-    assert not np.allclose(found, scores)
-    other = history + tf.constant([[[0.0]] * 2 + [[5.0]], [[7.0]] * 3])
-    assert reranker([other, there, candidates, scores]).numpy() == pytest.approx(found, rel=1e-5)
-    alone = reranker([history, there, candidates[:, 2:3], scores[:, 2:3]]).numpy()
-    assert alone == pytest.approx(found[:, 2:3], rel=1e-5)
-    assert [x.shape[-1] for x in parts_of(tf.zeros([3, 9]))[::2]] == [4, 4]
+    item, user, reranker = build_item_tower(2, 10, 4), build_user_tower(4), build_reranker(10, 2)
+    reranker.get_layer("neighbours").assign(*nearest_items(taken, 2))
+    model = join_towers(item, user, reranker)
+    words, ids = np.ones((11, 1), np.int32), np.arange(11, dtype=np.int32)
+    step = RerankStep(item, user, reranker, model, AdamW(0.05), words, ids, 9)
+    asked = [np.flatnonzero(row)[1:] + 1 for row in taken]
+    known = [np.flatnonzero(row)[:1] + 1 for row in taken]
+    step.begin()
+    losses = [
+        step(b)["loss"]
+        for b in held_out_batches(known, asked, users=20, seed=0, steps_per_epoch=60).dataset()
+    ]
+    assert losses[-1] < losses[0] - 0.5 and str(step).startswith("RerankStep(")

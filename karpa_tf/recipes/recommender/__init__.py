@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from karpa_tf.recipe import About, ExplainOptions, ExportOptions, Input
-from karpa_tf.settings import Count, CountOrNone, NonNegative, RunSettings, Share, defaults_of, option
+from karpa_tf.settings import Count, NonNegative, Positive, RunSettings, Share, defaults_of, option
 
 
 @dataclass(kw_only=True)
@@ -20,7 +20,10 @@ class RecommenderSettings(RunSettings):
         "embedded: simulated clicks on functions of SciPy and scikit-learn.",
     )
     test_share: Share = option(0.25, "Share of the ratings for the test split, at random.")
-    validation_share: Share = option(0.1, "Share of the other ratings for validation.")
+    validation_share: Share = option(0.05, "Share of the other ratings for validation.")
+    rerank_share: Share = option(
+        0.05, "Share of them that the re-ranker learns from, and the towers do not; 0: there is no re-ranker."
+    )
     cold_share: Share = option(
         0.1, "Share of the items that training does not see, to be judged as new ones."
     )
@@ -33,7 +36,9 @@ class RecommenderSettings(RunSettings):
     targets: Count = option(8, "Items of a user in an update that the others of his are to predict.")
     logq: bool = option(True, "Correct the sampled softmax by how often an item is drawn.")
     weight_decay: NonNegative = option(0.01, "Decay of the weights.")
-    rerank_epochs: CountOrNone = option(5, "Passes of the re-ranker; 0: there is none.")
+    neighbours: Count = option(200, "Nearest items of an item that the re-ranker knows.")
+    rerank_epochs: Count = option(10, "Passes of the re-ranker over its users.")
+    rerank_rate: Positive = option(0.02, "Peak of the re-ranker's learning rate.")
     init: str = option("", "A run whose best weights to start from.")
 
     length: ClassVar[str] = "epochs"

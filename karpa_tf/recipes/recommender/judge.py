@@ -24,7 +24,7 @@ from .served import RETRIEVED, Recommender
 
 # Users that are scored at once.
 _AT_ONCE = 64
-_NEIGHBOURS = 100
+_NEIGHBOURS = 200
 # Far below every score of what the re-ranker has seen.
 _BEHIND = 1e6
 
@@ -81,15 +81,15 @@ class Judge(InALine):
         return np.concatenate(found)
 
     def validate(self, splits: RatingSplits) -> dict[str, float]:
-        """Returns nDCG and recall of the validation ratings, of histories of the training ratings alone."""
-        seen = splits.matrix("train")
+        """Returns nDCG and recall of the validation ratings, of the histories before them."""
+        seen = splits.matrix("train", "rerank")
         return ranking_metrics(self(seen, ~splits.cold), seen, splits.matrix("validation"))
 
 
 def compare(parts: Parts, splits: RatingSplits, where: str) -> Evaluation:
     """Judges a run on the test ratings, and on the items that training has not seen; so are baselines."""
     judge = Judge(parts)
-    seen, warm = splits.matrix("train", "validation"), ~splits.cold
+    seen, warm = splits.matrix("train", "rerank", "validation"), ~splits.cold
     wanted, cold = splits.matrix("test"), splits.matrix("cold_test")
     genres = [genre.split(GENRE_SEPARATOR) if genre else [] for genre in splits.ratings.items.genres]
     scorers: dict[str, Callable[[], np.ndarray]] = {

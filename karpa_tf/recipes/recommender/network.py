@@ -100,7 +100,11 @@ class Parts(InALine):
             seed=config.seed,
         )
         self.user_tower = build_user_tower(config.width)
-        self.reranker = build_reranker(config.width) if config.rerank_epochs else None
+        self.reranker = (
+            build_reranker(table.trained, min(config.neighbours, table.trained))
+            if config.rerank_share
+            else None
+        )
         self.model = join_towers(self.item_tower, self.user_tower, self.reranker)
 
     def vectors(self) -> tf.Tensor:

@@ -11,6 +11,7 @@ docs/recommender.md.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from karpa_tf.data.ratings import RatingSplits, open_ratings, read_items, split_ratings
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
+from karpa_tf.judging.ranking import nearest_items
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Explanation, Exported, PredictOptions, Recipe
 from karpa_tf.recipes.families import common
 from karpa_tf.training import runtime
@@ -27,7 +29,13 @@ from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.two_towers import RerankStep, TwoTowerStep, drawing_shares, history_batches
+from karpa_tf.training.two_towers import (
+    RerankStep,
+    TwoTowerStep,
+    drawing_shares,
+    held_out_batches,
+    history_batches,
+)
 
 from . import ABOUT, RecommenderExplainOptions, RecommenderExportOptions, RecommenderSettings
 from .explaining import explain
@@ -35,8 +43,8 @@ from .judge import Judge, compare
 from .network import Parts, Table, keep_table, read_table
 from .served import RETRIEVED, Recommender, examples, model_card
 
-# Of an update of the re-ranker: users, and targets of each, which are all that he has.
-_USERS, _TARGETS = 64, 300
+# Users in an update of the re-ranker.
+_USERS = 64
 
 
 class Recommend(Recipe[RecommenderSettings]):
@@ -57,62 +65,60 @@ class Recommend(Recipe[RecommenderSettings]):
         keep_table(run, table)
         parts = Parts(config, table)
         run.begin_with(parts.model)
-        taken = [np.flatnonzero(row) + 1 for row in known]
+        taken, asked = (_lists(splits, part) for part in ("train", "rerank"))
         steps = -(-len(splits.train) // (config.users * config.targets))
         log_q = np.log(np.maximum(drawing_shares(taken, len(table.items)), 1e-9)) if config.logq else None
         step = TwoTowerStep(
             parts.item_tower,
             parts.user_tower,
             parts.model,
-            _optimizer(config, config.epochs * steps),
+            _optimizer(config.learning_rate, config.epochs * steps, config.weight_decay),
             table.words,
             log_q,
         )
-        self._fit(run, step, "training", config.epochs, parts, splits, (config.users, config.targets, steps))
+        batches = history_batches(
+            taken,
+            users=config.users,
+            targets=config.targets,
+            history=config.history,
+            seed=config.seed,
+            steps_per_epoch=steps,
+        )
+        self._fit(run, Stage(step, batches, config.epochs), parts, splits, last=not parts.reranker)
         if parts.reranker:
-            steps = -(-len(taken) // _USERS)
+            parts.reranker.get_layer("neighbours").assign(*nearest_items(known, config.neighbours))
+            steps = -(-len(asked) // _USERS)
             reranking = RerankStep(
                 parts.item_tower,
                 parts.user_tower,
                 parts.reranker,
                 parts.model,
-                _optimizer(config, config.rerank_epochs * steps),
+                _optimizer(config.rerank_rate, config.rerank_epochs * steps),
                 table.words,
                 table.ids,
                 RETRIEVED,
             )
-            self._fit(
-                run, reranking, "reranker", config.rerank_epochs, parts, splits, (_USERS, _TARGETS, steps)
-            )
+            batches = held_out_batches(taken, asked, users=_USERS, seed=config.seed, steps_per_epoch=steps)
+            self._fit(run, Stage(reranking, batches, config.rerank_epochs, name="reranker"), parts, splits)
         return run.finish(lambda: self.evaluate(run.folder, EvaluateOptions(), run.steps))
 
     def _fit(
         self,
         run: Run[RecommenderSettings],
-        step: TwoTowerStep | RerankStep,
-        name: str,
-        epochs: int,
+        stage: Stage,
         parts: Parts,
         splits: RatingSplits,
-        sizes: tuple[int, int, int],
+        *,
+        last: bool = True,
     ) -> None:
-        """Trains a stage; sizes are the users and the targets of an update, and the steps of an epoch."""
-        config, last, judge = run.settings, name == "reranker" or not parts.reranker, Judge(parts)
-        users, targets, steps = sizes
-        batches = history_batches(
-            [np.flatnonzero(row) + 1 for row in splits.matrix("train")],
-            users=users,
-            targets=targets,
-            history=config.history,
-            seed=config.seed,
-            steps_per_epoch=steps,
-        )
+        """Trains a stage; the weights of its best epoch are kept if it is the last one."""
+        judge = Judge(parts)
         run.fit(
-            Stage(step, batches, epochs, validation=lambda: judge.validate(splits), name=name),
+            dataclasses.replace(stage, validation=lambda: judge.validate(splits)),
             best=run.best_weights("val_ndcg_10", mode="max") if last else None,
             shown=("ndcg_10", "recall_10"),
             unit="users",
-            units_per_step=batches.batch_size,
+            units_per_step=stage.batches.batch_size if stage.batches else 1,
         )
 
     # --- Evaluate
@@ -179,10 +185,15 @@ def _open(config: RecommenderSettings) -> RatingSplits:
         open_ratings(config.data),
         test_share=config.test_share,
         validation_share=config.validation_share,
+        rerank_share=config.rerank_share,
         cold_share=config.cold_share,
     )
 
 
-def _optimizer(config: RecommenderSettings, steps: int) -> AdamW:
-    rate = WarmupThenDecay(config.learning_rate, steps)
-    return AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=5.0)
+def _lists(splits: RatingSplits, part: str) -> list[np.ndarray]:
+    """Returns the rows of the table that each user took in a part, from 1."""
+    return [np.flatnonzero(row) + 1 for row in splits.matrix(part)]
+
+
+def _optimizer(rate: float, steps: int, decay: float = 0.0) -> AdamW:
+    return AdamW(WarmupThenDecay(rate, steps), weight_decay=decay, global_clipnorm=5.0)

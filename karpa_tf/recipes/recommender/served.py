@@ -12,7 +12,7 @@ import tensorflow as tf
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.lines import InALine
-from karpa_tf.models.two_towers import parts_of
+from karpa_tf.models.two_towers import marked, parts_of
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.training.run_folder import RunFolder
 
@@ -43,33 +43,26 @@ class Recommender(InALine):
 
     # --- Rows of the table, 0 for none
 
-    def user(self, history: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Reads histories, int (n, h) rows of the table; returns the user, the items, which are there."""
+    def user(self, history: tf.Tensor) -> tf.Tensor:
+        """Returns the vectors of users, float32 (n, width), of histories int (n, h)."""
         there = tf.cast(history > 0, tf.float32)
         said = parts_of(tf.gather(self.vectors.value, history))[2]
-        return self.parts.user_tower([said, there], training=False), said, there
+        return self.parts.user_tower([said, there], training=False)
 
     def tower_scores(self, history: tf.Tensor) -> tf.Tensor:
         """Returns the towers' scores of all items, float32 (n, items), of histories int (n, h)."""
         liked, bias, _ = parts_of(self.vectors.value[1:])
-        return tf.matmul(self.user(history)[0], liked, transpose_b=True) + bias
+        return tf.matmul(self.user(history), liked, transpose_b=True) + bias
 
     def scores(self, history: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
         """Returns the scores of candidates int (n, c), float32 (n, c), of histories int (n, h)."""
-        user, said, there = self.user(history)
+        user = self.user(history)
         liked, bias, _ = parts_of(tf.gather(self.vectors.value, candidates))
         scores = tf.einsum("nw,ncw->nc", user, liked) + bias
         if self.parts.reranker:
-            scores = self.parts.reranker([said, there, liked, scores], training=False)
+            ids = [tf.gather(self.table.ids, places) for places in (history, candidates)]
+            scores = self.parts.reranker([*ids, scores], training=False)
         return tf.where(candidates > 0, scores, _NONE)
-
-    def _taken(self, history: tf.Tensor) -> tf.Tensor:
-        """Returns which items are in histories int (n, h): bool (n, items)."""
-        shape = tf.shape(history)
-        user = tf.repeat(tf.range(shape[0]), shape[1])
-        places = tf.stack([user, tf.reshape(history, [-1])], 1)
-        counts = tf.scatter_nd(places, tf.ones_like(user), tf.stack([shape[0], len(self.table.items) + 1]))
-        return counts[:, 1:] > 0
 
     # --- What is served
 
@@ -120,7 +113,8 @@ class Recommender(InALine):
             `item` string [n, k] and `score` float32 [n, k], the best one first; "" is padding.
         """
         past = self._past(history)
-        scores = tf.where(self._taken(past), _NONE, self.tower_scores(past))
+        taken = marked(past, len(self.table.items) + 1)[:, 1:]
+        scores = tf.where(taken, _NONE, self.tower_scores(past))
         score, places = tf.math.top_k(scores, min(RETRIEVED, len(self.table.items)))
         return {"item": tf.gather(self.names, tf.where(score > _NONE, places + 1, 0)), "score": score}
 
