@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from karpa_tf import __version__, child_runs
-from karpa_tf.errors import UserError, did_you_mean
+from karpa_tf.errors import UserError, did_you_mean, write_whole
 from karpa_tf.parser import Parser, help_of
 from karpa_tf.quiet import stderr_aside
 from karpa_tf.recipe import (
@@ -34,6 +34,7 @@ from karpa_tf.recipe import (
     recipe_of,
 )
 from karpa_tf.reports.tables import format_table
+from karpa_tf.search.options import SearchOptions
 from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import RunSettings, types_of
 from karpa_tf.watching.options import WatchOptions
@@ -218,6 +219,56 @@ def _start_child(child: Callable[[Sequence[str]], child_runs.Child]) -> Callable
     return lambda words: _start(*child(words))
 
 
+def _search(words: Sequence[str]) -> int:
+    if not words or words[0].startswith("-"):
+        _parser("search", {"recipe": ", ".join(all_recipes())}).read(words, lambda flag: "")
+        raise UserError("karpa-tf search: RECIPE comes before its options.")
+    recipe = find_recipe(words[0])
+    args = _search_parser(recipe).read(words[1:])
+    typed = {name: value for name, value in vars(args).items() if name in types_of(recipe.about.settings)}
+    from karpa_tf.search import search
+
+    kind = recipe.about.settings
+    if args.resume:
+        given = [*typed, *(name for name in types_of(SearchOptions) if name in args)]
+        if given or args.config:
+            raise UserError(
+                f"--{[*given, 'config'][0]} cannot go with --resume: everything comes from the search's "
+                f"{search.STATE}."
+            )
+        folder = Path(args.resume)
+        state = search.read_state(folder)
+        found = search.Search(folder, recipe, kind(**state["settings"]), SearchOptions(**state["options"]))
+        found.read(state)
+    else:
+        config, options = _config(recipe, args.config, typed), _fields_of(SearchOptions, args)
+        search.Search(Path(args.logs), recipe, config, options)  # what is wrong leaves no folder
+        found = search.Search(search.new_folder(args.logs, recipe.name), recipe, config, options)
+    found.write()
+    try:
+        found.run()
+        best = found.write_best()
+        winner = found.judge(found.train_winner(args.logs))
+    except KeyboardInterrupt:
+        print(f"Stopped. Go on with: {found.resume_command}", file=sys.stderr)
+        raise
+    for line in found.report(winner):
+        print(line, file=_text(args))
+    return _done(
+        args,
+        {
+            "search": str(found.path),
+            "best": str(best),
+            "monitor": found.monitor,
+            "trials": found.table(),
+            "trained": found.trained,
+            "in_full": found.count * found.lengths[-1],
+            "importance": found.importance(),
+            "winner": winner,
+        },
+    )
+
+
 def _new(words: Sequence[str]) -> int:
     parser = _parser("new", {"folder": "Of the recipe; its name is the recipe's."})
     parser.add_field("--like", str, "The recipe to begin with. (default: bert-classifier)")
@@ -232,18 +283,81 @@ def _new(words: Sequence[str]) -> int:
 
 
 def _runs(words: Sequence[str]) -> int:
-    from karpa_tf.training import run_folder, seeds
+    from karpa_tf.training import listing, seeds
 
-    args = _parser("runs", {"recipe?": "Only this recipe's; or one run."}).read(words)
-    rows = run_folder.list_runs(args.logs, args.recipe)
+    if words and words[0] in _ON_RUNS:
+        return _ON_RUNS[words[0]](words[1:])
+    parser = _parser(
+        "runs", {"recipe?": f"Only this recipe's; or one run; or {', '.join(_ON_RUNS)} and runs."}
+    )
+    parser.add_field("--sort", str, "A figure, the best first, or a setting.")
+    parser.add_field("--where", str, 'Only runs for which this holds, as "seed=0 accuracy>0.9".')
+    args = parser.read(words)
+    rows = listing.list_runs(args.logs, args.recipe)
+    there = bool(rows)
+    if "where" in args:
+        rows = listing.select(rows, args.where)
+    if "sort" in args:
+        rows = listing.sort(rows, args.sort)
     if not rows:
-        print(f"No runs in {args.logs}.", file=_text(args))
-    for line in run_folder.format_runs(rows):
+        of_all = f" for which {args.where} holds" if there else ""
+        print(f"No runs in {args.logs}{of_all}.", file=_text(args))
+    for line in listing.format_runs(rows):
         print(line, file=_text(args))
     groups = seeds.groups(rows)
     for group in groups:
         print(*seeds.format_group(group), sep="\n", file=_text(args))
     return _done(args, {"runs": rows, "groups": groups})
+
+
+def _runs_rm(words: Sequence[str]) -> int:
+    from karpa_tf.training import listing, run_folder
+
+    parser = Parser("runs rm", "Delete runs, after a question.", {"runs*": "The runs, by their folders."})
+    parser.add_field("--yes", bool, "Do not ask.")
+    args = parser.read(words)
+    if not args.runs:
+        raise UserError("karpa-tf runs rm: name the runs that are to be deleted.")
+    folders = list(dict.fromkeys(run_folder.open_run(run, args.logs) for run in args.runs))
+    rows = listing.list_runs(args.logs)
+    for folder in folders:
+        if heirs := [run for run in listing.heirs(folder, rows) if run not in {str(f.path) for f in folders}]:
+            print(f"{', '.join(heirs)} came of {folder.path} and may need it.", file=sys.stderr)
+    if not getattr(args, "yes", False):
+        if not sys.stdin.isatty():
+            raise UserError(
+                "karpa-tf runs rm asks before it deletes, and nobody can answer here; give --yes."
+            )
+        asked = f"Delete {', '.join(str(folder.path) for folder in folders)}? [y/N] "
+        if input(asked).strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.", file=_text(args))
+            return _done(args, {"deleted": []})
+    listing.remove(folders)
+    print(f"deleted: {', '.join(str(folder.path) for folder in folders)}", file=_text(args))
+    return _done(args, {"deleted": [str(folder.path) for folder in folders]})
+
+
+def _runs_tag(words: Sequence[str], off: bool = False) -> int:
+    from karpa_tf.training import listing, run_folder
+
+    verb, what = ("untag", "Take words off a run.") if off else ("tag", "Put words on a run, for --where.")
+    args = Parser(f"runs {verb}", what, {"run": "Its folder, or RECIPE/latest.", "tags*": "The words."}).read(
+        words
+    )
+    if not args.tags:
+        raise UserError(f"karpa-tf runs {verb}: give the words behind the run.")
+    folder = run_folder.open_run(args.run, args.logs)
+    listing.tag([folder], args.tags, off=off)
+    print(f"{folder.path}: {', '.join(folder.tags) or 'no tags'}", file=_text(args))
+    return _done(args, {"run": str(folder.path), "tags": folder.tags})
+
+
+# What `runs` does with runs, beside showing them.
+_ON_RUNS: dict[str, Callable[[Sequence[str]], int]] = {
+    "rm": _runs_rm,
+    "tag": _runs_tag,
+    "untag": lambda words: _runs_tag(words, off=True),
+}
 
 
 def _evaluate(words: Sequence[str]) -> int:
@@ -263,8 +377,57 @@ def _evaluate(words: Sequence[str]) -> int:
             "metrics": _numbers(result.metrics),
             "baselines": {name: _numbers(row) for name, row in result.baselines.items()},
             "facts": result.facts,
+            **result.more,
         },
     )
+
+
+def _compare(words: Sequence[str]) -> int:
+    from karpa_tf import compare
+    from karpa_tf.training import run_folder
+
+    parser = _parser(
+        "compare", {"runs*": "Runs, two at least; the first is what the others are compared with."}
+    )
+    parser.add_fields(compare.CompareOptions)
+    args = parser.read(words)
+    options = _fields_of(compare.CompareOptions, args)
+    folders = list(dict.fromkeys(run_folder.open_with_model(run, args.logs) for run in args.runs))
+    if len(folders) < 2:
+        raise UserError(f"compare takes two runs at least. Received: {', '.join(args.runs) or 'none'}.")
+
+    def evaluate(folder: Any) -> Any:
+        if not folder.has_weights:
+            raise UserError(f"{folder.path} has no weights yet; go on with `{folder.resume_command}`.")
+        recipe = recipe_of(folder)
+        return _load(recipe).evaluate(folder, recipe.about.evaluate(data=options.data))
+
+    found = compare.compare_runs(folders, evaluate, options)
+    for line in compare.format_comparison(found):
+        print(line, file=_text(args))
+    result = dataclasses.asdict(found)
+    if options.html:
+        write_whole(options.html, compare.comparison_page(found).encode())
+        print(f"page: {options.html}", file=_text(args))
+        result["html"] = options.html
+    return _done(args, result)
+
+
+def _report(words: Sequence[str]) -> int:
+    from karpa_tf import report
+    from karpa_tf.training import run_folder
+
+    parser = _parser("report", {"run": "A run's folder, or RECIPE/latest."})
+    parser.add_fields(report.ReportOptions)
+    args = parser.read(words)
+    options = _fields_of(report.ReportOptions, args)
+    folder = run_folder.open_with_model(args.run, args.logs)
+    folder.final_metrics()
+    path = Path(options.html or folder.path / "report.html")
+    page = report.report_page(_load(recipe_of(folder)), folder, options)
+    write_whole(path, page.encode())
+    print(f"report: {path}", file=_text(args))
+    return _done(args, {"run": str(folder.path), "report": str(path), "bytes": len(page.encode())})
 
 
 def _predict(words: Sequence[str]) -> int:
@@ -540,6 +703,7 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "list": ("Print the recipes, their default data, expected result and time.", _list),
     "doctor": ("Check versions, devices, imports and write access.", _doctor),
     "train": ("Train a recipe.", _train),
+    "search": ("Find settings of a recipe that are better, on validation.", _search),
     "ensemble": (child_runs.SUMMARIES["ensemble"], _start_child(child_runs.ensemble)),
     "interpolate": (child_runs.SUMMARIES["interpolate"], _start_child(child_runs.interpolate)),
     "distill": (child_runs.SUMMARIES["distill"], _start_child(child_runs.distill)),
@@ -547,6 +711,8 @@ _VERBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "new": ("Make a recipe of your own: a copy of another one, to edit.", _new),
     "runs": ("Print a table of runs: the settings that differ and the figures.", _runs),
     "evaluate": ("Print a run's metrics on held-out data.", _evaluate),
+    "compare": ("Compare runs on the same held-out rows, in pairs, with a test.", _compare),
+    "report": ("Write all that there is to know of a run, as one file of HTML.", _report),
     "predict": ("Predict with a run or a SavedModel.", _predict),
     "explain": ("Show which words or pixels speak for what a run says of an input.", _explain),
     "play": ("Play episodes with a run's policy and write a film of them.", _play),
@@ -622,6 +788,16 @@ def _train_parser(recipe: RecipeFolder) -> Parser:
         "run of them and all the others.",
     )
     parser.flags += ["--config", "--resume", "--seeds"]
+    parser.add_fields(recipe.about.settings)
+    return parser
+
+
+def _search_parser(recipe: RecipeFolder) -> Parser:
+    parser = Parser(f"search {recipe.name}", f"Finds better settings of {recipe.name}, on validation alone.")
+    parser.add_argument("--config", default="", help="Settings of all trials, as for train.")
+    parser.add_argument("--resume", default="", help="Go on with the search in this folder.")
+    parser.flags += ["--config", "--resume"]
+    parser.add_fields(SearchOptions)
     parser.add_fields(recipe.about.settings)
     return parser
 

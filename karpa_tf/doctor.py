@@ -24,6 +24,7 @@ EXTRAS = {
     "litert": "`export --format litert` checks its file, and `predict` reads .tflite",
     "onnx": "`export --format onnx`, and `predict` reads .onnx",
     "tables": "tables as .xlsx and .parquet",
+    "search": "`search --sampler tpe`",
     "notebook": "Jupyter, for the notebooks of examples/notebooks",
 }
 

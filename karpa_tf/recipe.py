@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from karpa_tf.export.signature import Signature
+    from karpa_tf.judging.by_row import ByRow
     from karpa_tf.training.run import Run
     from karpa_tf.training.run_folder import RunFolder
 
@@ -168,6 +169,8 @@ class Evaluation(InALine):
         baselines: those of others on the same data, by their names.
         facts: what else there is to know.
         tables: lines of each table to print.
+        by_row: returns figures row by row, for comparing runs on the same rows; {}: there are no such rows.
+        more: further keys of the JSON object.
     """
 
     data: str
@@ -175,6 +178,8 @@ class Evaluation(InALine):
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     tables: list[Sequence[str]] = field(default_factory=list)
+    by_row: Callable[[], dict[str, ByRow]] = dict
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, repr=False)
@@ -235,16 +240,20 @@ class Recipe(InALine, ABC, Generic[Settings]):
     # Threads that TensorFlow uses in training; None: as many as there are cores.
     threads: ClassVar[int | None] = None
 
-    def start(self, settings: Settings, folder: RunFolder, *, resume: bool = False) -> dict[str, float]:
+    def start(
+        self, settings: Settings, folder: RunFolder, *, resume: bool = False, pause: int = 0
+    ) -> dict[str, float]:
         """Trains into a run folder and returns the final figures; with `folds` or `curve`, several runs.
 
         Args:
             settings: of the run.
             folder: where it is written.
             resume: go on from its newest checkpoint.
+            pause: stop after so much of its length, before the final figures; 0: train to the end.
 
         Raises:
             UserError: a setting, the data or the folder cannot be used.
+            Paused: it was paused.
         """
         from karpa_tf.training.run import Run
 
@@ -256,7 +265,7 @@ class Recipe(InALine, ABC, Generic[Settings]):
             from karpa_tf.recipes.families.folds import learning_curve
 
             return learning_curve(self, settings, folder, resume=resume)
-        run = Run(folder, settings, resume=resume, threads=self.threads, about=self.about)
+        run = Run(folder, settings, resume=resume, pause=pause, threads=self.threads, about=self.about)
         with run.noting_its_end():
             metrics = self.train(run)
             if not isinstance(metrics, dict):

@@ -316,6 +316,8 @@ class TrainingSettings(RunSettings):
     def __post_init__(self) -> None:
         """Raises a UserError for a value that makes no sense."""
         super().__post_init__()
+        if not self.data.strip():
+            raise UserError('data is a file, a folder, tfds:NAME or embedded. Received: "".')
         if self.profile:
             self.profile_steps()
 

@@ -64,7 +64,8 @@ def record(name: str, options: list[str]) -> None:
 
 def keep(result: dict[str, Any], command: str) -> None:
     """Writes a benchmark's result with what it was measured on."""
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    kept = (":!docs/benchmarks.md", ":!benchmarks/results")  # what this script itself writes
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *kept)
     result |= {
         "command": command,
         "commit": _git("rev-parse", "--short", "HEAD") + (" and changes" if changed else ""),

@@ -2,6 +2,8 @@
 
     python scripts/screenshots.py             trains a few small runs first: some minutes on two cores
     python scripts/screenshots.py --logs L    shows those of L: dqn, mnist-mlp, and q-learning with --seeds
+    python scripts/screenshots.py --chat S    the chat page alone, before S, the savedmodels that
+                                              examples/customer-service has left
 
 It needs Chromium on the PATH, and playwright, which the extra `dev` brings.
 """
@@ -115,13 +117,45 @@ def shoot_status_page(page: Page, models: Path) -> None:
         shoot(page, "status-page")
 
 
+def shoot_chat(page: Page, models: Path) -> None:
+    """Asks models of the example of customer service what they know and what they do not."""
+    rest, port = free_port(), free_port()
+    script = Path(__file__).parents[1] / "examples" / "customer-service" / "chat.py"
+    page.set_viewport_size({"width": 420, "height": 620})
+    with serving("serve", models, "--port", free_port(), "--rest_api_port", rest):
+        command = [sys.executable, script, f"http://127.0.0.1:{rest}", "--port", port]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        try:
+            process.stdout.readline()  # it is ready
+            page.goto(f"http://127.0.0.1:{port}/")
+            asked = ("turn on the desk lamp", "what is the weather like at the beach", "sing me a poem")
+            for number, question in enumerate(asked):
+                page.get_by_label("Your question").fill(question)
+                page.keyboard.press("Enter")
+                page.locator("#log p").nth(2 * number + 1).wait_for()
+            shoot(page, "customer-service")
+        finally:
+            process.terminate()
+            process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--logs", type=Path, help="Runs that are there already.")
-    given = parser.parse_args().logs
-    given = given and given.resolve()
+    parser.add_argument("--chat", type=Path, help="The chat page alone, before these models.")
+    arguments = parser.parse_args()
+    given = arguments.logs and arguments.logs.resolve()
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(120_000)
+        if arguments.chat:
+            shoot_chat(page, arguments.chat)
+            return
         logs = given or Path(folder) / "logs"
         for words in () if given else RUNS:
             karpa("train", *words, "--logs", logs)
@@ -134,11 +168,6 @@ def main() -> None:
         models = Path(folder) / "savedmodels"
         karpa("export", "mnist-mlp/latest", "--logs", logs, "--to", models)
         karpa("export", "dqn/latest", "--logs", logs, "--to", models, "--policy_saver", "false")
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(120_000)
         runs = {f"{path.parent.parent.name}/{path.parent.name}" for path in logs.glob("*/*/metrics.json")}
         shoot_tensorboard(page, logs, runs)
         shoot_status_page(page, models)

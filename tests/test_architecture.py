@@ -36,21 +36,24 @@ ARROWS = {
     "export": "errors lazy lines quiet",
     "serving": "errors lazy lines privacy settings",
     "watching": "errors lazy lines judging.reference privacy serving settings",
+    "compare": "errors lines recipe settings judging reports training",
+    "report": "errors judging recipe reports settings training",
+    "search": "errors lines settings recipe judging reports training",
     "parser": "errors settings",
     "rows": "errors data recipe",
     "recipes.families": _BELOW_RECIPES,
     "recipes": f"recipes.families {_BELOW_RECIPES}",  # no recipe imports another one
     "doctor": "data.text export recipe serving training",
     "child_runs": "parser settings recipe errors training",
-    "cli": "child_runs parser settings recipe doctor errors export quiet reports rows serving training "
-    "watching",
+    "cli": "child_runs compare report parser settings recipe doctor errors export quiet reports rows search "
+    "serving training watching",
     "__main__": "cli",
     "__init__": "",
 }
 
 # Who alone may import some libraries; `tf.summary` is TensorBoard's part of TensorFlow.
 LIBRARIES = {
-    "keras": "doctor export meta models recipes reports training",
+    "keras": "doctor export meta models recipes reports search training",
     "keras_hub": "models",
     "PIL": "data meta reports",
     "tensorflow_datasets": "data",

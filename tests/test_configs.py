@@ -93,6 +93,7 @@ def test_no_number_is_not_a_number(name: str, value: float) -> None:
             "method must be one of full, lora, head, fewshot, zeroshot, cloze. Received: ['lora']",
         ),
         ("data", 3, "data must be text. Received: 3"),
+        ("data", " ", "data is a file, a folder, tfds:NAME or embedded. Received:"),
         ("dropout", -0.1, "dropout must be at least 0 and below 1. Received: -0.1"),
         ("layer_decay", 1.005, "layer_decay must be at least 0 and at most 1. Received: 1.005."),
         ("seed", 2**32, "seed must be at least 0 and below 4294967296. Received: 4294967296."),

@@ -17,7 +17,10 @@ import pytest
 
 from karpa_tf.child_runs import REMOVED
 from karpa_tf.cli import _VERBS, _options_by_recipe, _verb_parser
+from karpa_tf.compare import CompareOptions
 from karpa_tf.recipe import all_recipes
+from karpa_tf.report import ReportOptions
+from karpa_tf.search.options import SearchOptions
 from karpa_tf.serving.options import LoadOptions, RolloutOptions, ServeOptions
 from karpa_tf.settings import types_of
 from karpa_tf.watching.options import WatchOptions
@@ -51,6 +54,14 @@ def flags_of(words: list[str]) -> set[str]:
         return common | {f"--{name}" for name in types_of(ServeOptions)}
     if verb == "rollout":
         return common | {f"--{name}" for name in types_of(RolloutOptions)}
+    if verb == "search":
+        return flags_of(["train", words[1]]) | {f"--{name}" for name in types_of(SearchOptions)}
+    if verb == "compare":
+        return common | {f"--{name}" for name in types_of(CompareOptions)}
+    if verb == "report":
+        return common | {f"--{name}" for name in types_of(ReportOptions)}
+    if verb == "runs":
+        return common | {"--sort", "--where", "--yes"}
     if verb == "watch":
         return common | {f"--{name}" for name in types_of(WatchOptions)}
     if verb == "load-test":

@@ -9,16 +9,14 @@ import argparse
 import json
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import run, say, serving, wait_for
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 MODEL = "bert-classifier"
@@ -30,57 +28,6 @@ UNKNOWN = ["--unknown_rate", "0.05"]
 BEFORE = 500
 # Version 2 may score this much less on what version 1 knows.
 LOSS = 0.02
-
-
-def say(title: str) -> None:
-    """Prints what comes next."""
-    print(f"\n# {title}", flush=True)
-
-
-def run(*words: Any) -> str:
-    """Prints a command, runs it, prints what it prints, and returns that; ends everything if it fails."""
-    command = [str(word) for word in words]
-    print(f"$ {shlex.join(command)}", flush=True)
-    names = {"karpa-tf": [sys.executable, "-m", "karpa_tf"], "python": [sys.executable]}
-    done = subprocess.run([*names[command[0]], *command[1:]], stdout=subprocess.PIPE, text=True)
-    print(done.stdout, end="", flush=True)
-    if done.returncode:
-        sys.exit(f"it ended with status {done.returncode}")
-    return done.stdout
-
-
-@contextmanager
-def serving(*words: Any) -> Iterator[str]:
-    """Serves while the block runs; yields the model's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["serve", *map(str, words), "--port", "0", "--rest_api_port", str(port)]
-    print(f"$ karpa-tf {shlex.join(command)} &", flush=True)
-    server = subprocess.Popen([sys.executable, "-m", "karpa_tf", *command], stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout
-        for line in server.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("REST"):
-                break
-        else:
-            sys.exit("the server did not start")
-        yield f"http://127.0.0.1:{port}/v1/models/{MODEL}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
-
-
-def wait_for(url: str, version: int, state: str) -> None:
-    """Waits until a version is in a state, since a server follows its file in a second or two."""
-    for _ in range(600):
-        with urlopen(url) as answer:
-            states = {row["version"]: row["state"] for row in json.load(answer)["model_version_status"]}
-        if states.get(str(version)) == state:
-            return
-        time.sleep(0.2)
-    sys.exit(f"version {version} did not become {state}")
 
 
 def metrics(url: str, start: str) -> dict[str, float]:
@@ -124,7 +71,8 @@ def loop(folder: Path, epochs: int) -> None:
     ]
     # The new label is new to version 1: shares of labels move by what it takes.
     quiet = ["--access_log", "", "--canary_tolerance", 0.3]
-    with serving("--model_config_file", config, *follow, "--request_log", log, *quiet) as url:
+    with serving("--model_config_file", config, *follow, "--request_log", log, *quiet) as server:
+        url = f"{server}/v1/models/{MODEL}"
         run("python", steps, "send", url, folder / "traffic.jsonl", "--last", BEFORE)
 
         say("A watcher reads the log. Are labels as frequent as they were, and texts of the same kind?")

@@ -6,16 +6,19 @@ Each is a command: `python examples/loop/steps.py prepare loop` and so on; run.p
 from __future__ import annotations
 
 import argparse
-import csv
 import http.client
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import read_table, write_table
 
 # What version 1 knows, and what people ask all the same.
 KNOWN = [
@@ -26,19 +29,6 @@ NEW = "HassGetWeather"
 # Clients that the traffic comes from; requests before the first of the new intent; requests after these, a
 # quarter of them of it. The others of it are among the rest of the traffic.
 _CLIENTS, _BEFORE, _RUSH = 400, 250, 250
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table with a header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads a table with a header."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def prepare(folder: Path) -> None:

@@ -289,7 +289,8 @@ def sheet_of(columns: Mapping[str, Sequence[Any]]) -> Sheet:
     Raises:
         UserError: they are no columns, or not of one length.
     """
-    if not hasattr(columns, "keys"):
+    # A Series of pandas has keys, too, and they are none of columns.
+    if not hasattr(columns, "keys") or hasattr(columns, "dtype"):
         raise UserError(
             'A table is a file\'s name or columns by name, {"text": [...], "label": [...]}, a DataFrame too. '
             f"Received: {type(columns).__name__}."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -136,12 +136,14 @@ class Columns:
         label: of the labels.
         text_b: of the second text of each pair; empty: no pairs.
         redact: put markers in the place of personal data in the texts, before anything else sees them.
+        setting: what names the column of the labels where it is missing, for the error.
     """
 
     text: str = "text"
     label: str = "label"
     text_b: str = ""
     redact: bool = False
+    setting: str = "label"
 
 
 def open_table(
@@ -213,6 +215,34 @@ def open_test_rows(source: str | Mapping[str, Sequence[Any]], columns: Columns |
 
 def _notes(every: Iterable[Rows]) -> list[str]:
     return [note for rows in every for note in rows.notes]
+
+
+def read_groups(source: str, columns: Columns, column: str, rows: Rows) -> list[str]:
+    """Returns what each of some rows belongs to, as a further column of the data says.
+
+    Args:
+        source: that the rows are from, as for `open_table`.
+        columns: that they were read with.
+        column: of the groups.
+        rows: whose groups are asked for.
+
+    Raises:
+        UserError: the data has no such column, or a row has nothing in it.
+    """
+    if source == "embedded":
+        raise UserError("--groups: the embedded data has no further columns; train on a table of yours.")
+    known = read_given(source, columns)
+    grouped = read_given(source, replace(columns, label=column), advice="name another one with --groups")
+    groups: dict[Any, list[str]] = {}
+    for split, mine in known.items():
+        # Rows of the same text stay together, in their order.
+        for key, group in zip(_whole_keys(mine), grouped[split].labels, strict=True):
+            groups.setdefault(key, []).append(group)
+    return [groups[key].pop(0) for key in _whole_keys(rows)]
+
+
+def _whole_keys(rows: Rows) -> Iterable[tuple[str, str, str]]:
+    return zip(rows.texts, rows.texts_b or [""] * len(rows), rows.labels, strict=True)
 
 
 def shared_rows(train: Labelled, test: Labelled) -> int:
@@ -346,7 +376,10 @@ def fold_places(keys: Sequence[Any], labels: Sequence[str], fold: int, folds: in
 
 
 def read_given(
-    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool = True
+    source: str | Mapping[str, Sequence[Any]],
+    columns: Columns,
+    needs_training: bool = True,
+    advice: str = "name yours with --{}",
 ) -> dict[Split, Rows]:
     """Reads labelled texts in the splits that they come in.
 
@@ -354,16 +387,17 @@ def read_given(
         source: as for `open_table`.
         columns: names of the columns.
         needs_training: whether a folder must have rows to learn from.
+        advice: what to do where a column of a file is missing; `{}` stands for the setting.
 
     Raises:
         UserError: the source cannot be read, or lacks a column, a text or a label.
     """
-    found = _read_given(source, columns, needs_training)
+    found = _read_given(source, columns, needs_training, advice)
     return {split: rows.redacted() for split, rows in found.items()} if columns.redact else found
 
 
 def _read_given(
-    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool
+    source: str | Mapping[str, Sequence[Any]], columns: Columns, needs_training: bool, advice: str
 ) -> dict[Split, Rows]:
     if not isinstance(source, str):
         return {"train": _rows(sheet_of(source), columns, "name yours with Columns({}=...)")}
@@ -374,12 +408,12 @@ def _read_given(
     path = Path(source)
     if path.is_dir():
         files = find_splits(path, TABLES, needs_training)
-        return {split: read_table(file, columns) for split, file in files.items()}
+        return {split: read_table(file, columns, advice) for split, file in files.items()}
     if not path.exists():
         raise no_such_path(
             source, "a .csv, .tsv, .jsonl, .xlsx or .parquet with a header, a folder with train.csv"
         )
-    return {"train": read_table(path, columns)}
+    return {"train": read_table(path, columns, advice)}
 
 
 def no_such_path(source: str, wanted: str) -> UserError:
@@ -414,40 +448,57 @@ def find_splits(folder: Path, suffixes: tuple[str, ...], needs_training: bool = 
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def read_table(path: Path, columns: Columns) -> Rows:
+def read_table(path: Path, columns: Columns, advice: str = "name yours with --{}") -> Rows:
     """Reads labelled texts from a table with a header: .csv, .tsv, .jsonl, .xlsx or .parquet.
 
     Raises:
         UserError: it cannot be read, has a row that does not fit, or lacks a column, a text or a label.
     """
     names = [name for name in (columns.text, columns.label, columns.text_b) if name]
-    return _rows(read_sheet(path, names), columns, "name yours with --{}")
+    return _rows(read_sheet(path, names), columns, advice)
 
 
 def _rows(sheet: Sheet, columns: Columns, advice: str) -> Rows:
     """Returns labelled texts of a sheet; `advice` is what to do where there is no column of a name."""
-    fields = {"text": columns.text, "label": columns.label, "text_b": columns.text_b}
+    fields = {"text": columns.text, columns.setting: columns.label, "text_b": columns.text_b}
     wanted = [(name, advice.format(field)) for field, name in fields.items() if name]
+    texts, labels, *second = filled_columns(sheet, wanted, [columns.label])
+    return Rows(texts, second[0] if second else None, labels, sheet.notes)
+
+
+def filled_columns(
+    sheet: Sheet, wanted: Sequence[tuple[str, str]], labels: Collection[str]
+) -> list[list[str]]:
+    """Returns columns of a sheet in which no cell is empty.
+
+    Args:
+        sheet: the table.
+        wanted: names of columns, and what to do where there is none of that name.
+        labels: those of them that hold labels: whole numbers will do, and "nan" is one.
+
+    Raises:
+        UserError: a column is missing, a cell is empty or holds something else, or there are no rows.
+    """
     names = [name for name, _ in wanted]
     empty: dict[str, list[int]] = {name: [] for name in names}
     found: list[list[str]] = []
-    read = (as_text, as_label, as_text)
     for place, cells in enumerate(sheet.select(wanted)):
         row = [
-            cell.strip() if isinstance(cell, str) else read[at](cell, _cell(sheet, place, names[at]))
-            for at, cell in enumerate(cells)
+            cell.strip()
+            if isinstance(cell, str)
+            else (as_label if name in labels else as_text)(cell, _cell(sheet, place, name))
+            for name, cell in zip(names, cells, strict=True)
         ]
-        for at, cell in enumerate(row):
-            if not cell or (at != 1 and is_nothing(cell)):
-                empty[names[at]].append(sheet.numbers[place])
+        for name, cell in zip(names, row, strict=True):
+            if not cell or (name not in labels and is_nothing(cell)):
+                empty[name].append(sheet.numbers[place])
         found.append(row)
     for name, numbers in empty.items():
         if numbers:
             first = f"{sheet.unit} {numbers[0]}"
             which = f"{first} has" if len(numbers) == 1 else f"{len(numbers)} rows ({first} first) have"
             raise UserError(f'{sheet.path}: {which} nothing in the column "{name}"; fill in or delete.')
-    texts, labels, *second = (list(column) for column in zip(*found, strict=True))
-    return Rows(texts, second[0] if second else None, labels, sheet.notes)
+    return [list(column) for column in zip(*found, strict=True)]
 
 
 def _cell(sheet: Sheet, place: int, name: str) -> str:

@@ -14,6 +14,8 @@ from karpa_tf.lines import InALine
 
 # The file in a SavedModel's assets.extra that has the `shown` of its signatures.
 SHOWN = "shown.json"
+# Beside it: what predictions of an export cost where it was made.
+COST = "cost.json"
 
 _AT_ONCE = 64
 
@@ -48,6 +50,19 @@ class Signature(InALine):
     shown: Sequence[str] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
 
+    def _check_names(self, number: int, row: Any) -> None:
+        wanted = ", ".join(f'"{name}"' for name in self.inputs)
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"Row {number} must be a dict with a value for {wanted}. Received: {str(row)[:80]!r}."
+            )
+        missing = [name for name in self.inputs if row and name not in row]
+        if missing:
+            raise UserError(
+                f'Row {number} has no "{missing[0]}"; it must have {wanted}. '
+                f"Received: {', '.join(map(str, row))}."
+            )
+
     def predict(
         self,
         rows: Sequence[Mapping[str, Any]],
@@ -66,6 +81,7 @@ class Signature(InALine):
             UserError: a row makes no sense, `read` refuses one, or all of them.
         """
         for number, row in enumerate(rows, 1):
+            self._check_names(number, row)
             if row and self.check:
                 self.check(number, row)
         results: dict[int, dict[str, Any]] = {}

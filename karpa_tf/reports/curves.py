@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,31 @@ from karpa_tf.errors import writing
 
 def read_scalars(folder: Path, tag: str) -> dict[int, float]:
     """Returns the values of a tag by their steps, from the event files of a folder."""
-    from tensorboard.compat.proto import event_pb2
     from tensorboard.util import tensor_util
 
-    found = {}
+    values = {
+        step: float(tensor_util.make_ndarray(value.tensor))
+        for step, value in _values(folder)
+        if value.tag == tag
+    }
+    return dict(sorted(values.items()))
+
+
+def read_images(folder: Path) -> dict[str, bytes]:
+    """Returns the last picture of each tag, as PNG, from the event files of a folder."""
+    found: dict[str, tuple[int, bytes]] = {}
+    for step, value in _values(folder):
+        # Width, height, and a picture each.
+        parts = value.tensor.string_val
+        if len(parts) > 2 and parts[2].startswith(b"\x89PNG") and step >= found.get(value.tag, (0, b""))[0]:
+            found[value.tag] = step, parts[2]
+    return {tag: data for tag, (_, data) in sorted(found.items())}
+
+
+def _values(folder: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the steps and values of event files."""
+    from tensorboard.compat.proto import event_pb2
+
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data, place = path.read_bytes(), 0
         # A TFRecord: the length, its checksum, the bytes, their checksum. The last one may be cut.
@@ -26,10 +48,8 @@ def read_scalars(folder: Path, tag: str) -> dict[int, float]:
                 break
             event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
             for value in event.summary.value:
-                if value.tag == tag:
-                    found[event.step] = float(tensor_util.make_ndarray(value.tensor))
+                yield event.step, value
             place += 16 + length
-    return dict(sorted(found.items()))
 
 
 def draw_curves(

@@ -37,6 +37,31 @@ def costs_section(costs: Mapping[str, Any] | None, title: str = "Costs", lines: 
     return "\n".join(["", f"## {title}", "", *said, *rows, "", f"How: {costs['how']}.", ""])
 
 
+# What a busy core draws, from a laptop's to an old server's with its share of the rest; nothing here
+# measures it.
+WATTS = (5.0, 15.0)
+
+
+def energy(cpu_seconds: float) -> str:
+    """Returns what so much processor time may have taken, as a range between two assumed powers.
+
+    Args:
+        cpu_seconds: over all threads.
+    """
+    low, high = (watts * cpu_seconds / 3600 for watts in WATTS)
+    return f"{low:.2g} to {high:.2g} Wh, if a busy core draws {WATTS[0]:g} to {WATTS[1]:g} W (not measured)"
+
+
+def training_cost(environment: Mapping[str, Any]) -> str:
+    """Returns a line on what the training of a run took; "" where that was not noted.
+
+    Args:
+        environment: the run's environment.json.
+    """
+    seconds = environment.get("cpu_seconds")
+    return f"\nTraining took {seconds:,.0f} s of processor time: {energy(seconds)}.\n" if seconds else ""
+
+
 def origin_section(settings: Mapping[str, Any]) -> str:
     """Returns lines on the runs that a run with such settings comes of; "" of most runs."""
     if ensemble := settings.get("ensemble"):

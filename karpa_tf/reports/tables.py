@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+# Words in the names of figures of which small values are the better ones.
+_LOWER = ("loss", "error", "mse", "mae", "frechet", "perplexity", "distance", "ece", "seconds", "bytes")
+
+
+def lower_is_better(figure: str) -> bool:
+    """Whether small values of a figure are the better ones, as its name says.
+
+    Args:
+        figure: its name, e.g. `validation_loss`.
+    """
+    return any(word in figure.lower().split("_") for word in _LOWER)
 
 
 def format_table(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -29,6 +41,17 @@ def format_table(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
         lines.append(" ".join([f"{row:<{width}}", *cells]))
     return lines
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yields the lines of a table of texts, each column as wide as its widest cell.
+
+    Args:
+        rows: cells by row, the first of them the header's; all as many.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def figure(value: float) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from karpa_tf.training.evaluation import Evaluator as Evaluator
     from karpa_tf.training.evaluation import evaluate as evaluate
     from karpa_tf.training.fitting import fit as fit
+    from karpa_tf.training.listing import list_runs as list_runs
     from karpa_tf.training.loop import Stage as Stage
     from karpa_tf.training.loop import train as train
     from karpa_tf.training.losses import SparseCrossEntropy as SparseCrossEntropy
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from karpa_tf.training.optimizers import AdamW as AdamW
     from karpa_tf.training.run import Run as Run
     from karpa_tf.training.run_folder import RunFolder as RunFolder
-    from karpa_tf.training.run_folder import list_runs as list_runs
     from karpa_tf.training.run_folder import open_run as open_run
     from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
     from karpa_tf.training.step import Step as Step
@@ -49,7 +49,8 @@ else:  # a type checker would take any name for one of these
             ".multi_task": "MultiTaskStep",
             ".optimizers": "SGD AdamW",
             ".run": "Run",
-            ".run_folder": "RunFolder list_runs open_run",
+            ".listing": "list_runs",
+            ".run_folder": "RunFolder open_run",
             ".schedule": "WarmupThenDecay",
             ".step": "Step",
             ".supervised": "SupervisedStep",

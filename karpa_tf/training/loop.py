@@ -49,6 +49,10 @@ class Diverged(UserError):
     """The loss is not a number, or has grown away."""
 
 
+class Paused(KeyboardInterrupt):
+    """A training has come as far as it was to; a checkpoint is written, and it may go on."""
+
+
 class History(list[dict[str, float]]):
     """The figures of each epoch.
 
@@ -79,6 +83,7 @@ class Stage(InALine):
         stop_if_diverged: end when the loss is not a number or grows away. A GAN's may rise.
         own_tags: whether its tags in TensorBoard begin with its name; else its curves go on with those of the
             stage before.
+        pause: raise `Paused` after so many epochs, or where there are no batches at this clock; 0: never.
     """
 
     step: Step
@@ -89,6 +94,7 @@ class Stage(InALine):
     name: str = "training"
     stop_if_diverged: bool = True
     own_tags: bool = True
+    pause: int = 0
 
     def __post_init__(self) -> None:
         """Raises a UserError for a stage that makes no sense."""
@@ -137,6 +143,7 @@ def train(
     resume: bool = False,
     begin: int = 0,
     finished: Sequence[str] = (),
+    noted: Callable[[], Mapping[str, Any]] = dict,
 ) -> History:
     """Makes the steps of a stage.
 
@@ -148,11 +155,12 @@ def train(
         resume: go on from the newest checkpoint, if it is one of this stage.
         begin: steps of the stages before.
         finished: names of the stages before.
+        noted: returns what else a checkpoint notes of the run, for `Checkpoints.newest_state`.
 
     Returns:
         The figures of each epoch; see `fit`, also for what is raised.
     """
-    return _Training(stage, list(callbacks), checkpoints, begin, finished).run(resume)
+    return _Training(stage, list(callbacks), checkpoints, begin, finished, noted).run(resume)
 
 
 class _Training:
@@ -165,6 +173,7 @@ class _Training:
         checkpoints: Checkpoints | None,
         begin: int,
         finished: Sequence[str],
+        noted: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.stage = stage
         self.step = stage.step
@@ -172,6 +181,7 @@ class _Training:
         self.checkpoints = checkpoints
         self.begin = begin
         self.finished = list(finished)
+        self.noted = noted
         self.strategy = self.step.strategy
         self.chief = is_chief(self.strategy)
         self.several = has_other_workers(self.strategy)
@@ -208,6 +218,7 @@ class _Training:
         self._read()
         if self.checkpoints and self.chief:
             state = {
+                **self.noted(),
                 **self._setup,
                 "finished": self.finished,
                 "begin": self.begin,
@@ -271,6 +282,9 @@ class _Training:
             stack.enter_context(needing_all_workers(self.strategy))
             batches = self._batches()
             while self.clock < self.stage.steps and not self._stopped:
+                if self.stage.pause and self.clock >= self.stage.pause * self._per_epoch:
+                    self._save()
+                    raise Paused
                 epoch, index = self._place(self.clock)
                 if index == 0:
                     self.totals = np.zeros(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from karpa_tf.training import runtime
 from karpa_tf.training.ancestry import note_start
 from karpa_tf.training.callbacks import BestWeights
 from karpa_tf.training.checkpoint import Checkpoints
-from karpa_tf.training.loop import History, Stage, train
+from karpa_tf.training.loop import History, Paused, Stage, train
 from karpa_tf.training.run_folder import RunFolder, open_run, resolve_init, write_json
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Run(InALine, Generic[S]):
         folder: where everything is written.
         settings: of the recipe; `precision: auto` becomes definite.
         resume: go on from the newest checkpoint.
+        pause: stop after so much of the length that the settings say, with a checkpoint and before the final
+            figures; 0: train to the end.
         threads: that TensorFlow uses; None: as many as there are cores.
         about: the recipe, as TensorBoard shows it.
 
@@ -54,12 +57,14 @@ class Run(InALine, Generic[S]):
         settings: S,
         *,
         resume: bool = False,
+        pause: int = 0,
         threads: int | None = None,
         about: About | None = None,
     ) -> None:
         self.folder = folder
         self.settings = settings
         self.resume = resume
+        self.pause = pause
         self.about = about
         self.strategy = runtime.prepare(settings, threads)
         self.chief = runtime.is_chief(self.strategy)
@@ -72,6 +77,12 @@ class Run(InALine, Generic[S]):
             folder.checkpoints, keep=settings.keep_checkpoints, seconds=settings.checkpoint_seconds
         )
         self._state = self._checkpoints.newest_state() if resume else None
+        self._cpu_before = float((self._state or {}).get("cpu_seconds", 0.0)) - time.process_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the run so far, over all its threads and all times that it was resumed."""
+        return self._cpu_before + time.process_time()
 
     def say(self, *lines: str) -> None:
         """Prints lines on standard error, those that are not empty; at one worker of several."""
@@ -201,6 +212,8 @@ class Run(InALine, Generic[S]):
         goes_on = bool(state) and state.get("stage", stage.name) == stage.name
         begin = state.get("begin", 0) if goes_on else self.steps
         about = self.about
+        if stage.name == Stage.name:  # others have lengths of their own
+            stage = dataclasses.replace(stage, pause=self.pause)
         if self.chief and not state and not self._stages and stage.step.model is not None:
             note_start(self.folder, stage.step.model.weights, getattr(settings, "init", ""))
         self._tensorboard = TensorBoard(
@@ -237,6 +250,7 @@ class Run(InALine, Generic[S]):
             resume=self.resume,
             begin=begin,
             finished=self._stages,
+            noted=lambda: {"cpu_seconds": self.cpu_seconds},
         )
         self.steps = history.steps
         self.history, self._best = history, best
@@ -271,7 +285,12 @@ class Run(InALine, Generic[S]):
 
         Returns:
             The figures; of several workers at the chief alone.
+
+        Raises:
+            Paused: the run is to be paused, and its training has stopped early.
         """
+        if self.pause:  # it has stopped early
+            raise Paused
         metrics: dict[str, float] = {}
         if self.chief:
             evaluation = evaluate()
@@ -289,6 +308,7 @@ class Run(InALine, Generic[S]):
             self.folder.write_metrics(
                 {**metrics, **counts, "baselines": evaluation.baselines, "facts": evaluation.facts}
             )
+            self.folder.note(cpu_seconds=round(self.cpu_seconds, 1))
             write_final(self.folder.path, metrics, self.steps)
             write_end(self.folder.path, f"finished after {self.steps:,} steps", self.steps, well=True)
         runtime.wait_for_all(self.strategy)

@@ -8,6 +8,7 @@ checkpoints/        to resume
 best.weights.h5     weights of the best validation loss
 assets/             what evaluate and export need beside the weights: vocabulary, labels
 train/ validation/  TensorBoard event files
+tags.txt            words put on it, if there are any
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from filelock import FileLock, Timeout
 
 from karpa_tf.errors import UserError, did_you_mean, writing
 from karpa_tf.lines import InALine
-from karpa_tf.recipe import all_recipes, find_recipe, recipe_name
+from karpa_tf.recipe import all_recipes
 from karpa_tf.settings import FORMAT, RunSettings, check_format, convert, read_yaml, types_of
 
 _Settings = TypeVar("_Settings", bound=RunSettings)
 
 _LOCK = ".lock"
+# Words that were put on a run, one a line.
+_TAGS = "tags.txt"
 
 _PACKAGES = ("karpa-tf", "tensorflow", "keras", "keras-hub", "tensorflow-text", "numpy")
 
@@ -165,6 +168,20 @@ class RunFolder(InALine):
         return self.environment.get("group", "")
 
     @property
+    def tags(self) -> list[str]:
+        """Words that were put on it by `karpa-tf runs tag`."""
+        path = self.path / _TAGS
+        return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+    def write_tags(self, tags: Sequence[str]) -> None:
+        """Puts words on it, in the place of those that it has.
+
+        Args:
+            tags: without white space.
+        """
+        write_whole(self.path / _TAGS, "".join(f"{tag}\n" for tag in tags))
+
+    @property
     def is_being_trained(self) -> bool:
         """Whether a process trains into it now: it holds the folder's lock."""
         if not (self.path / _LOCK).exists():
@@ -207,8 +224,12 @@ class RunFolder(InALine):
         reason = " ".join(str(error).split())[:300]
         if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
-        write_json(self.path / "environment.json", {**self.environment, "failed": reason})
+        self.note(failed=reason)
         return reason
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to environment.json, until the run begins anew or goes on."""
+        write_json(self.path / "environment.json", {**self.environment, **facts})
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Writes the final figures `metrics`; with them a run has ended."""
@@ -344,6 +365,8 @@ def open_run(run: str | Path, logs: str | Path = "logs") -> RunFolder:
     Raises:
         UserError: there is no such run.
     """
+    if not str(run).strip():
+        raise UserError('A run is named by its folder, or RECIPE/latest. Received: "".')
     path = Path(run)
     if path.name == "latest" and not path.exists():
         # The folder of a recipe of one's own may have the same name.
@@ -405,10 +428,11 @@ def find_events(name: str, logs: str | Path) -> Path:
 
 
 def _runs_in(parent: Path) -> list[Path]:
-    return [path for path in _numbered(parent) if (path / "config.yaml").is_file()]
+    return [path for path in numbered(parent) if (path / "config.yaml").is_file()]
 
 
-def _numbered(parent: Path) -> list[Path]:
+def numbered(parent: Path) -> list[Path]:
+    """Returns the run folders of a recipe's folder, in their order."""
     if not parent.is_dir():
         return []
     return sorted((p for p in parent.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
@@ -417,84 +441,7 @@ def _numbered(parent: Path) -> list[Path]:
 def recipes_in(logs: str | Path) -> list[str]:
     """Returns the names of the recipes that there are, and of those that there are runs of."""
     parents = sorted(Path(logs).iterdir()) if Path(logs).is_dir() else []
-    return list(dict.fromkeys([*all_recipes(), *(p.name for p in parents if _numbered(p))]))
-
-
-def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
-    """Returns a row a run: `{"run", "recipe", "config", "metrics", "status"}`, and `group` if it has one.
-
-    The status is `running`, `finished`, `stopped`, or `failed` or `damaged`, with a `reason`.
-
-    Args:
-        logs: the folder of all runs.
-        recipe: only those of this one, by its name or the path of its folder; or one run, as `open_run` takes
-            it; empty: all.
-
-    Raises:
-        UserError: there is no such recipe or run.
-    """
-    one = None
-    if "/" in recipe and not (Path(recipe) / "recipe.py").is_file():
-        one = open_run(recipe, logs).path.resolve()
-        logs, recipe = one.parent.parent, one.parent.name
-    recipes = recipes_in(logs)
-    own = (Path(recipe) / "recipe.py").is_file()  # which may have no run yet
-    recipe = recipe_name(recipe)
-    if recipe and recipe not in recipes and not own:
-        find_recipe(recipe)
-    rows = []
-    for name in [recipe] if recipe else recipes:
-        for path in _numbered(Path(logs) / name):
-            if one and path.resolve() != one:
-                continue
-            if not (path / "config.yaml").is_file() and not RunFolder(path).begun:
-                continue  # it has not begun yet
-            row: dict[str, Any] = {"run": str(path), "recipe": name, "config": {}, "metrics": {}}
-            try:
-                folder = RunFolder(path)
-                row["config"] = folder.read_config()
-                row["metrics"] = folder.read_metrics() or {}
-                row |= _status(folder, finished=bool(row["metrics"]))
-                if folder.group:
-                    row["group"] = f"{name}/{folder.group}"
-            except UserError as error:
-                row |= {"status": "damaged", "reason": str(error)}
-            rows.append(row)
-    return rows
-
-
-def _status(folder: RunFolder, finished: bool) -> dict[str, str]:
-    if folder.is_being_trained:
-        return {"status": "running"}
-    if finished:
-        return {"status": "finished"}
-    if reason := folder.environment.get("failed", ""):
-        return {"status": "failed", "reason": reason}
-    return {"status": "stopped"}
-
-
-def format_runs(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields the lines of a table: the settings in which runs of a recipe differ, and their figures."""
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        every = [row for row in rows if row["recipe"] == recipe]
-        mine = [row for row in every if row["status"] != "damaged"]
-        fields = dict.fromkeys(key for row in mine for key in row["config"])
-        differing = [key for key in fields if len({repr(row["config"].get(key)) for row in mine}) > 1]
-        figures = list(
-            dict.fromkeys(key for row in mine for key, v in row["metrics"].items() if isinstance(v, float))
-        )
-        table = [["run", "status", *differing, *figures]]
-        for row in mine:
-            config = [str(row["config"].get(key, "")) for key in differing]
-            numbers = [f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "" for key in figures]
-            table.append([row["run"], row["status"], *config, *numbers])
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        for line in table:
-            cells = [f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True)]
-            yield "  ".join(cells).rstrip()
-        for row in every:
-            if "reason" in row:
-                yield f"{row['run']}  {row['status']}: {row['reason']}"
+    return list(dict.fromkeys([*all_recipes(), *(p.name for p in parents if numbered(p))]))
 
 
 def environment() -> dict[str, Any]:

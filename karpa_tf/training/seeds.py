@@ -25,7 +25,8 @@ from karpa_tf.errors import UserError
 from karpa_tf.lines import InALine
 from karpa_tf.recipe import About
 from karpa_tf.settings import RunSettings
-from karpa_tf.training.run_folder import RunFolder, create_run, list_runs, locked, remove_if_unused
+from karpa_tf.training.listing import list_runs
+from karpa_tf.training.run_folder import RunFolder, create_run, locked, remove_if_unused
 
 # In the folder of a group's first run.
 GROUP_LOCK = ".seeds.lock"

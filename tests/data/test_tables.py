@@ -90,6 +90,13 @@ def test_columns_in_memory_that_make_no_table_are_refused(source, sentence) -> N
         open_table(source)
 
 
+def test_a_series_is_no_table() -> None:
+    import pandas
+
+    with pytest.raises(UserError, match=r"A table is a file's name or columns by name.*Received: Series"):
+        open_table(pandas.Series(["a", "b"]))
+
+
 # --- Files
 
 

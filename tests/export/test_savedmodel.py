@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import stat
 import subprocess
@@ -174,3 +175,16 @@ def test_importing_the_check_hides_no_gpu(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     runpy.run_path(verify.__file__, run_name="imported")
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("a text", "Row 2 must be a dict with a value for \"x\". Received: 'a text'."),
+        ({"y": 1.0}, 'Row 2 has no "x"; it must have "x". Received: y.'),
+    ],
+)
+def test_a_row_that_is_none_is_a_sentence(row, sentence) -> None:
+    signature = Signature(lambda x: {"y": 2 * x}, {"x": tf.TensorSpec([None], tf.float32)})
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        signature.predict([{"x": 1.0}, row])

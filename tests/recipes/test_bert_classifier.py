@@ -18,7 +18,7 @@ from karpa_tf.recipes.bert_classifier.classify import Classify
 from karpa_tf.recipes.bert_classifier.recipe import BertClassifier
 from karpa_tf.training.run_folder import RunFolder
 from tests.conftest import BERT_TINY, kill_in_the_middle, make_intents, write_csv
-from tests.events import read_events
+from tests.events import read_events, read_text
 from tests.presets import write_reader
 
 
@@ -389,3 +389,26 @@ def test_adapters_of_another_preset_are_refused(adapted, karpa, tmp_path) -> Non
     (run / "assets" / "encoder.json").write_text(json.dumps({**saved, "preset": "0" * 32}))
     result = karpa("evaluate", run)
     assert result.status == 2 and "is not the preset that" in result.err
+
+
+def test_figures_by_group_have_intervals_and_the_smallest_is_named(classified, karpa, tmp_path) -> None:
+    rows = make_intents(60, seed=9)
+    table = tmp_path / "grouped.csv"
+    cities = ["Kyiv", "Rome", "Rome"]
+    write_csv(
+        table,
+        [(text, label, cities[i % 3]) for i, (text, label) in enumerate(rows)],
+        ("text", "label", "city"),
+    )
+    done = karpa("evaluate", classified, "--data", table, "--groups", "city")
+    assert done.status == 0 and "smallest group: Kyiv, 20 rows" in done.out
+    assert "equalized-odds gap: " in done.out
+    found = karpa("evaluate", classified, "--data", table, "--groups", "city", "--json").json
+    groups = found["groups"]["rows"]
+    assert [(row["group"], row["rows"]) for row in groups] == [("Rome", 40), ("Kyiv", 20)]
+    mean = sum(row["figure"] * row["rows"] for row in groups) / 60
+    assert mean == pytest.approx(found["metrics"]["accuracy"])
+    assert all(row["low"] <= row["figure"] <= row["high"] for row in groups)
+    assert read_text(classified / "validation", "groups/city").startswith("| city | rows |")
+    done = karpa("evaluate", classified, "--data", table, "--groups", "town")
+    assert done.status == 2 and 'no column "town"' in done.err and "--groups" in done.err

@@ -6,10 +6,10 @@ import pytest
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipes.mlm_gru import MlmGruSettings
+from karpa_tf.training.listing import list_runs
 from karpa_tf.training.run_folder import (
     create_run,
     find_events,
-    list_runs,
     lock_folder,
     locked,
     open_run,
@@ -97,6 +97,8 @@ def test_the_folder_that_tensorboard_is_to_show(tmp_path) -> None:
     assert find_events(str(folder.path), tmp_path) == folder.path
     with pytest.raises(UserError, match=r"no run of dqn in .*; train one first"):
         find_events("dqn", logs)
+    with pytest.raises(UserError, match=r"A run is named by its folder, or RECIPE/latest. Received:"):
+        open_run("", logs)
     with pytest.raises(UserError, match="There is no run mlm-gru/2"):
         find_events("mlm-gru/2", logs)
     with pytest.raises(UserError, match=r"There is no folder .*nothing: train first"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from karpa_tf.errors import UserError
-from karpa_tf.recipe import About, ExplainOptions, Input
+from karpa_tf.recipe import About, EvaluateOptions, ExplainOptions, Input
 from karpa_tf.recipes.families.settings import (
     TEACHER,
     BertExportOptions,
@@ -225,11 +225,19 @@ def inputs(config: Mapping[str, Any]) -> dict[str, Input]:
     return found
 
 
+@dataclass(kw_only=True)
+class BertEvaluateOptions(EvaluateOptions):
+    """The options of `karpa-tf evaluate`."""
+
+    groups: str = option("", "A further column: the accuracy of each group of rows, with intervals.")
+
+
 ABOUT = About(
     summary="BERT fine-tuned on a table of texts and labels",
     default_data="embedded: intents of home-assistant-intents, split by template",
     settings=BertClassifierSettings,
     inputs=inputs,
+    evaluate=BertEvaluateOptions,
     export=BertExportOptions,
     explain=ExplainOptions,
     charts={"accuracy": ["epoch/accuracy"], "loss": ["epoch/loss"]},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from karpa_tf.data.tables import Rows, label_ids, shared_rows
+from karpa_tf.data.tables import Rows, label_ids, read_groups, shared_rows
+from karpa_tf.judging.by_row import ByRow, by_group, equalized_odds_gaps, of_labels
 from karpa_tf.judging.classification import (
     class_table,
     classification_metrics,
@@ -12,23 +14,30 @@ from karpa_tf.judging.classification import (
     most_frequent_baseline,
     svm_baseline,
 )
-from karpa_tf.recipe import EvaluateOptions, Evaluation
+from karpa_tf.recipe import Evaluation
 from karpa_tf.recipes.families import certainty, common, ensembles
 from karpa_tf.recipes.families.encoders import EncoderRecipe
 from karpa_tf.recipes.families.examples import Texts
-from karpa_tf.reports.classification import format_class_table, format_confusions, write_classification
+from karpa_tf.reports.classification import (
+    event_writer,
+    format_class_table,
+    format_confusions,
+    write_classification,
+    write_text,
+)
+from karpa_tf.reports.groups import format_groups, groups_markdown
 from karpa_tf.training import runtime
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
 
-from . import BertClassifierSettings, few
-from .batches import joined
+from . import BertClassifierSettings, BertEvaluateOptions, few
+from .batches import columns_of, joined
 
 Recipe = EncoderRecipe[BertClassifierSettings, Rows, Texts]
 
 
 def evaluate_texts(
-    recipe: Recipe, folder: RunFolder, options: EvaluateOptions, step: int | None
+    recipe: Recipe, folder: RunFolder, options: BertEvaluateOptions, step: int | None
 ) -> Evaluation:
     """Evaluates a run's best weights on held-out texts.
 
@@ -67,6 +76,11 @@ def evaluate_texts(
     more = {**beside, **members}
     if few.has_frozen_baseline(task.config):
         more["frozen encoder"] = few.frozen_baseline(task, known, rows)
+
+    def by_row() -> dict[str, ByRow]:
+        return {"accuracy": of_labels(joined(rows), labels, probabilities, names)}
+
+    grouped = _groups(folder, options, task.config, rows, **by_row()) if options.groups else {}
     return Evaluation(
         data=where,
         metrics={**metrics, **sure},
@@ -85,5 +99,29 @@ def evaluate_texts(
         tables=[
             format_class_table(class_table(labels, probabilities, names)),
             format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
+            *([format_groups(**grouped)] if grouped else []),
         ],
+        by_row=by_row,
+        more={"groups": grouped} if grouped else {},
     )
+
+
+def _groups(
+    folder: RunFolder,
+    options: BertEvaluateOptions,
+    config: BertClassifierSettings,
+    rows: Rows,
+    accuracy: ByRow,
+) -> dict[str, Any]:
+    """Returns the accuracy of each group of rows, and shows it in TensorBoard."""
+    groups = read_groups(options.data or config.data, columns_of(config), options.groups, rows)
+    found: dict[str, Any] = {
+        "column": options.groups,
+        "figure": "accuracy",
+        "rows": by_group(accuracy, groups),
+        "gaps": equalized_odds_gaps(accuracy.truth, accuracy.answers, groups),
+    }
+    step = int(folder.final_metrics().get("steps", 0))
+    with event_writer(folder.path / "validation"):
+        write_text(step, f"groups/{options.groups}", groups_markdown(**found))
+    return found

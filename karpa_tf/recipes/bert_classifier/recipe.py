@@ -27,7 +27,7 @@ from karpa_tf.models.bert_classifier import build_bert_classifier
 from karpa_tf.models.bert_masked_lm import build_bert_masked_lm
 from karpa_tf.models.cloze import build_cloze
 from karpa_tf.models.ensemble import SCALES
-from karpa_tf.recipe import EvaluateOptions, Evaluation, ExplainOptions, Explanation, Exported
+from karpa_tf.recipe import Evaluation, ExplainOptions, Explanation, Exported
 from karpa_tf.recipes.families import certainty, folds
 from karpa_tf.recipes.families.encoders import Data, EncoderRecipe
 from karpa_tf.recipes.families.examples import Texts
@@ -42,7 +42,7 @@ from karpa_tf.training.run import Run
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import SupervisedStep
 
-from . import ABOUT, BertClassifierSettings, few
+from . import ABOUT, BertClassifierSettings, BertEvaluateOptions, few
 from .batches import EPOCH, PROJECTED, ClassifierTask, batch_texts, columns_of
 from .card import model_card
 from .classify import Classify, text_inputs
@@ -166,7 +166,9 @@ class BertClassifier(EncoderRecipe[BertClassifierSettings, Rows, Texts]):
 
     # --- Evaluate
 
-    def evaluate(self, folder: RunFolder, options: EvaluateOptions, step: int | None = None) -> Evaluation:
+    def evaluate(
+        self, folder: RunFolder, options: BertEvaluateOptions, step: int | None = None
+    ) -> Evaluation:
         """Evaluates a run's best weights beside a linear SVM on TF-IDF."""
         return evaluate_texts(self, folder, options, step)
 

@@ -29,6 +29,7 @@ from karpa_tf.data.tags import (
 )
 from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature, text_input
+from karpa_tf.judging.by_row import of_tags
 from karpa_tf.judging.tagging import gazetteer_baseline, tag_metrics, type_table
 from karpa_tf.models.bert_tagger import build_bert_tagger
 from karpa_tf.models.ensemble import SCALES
@@ -150,6 +151,7 @@ class BertTagger(EncoderRecipe[BertTaggerSettings, list[Sentence], Words]):
                 "sentences that are in training": shared_sentences(known, sentences),
             },
             tables=[format_type_table(type_table(true, predicted))],
+            by_row=lambda: {"f1_strict": of_tags(words, true, predicted)},
         )
 
     # --- Predict and explain

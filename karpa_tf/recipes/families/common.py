@@ -14,12 +14,12 @@ import numpy as np
 from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
-from karpa_tf.export.signature import Signature
+from karpa_tf.export.signature import COST, Signature
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.recipes.families import certainty, references
 from karpa_tf.recipes.families.ensembles import labels_of
 from karpa_tf.recipes.families.teaching import open_teacher
-from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section
+from karpa_tf.reports.model_card import costs_section, origin_section, redaction_section, training_cost
 from karpa_tf.training.pruning import Sparsity
 from karpa_tf.training.run import RECORD, Run
 from karpa_tf.training.run_folder import RunFolder, open_run
@@ -114,7 +114,8 @@ def grown_weights(model: keras.Model, weights: Sequence[np.ndarray], before: int
     Raises:
         ValueError: they differ in more than the labels.
     """
-    head = {id(variable) for variable in model.get_layer("logits").weights}
+    # A model that tells no labels apart has none.
+    head = {id(v) for layer in model.layers if layer.name == "logits" for v in layer.weights}
     found = []
     for variable, array in zip(model.weights, weights, strict=True):
         value = np.array(variable)
@@ -161,7 +162,7 @@ def begin_with_labels(
     except ValueError:
         weights = []  # refused in the words of every other misfit
     run.begin_with(model, weights)
-    if new := names[len(before) :]:
+    if (new := names[len(before) :]) and any(layer.name == "logits" for layer in model.layers):
         run.say(
             f"{init} has {len(before)} labels, which keep their weights; new: "
             f"{', '.join(new[:5])}{f' and {len(new) - 5} more' if len(new) > 5 else ''}"
@@ -268,6 +269,7 @@ def export(
         held_out: of a classifier: validation rows as arrays by input, and their labels; see `references`.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
+    written["model_card"] += training_cost(folder.environment)
     written["model_card"] += certainty.section(folder)
     if threshold := certainty.threshold_file(folder):
         written["assets"] = {**written["assets"], "unknown.json": json.dumps(threshold, indent=2) + "\n"}
@@ -278,4 +280,5 @@ def export(
         written["extra"] = {references.REFERENCE: references.as_text(reference)}
     signatures = {"serving_default": signature, **(others or {})}
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
+    folder.note(**json.loads((path / "assets.extra" / COST).read_text(encoding="utf-8")))
     return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))

@@ -23,7 +23,7 @@ from karpa_tf.recipes.families import averages, certainty, common, ensembles, fo
 from karpa_tf.recipes.families.costs import ROWS, compare_signatures, is_pruned
 from karpa_tf.recipes.families.int8 import compare_int8, int8_section, to_int8
 from karpa_tf.recipes.families.pruned import remove_units
-from karpa_tf.recipes.families.settings import BertExportOptions, BertSettings
+from karpa_tf.recipes.families.settings import BertSettings
 from karpa_tf.reports.tables import format_table
 from karpa_tf.reports.tensorboard import Labels
 from karpa_tf.training.distillation import Distillation
@@ -174,6 +174,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         """Returns the label of each example, of a classifier of texts."""
         return []
 
+    def assets(self, task: Task[S]) -> dict[str, str]:
+        """Returns the files of an export beside its vocabulary, by name."""
+        return {"labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names)}
+
     def check(self, config: S, names: Sequence[str], data: Data[P]) -> None:
         """Raises a UserError for data that the labels `names` are not those of, before training begins."""
 
@@ -211,7 +215,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         return lambda: None
 
     def fit_certainty(self, run: Run[S], splits: Mapping[Split, P]) -> None:
-        """Fits on validation rows how sure a run may be, where its probabilities are of a softmax a row."""
+        """Fits on validation rows what is fitted to the best weights: how sure a run may be, for example."""
 
     def options_of_best(self, config: S) -> dict[str, Any]:
         """Returns how the best weights are chosen and kept: arguments of `BestWeights`."""
@@ -373,6 +377,10 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
         task, model = self._open(folder)
         return task, certainty.put_on(model, folder)
 
+    def open_asked(self, folder: RunFolder, options: Any) -> tuple[Task[S], keras.Model]:
+        """Returns the same, as the options of `predict` or `export` want it."""
+        return self.open_model(folder)
+
     def _open(self, folder: RunFolder) -> tuple[Task[S], keras.Model]:
         task, start = self.open_task(folder)
         if getattr(task.config, "ensemble", ""):
@@ -404,7 +412,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     def signature(self, folder: RunFolder, options: PredictOptions) -> Signature:
         """Returns what a run predicts with, and `export` writes: in float32."""
-        return self.served(*self.open_model(folder))
+        return self.served(*self.open_asked(folder, options))
 
     def validation_rows(self, folder: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
         task, model = self.open_model(folder)
@@ -420,12 +428,13 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     # --- Export
 
-    def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
+    def export(self, folder: RunFolder, options: Any) -> Exported:
         """Writes the next version of a run's SavedModel."""
-        task, model = self.open_model(folder)
+        task, model = self.open_asked(folder, options)
         metrics = common.learned_or_refuse(folder, self.figure, self.baseline, options.force)
         data = self.open_data(task.config)
-        costs = self._quantize(folder, task, model, data) if options.quantize == "int8" else None
+        int8 = getattr(options, "quantize", "none") == "int8"
+        costs = self._quantize(folder, task, model, data) if int8 else None
         rows = self.rows(data.splits["validation"])
         exported = common.export(
             folder,
@@ -434,10 +443,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             self.served_beside(task, model),
             (stack(rows, signature.inputs), self.labels(data.splits["validation"])),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
-            assets={
-                "vocab.txt": "\n".join(task.wordpiece.pieces) + "\n",
-                "labels.txt": "".join(f"{' '.join(name.split())}\n" for name in task.names),
-            },
+            assets={"vocab.txt": "\n".join(task.wordpiece.pieces) + "\n", **self.assets(task)},
             model_card=self.model_card(folder, task, metrics, int8_section(costs)),
             tolerance=_INT8_TOLERANCE if costs else 1e-5,
         )

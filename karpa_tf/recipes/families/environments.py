@@ -14,6 +14,7 @@ import gymnasium
 from karpa_tf.errors import UserError
 from karpa_tf.export.loader import load_signature
 from karpa_tf.export.savedmodel import write_savedmodel
+from karpa_tf.judging.by_row import of_values
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Played, PlayOptions, Recipe
 from karpa_tf.reports.pictures import check_film, write_film
 from karpa_tf.rl.episodes import Film, Policy, play, summary
@@ -64,15 +65,19 @@ class EnvironmentRecipe(Recipe[S]):
         runtime.use_threads(self.threads)
         config: Any = folder.open_config(self.about.settings)
         policies = {"model": self.policy(folder), **self.baselines(config)}
-        results = {
-            name: summary(play(lambda: self.make_env(config), policy, self.seeds)[0])
+        returns = {
+            name: play(lambda: self.make_env(config), policy, self.seeds)[0]
             for name, policy in policies.items()
         }
+        results = {name: summary(values) for name, values in returns.items()}
         return Evaluation(
             data=config.env,
             metrics=results.pop("model"),
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
+            by_row=lambda: {
+                "mean_return": of_values([f"seed {seed}" for seed in self.seeds], returns["model"])
+            },
         )
 
     def play(self, folder: RunFolder, options: PlayOptions) -> Played:

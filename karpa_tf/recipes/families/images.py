@@ -22,6 +22,7 @@ from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import grouped, label_ids, shared_rows
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.attacks import Attack, parse_attack
+from karpa_tf.judging.by_row import of_labels
 from karpa_tf.judging.classification import (
     class_table,
     classification_metrics,
@@ -346,6 +347,7 @@ class ImageRecipe(Recipe[S]):
                 format_class_table(class_table(labels, probabilities, names)),
                 format_confusions(confusion(labels, probabilities.argmax(1), len(names)), names),
             ],
+            by_row=lambda: {"accuracy": of_labels(images.names, labels, probabilities, names)},
         )
         if against:
             every = -(-len(images) // _ATTACKED)

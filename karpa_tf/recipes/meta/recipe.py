@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from karpa_tf.data.augmentation import Augmentation
 from karpa_tf.export.signature import Signature
+from karpa_tf.judging.by_row import of_values
 from karpa_tf.judging.few_shot import Predict, few_shot_metrics, score
 from karpa_tf.meta.step import MetaStep
 from karpa_tf.meta.tasks import Tasks, task_batches
@@ -143,6 +144,13 @@ class Meta(Recipe[MetaSettings]):
             metrics=metrics,
             baselines=compared,
             facts={"tasks": options.tasks, "ways": tasks.ways, "shots": config.shots, **class_count(tasks)},
+            by_row=lambda: {
+                metric: of_values(
+                    [f"task {number}" for number in range(1, options.tasks + 1)],
+                    found[steps.index(config.served_steps)],
+                    lower=metric == "mse",
+                )
+            },
         )
 
     def _show(

@@ -39,6 +39,7 @@ from karpa_tf.wordpiece import MASK, WordPiece
 
 from . import ABOUT, MlmGruExportOptions, MlmGruPredictOptions, MlmGruSettings
 from .fill_mask import SENTENCES, FillMask, claims
+from .windows import loss_by_window
 
 # --- Data and model -------------------------------------------------------------------------------
 
@@ -169,6 +170,7 @@ class MlmGru(Recipe[MlmGruSettings]):
             metrics=metrics,
             baselines=baselines(counts, batches.dataset()),
             facts={"vocabulary_size": len(wordpiece), "test_pieces": tested.size},
+            by_row=lambda: {"loss": loss_by_window(model, batches, wordpiece)},
         )
 
     def signature(self, folder: RunFolder, options: MlmGruPredictOptions | MlmGruExportOptions) -> Signature:

@@ -10,6 +10,7 @@ import numpy as np
 
 from karpa_tf.data.tables import Rows, label_ids
 from karpa_tf.errors import UserError
+from karpa_tf.judging.by_row import ByRow, of_labels, of_tags
 from karpa_tf.judging.classification import (
     class_table,
     classification_metrics,
@@ -75,6 +76,17 @@ def tables(name: str, head: Head, view: Texts | Words, outputs: Sequence[Any]) -
     counts = confusion(view.labels, probabilities.argmax(1), len(head.names))
     rows = format_class_table(class_table(view.labels, probabilities, head.names))
     return [[name, *rows], format_confusions(counts, head.names)]
+
+
+def figure_by_row(
+    name: str, head: Head, view: Texts | Words, outputs: Sequence[Any], rows: Part
+) -> tuple[str, ByRow]:
+    """Returns the name of a task's main figure, and the figure row by row."""
+    figure = f"{name}_{FIGURES[head.kind][0]}"
+    if isinstance(view, Texts) and isinstance(rows, Rows):
+        return figure, of_labels(rows.texts, view.labels, view.probabilities(outputs), head.names)
+    words = [sentence.words for sentence in rows]  # type: ignore[union-attr]
+    return figure, of_tags(words, view.tags, view.predict(outputs, head.names)[0])  # type: ignore[union-attr]
 
 
 def write(

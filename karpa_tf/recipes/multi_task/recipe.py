@@ -38,7 +38,7 @@ from .answer import Answer
 from .batches import JointExamples, MultiTask, batch_rows, reads_cases
 from .card import model_card
 from .data import Tasks, heads_of, open_others, open_tasks
-from .heads import FIGURES, all_right, baselines, beside, head_metrics, named, tables, write
+from .heads import FIGURES, all_right, baselines, beside, figure_by_row, head_metrics, named, tables, write
 from .joining import JointRows
 
 # Peak of the learning rate of the weights of losses, which are few and have far to go.
@@ -153,6 +153,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         compared: dict[str, dict[str, float]] = {}
         facts: dict[str, Any] = {"texts": len(rows)}
         printed: list[Sequence[str]] = []
+        rowwise = []
         if options.beside:
             compared["single-task runs"], seen = beside(options.beside, folder, heads, rows, examples)
             facts |= {f"{name} texts that the single-task run learned from": n for name, n in seen.items()}
@@ -164,6 +165,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
                 write(folder.path / "validation" / name, step, heads[name], view, own, part)
             facts[f"{name} rows"] = len(part)
             printed += tables(name, heads[name], view, own)
+            rowwise.append(partial(figure_by_row, name, heads[name], view, own, part))
         if examples.joint:
             facts["rows of all tasks"] = len(next(iter(examples.joint.values())))
         return Evaluation(
@@ -172,6 +174,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
             baselines=compared,
             facts=facts,
             tables=printed,
+            by_row=lambda: dict(make() for make in rowwise),
         )
 
     # --- Predict and explain

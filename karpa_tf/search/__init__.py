@@ -1,0 +1,1 @@
+"""`karpa-tf search`: settings that are better than the defaults, found on validation alone."""
