@@ -92,7 +92,9 @@ def simulated_clicks(
         drawn = np.where(rng.random(count) < _CHANCE, chance, liked)
         pairs += [(user, place) for place in np.unique(drawn)]
     found = np.array(pairs, np.int32)
-    return Ratings(items, found[:, 0].copy(), found[:, 1].copy(), users)
+    return Ratings(
+        items, found[:, 0].copy(), found[:, 1].copy(), users, ["The users and clicks are simulated."]
+    )
 
 
 def _likeness(items: Items) -> np.ndarray:

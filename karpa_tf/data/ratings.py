@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from karpa_tf.data.cells import TABLES, Sheet, as_label, as_text, read_sheet, read_text
+from karpa_tf.data.cells import TABLES, Sheet, as_text, read_sheet, read_text
 from karpa_tf.data.sources import DataRecord
+from karpa_tf.data.tables import filled_columns
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.lines import InALine
 
@@ -269,27 +270,19 @@ def _sheet(path: Path, header: list[str], rows: Sequence[list[str]]) -> Sheet:
 
 def _items(sheet: Sheet) -> Items:
     wanted = [("id", "an item needs a name of its own"), ("text", "it says what the item is")]
-    has_genre = "genre" in sheet.header
-    if has_genre:
-        wanted.append(("genre", "several have | between them"))
-    items = Items([], [], [])
+    ids, texts = filled_columns(sheet, wanted, ["id"])
     seen: dict[str, int] = {}
-    for place, (name, text, *genre) in enumerate(sheet.select(wanted)):
-        where = sheet.where(place)
-        name, text = as_label(name, f'{where}: "id"'), as_text(text, f'{where}: "text"')
-        if not name or not text:
-            empty = "text" if name else "id"
-            raise UserError(f"{where}: an item without {empty}; fill it in or delete the row.")
-        if name in seen:
+    for place, name in enumerate(ids):
+        if (first := seen.setdefault(name, place)) < place:
             raise UserError(
-                f'{where}: the item "{name}" is there already ({sheet.unit} {sheet.numbers[seen[name]]}); '
-                "keep one of them."
+                f'{sheet.where(place)}: the item "{name}" is there already ({sheet.unit} '
+                f"{sheet.numbers[first]}); keep one of them."
             )
-        seen[name] = place
-        items.ids.append(name)
-        items.texts.append(text)
-        items.genres.append(as_text(genre[0], f'{where}: "genre"') if has_genre else "")
-    return items
+    genres = [""] * len(ids)
+    if "genre" in sheet.header:
+        cells = sheet.select([("genre", "several have | between them")])
+        genres = [as_text(cell, f'{sheet.where(place)}: "genre"') for place, (cell,) in enumerate(cells)]
+    return Items(ids, texts, genres)
 
 
 def _ratings(items: Items, path: Path, sheet: Sheet) -> Ratings:
@@ -297,16 +290,12 @@ def _ratings(items: Items, path: Path, sheet: Sheet) -> Ratings:
     places = {name: place for place, name in enumerate(items.ids)}
     users: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
-    rows = sheet.select(wanted)
+    rows = list(zip(*filled_columns(sheet, wanted, ["user", "item"]), strict=True))
     for place, (user, item) in enumerate(rows):
-        where = sheet.where(place)
-        user, item = as_label(user, f'{where}: "user"'), as_label(item, f'{where}: "item"')
-        if not user or not item:
-            raise UserError(f"{where}: a rating without {'item' if user else 'user'}; delete the row.")
         if item not in places:
             raise UserError(
-                f'{where}: the item "{item}" is not in {path}{did_you_mean(item, places)} Add it there, or '
-                "delete its ratings."
+                f'{sheet.where(place)}: the item "{item}" is not in {path}{did_you_mean(item, places)} Add '
+                "it there, or delete its ratings."
             )
         pairs[users.setdefault(user, len(users)), places[item]] = None
     if len(users) < 2:

@@ -76,8 +76,8 @@ def test_every_layout_gives_the_same(layout, tmp_path) -> None:
         ("id,title\na,one\n", "user,item\nu,a\n", 'has no column "text"'),
         ("id,text\na,one\n", "user,film\nu,a\n", 'has no column "item"'),
         ("id,text\na,one\na,two\n", "user,item\nu,a\n", 'line 3: the item "a" is there already (line 2)'),
-        ("id,text\na,\n", "user,item\nu,a\n", "line 2: an item without text"),
-        ("id,text\na,one\n", "user,item\n,a\n", "line 2: a rating without user"),
+        ("id,text\na,\n", "user,item\nu,a\n", 'line 2 has nothing in the column "text"'),
+        ("id,text\na,one\n", "user,item\n,a\n", 'line 2 has nothing in the column "user"'),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_sentence(items, ratings, says, tmp_path) -> None:

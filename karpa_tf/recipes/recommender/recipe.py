@@ -134,7 +134,8 @@ class Recommend(Recipe[RecommenderSettings]):
             )
         splits = _open(config)
         check_data(folder, config.data, splits.record)
-        return compare(self.open_model(folder), splits, f"{config.data} (test split)")
+        simulated = ", simulated clicks" if config.data == "embedded" else ""
+        return compare(self.open_model(folder), splits, f"{config.data}{simulated} (test split)")
 
     # --- Predict and export
 
