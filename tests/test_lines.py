@@ -65,8 +65,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     heads = keras.Model(deep.inputs, {name: deep.outputs[0] for name in ("a", "b")})
     heads.compile(training.AdamW(0.1), training.SparseCrossEntropy())
     tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
-    ratings, words = make_ratings(MANY // 10), np.zeros([6, 2], np.int32)
-    towers = models.build_item_tower(3, 5, 2), models.build_user_tower(2)
+    ratings = make_ratings(MANY // 10)
     algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
     lesson = training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY))
     run_folder = RunFolder(folder / "mlm-gru" / "1")
@@ -104,10 +103,6 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         data.Reservoir(9, 0),
         ratings,
         ratings.items,
-        training.TwoTowerStep(*towers, deep, training.AdamW(0.1), words, None),
-        training.RerankStep(
-            *towers, models.build_reranker(5, 2), deep, training.AdamW(0.1), words, np.arange(6), 3
-        ),
         data.BalancedReservoir(9, 0),
         training.GanStep(
             models.build_dcgan_generator((8, 8, 1), latent=2, filters=2),

@@ -118,30 +118,29 @@ def new_users(url: str, folder: Path) -> None:
 
 
 def show(url: str, folder: Path) -> None:
-    """Prints what is recommended to a new user, and where the new items that he likes are; writes why."""
-    rows = [*read_table(folder / "data" / "items.csv"), *read_table(folder / "new_items.csv")]
-    texts = {row["id"]: row["text"] for row in rows}
-    new = {row["id"] for row in read_table(folder / "new_items.csv")}
+    """Prints what is recommended to a new user, of all items and of the new ones alone; writes why."""
+    new = read_table(folder / "new_items.csv")
+    texts = {row["id"]: row["text"] for row in [*read_table(folder / "data" / "items.csv"), *new]}
     users, clicked = by_user(folder / "new_users.csv"), by_user(folder / "new_clicks.csv")
-    # The one who clicked on most new items.
-    user = max(users, key=lambda name: (len(clicked.get(name, [])), name))
+    # Of those with a history that fits on a page, the one who clicked on most new items.
+    short = [name for name, items in users.items() if 10 <= len(items) <= 24]
+    user = max(short, key=lambda name: (len(clicked.get(name, [])), name))
     half = len(users[user]) // 2
-    history, wanted = users[user][:half], {*users[user][half:], *clicked[user]}
+    history, wanted = users[user][:half], {*users[user][half:], *clicked.get(user, [])}
     print(f"{user}, of whom training has seen nothing, has clicked on:")
     for item in history:
         print(f"    {item}: {texts[item][:70]}")
     ranked = rank(url, history)
-    print("is recommended (+ he clicked on it too, which nobody told the model; * a new item):")
-    for item, score in ranked[:SHOWN]:
-        mark = f"{'+' if item in wanted else ' '}{'*' if item in new else ' '}"
-        print(f"  {mark}{score:7.2f}  {item}: {texts[item][:70]}")
-    places = {item: place for place, (item, _) in enumerate(ranked, 1)}
-    for item in clicked[user]:
-        where = f"at {places[item]} of {len(texts):,}" if item in places else f"behind the {len(ranked)} best"
-        print(f"the new item {item}, on which he clicked, is {where}")
-    items = [item for item, _ in ranked[:SHOWN]]
+    candidates = [row["id"] for row in new]
+    (fresh,) = ask(url, "serving_default", [{"history": history, "candidates": candidates}])
+    of_new = list(zip(fresh["ranked"], fresh["scores"], strict=True))
+    for title, items in (("of all items", ranked[:SHOWN]), (f"of the {len(new)} new items", of_new[:5])):
+        print(f"is recommended, {title} (+ he clicked on it too, which nobody told the model):")
+        for item, score in items:
+            print(f"  {'+' if item in wanted else ' '}{score:7.2f}  {item}: {texts[item][:70]}")
+    items = [item for item, _ in [*ranked[:7], *of_new[:3]]]
     table = contributions(url, history, items)
-    why = {"user": user, "history": history, "items": items, "new": sorted(new & set(items))}
+    why = {"user": user, "history": history, "items": items, "new": candidates}
     (folder / "why.json").write_text(json.dumps({**why, "contributions": table.tolist()}, indent=1))
     best = np.argsort(-table[:, 0], kind="stable")[:3]
     said = ", ".join(f"{history[place]} ({table[place, 0]:+.2f})" for place in best)
@@ -166,7 +165,7 @@ def draw(folder: Path, picture: Path) -> None:
     labels = [f"{item} (new)" if item in why["new"] else item for item in why["items"]]
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", fontsize=7)
     axes.set_yticks(range(len(order)), [why["history"][place] for place in order], fontsize=7)
-    axes.set_xlabel("recommended, the best one left", fontsize=8)
+    axes.set_xlabel("recommended: the best of all, then the best new ones", fontsize=8)
     axes.set_ylabel(f"history of {why['user']} (simulated)", fontsize=8)
     figure.colorbar(image, label="what it adds to the score")
     picture.parent.mkdir(parents=True, exist_ok=True)

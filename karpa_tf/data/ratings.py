@@ -173,6 +173,9 @@ def open_ratings(source: str) -> Ratings:
             perhaps genre) and `ratings` (user, item), .csv or another kind of table; with MovieLens 100k's
             u.item and u.data; or with its atomic files ml-100k.item and ml-100k.inter.
 
+    Returns:
+        The items, and each pair of a user and an item once.
+
     Raises:
         UserError: there is no such folder, a file or column is missing, or what they hold cannot be used.
     """
@@ -195,6 +198,9 @@ def read_items(path: str | Path) -> Items:
 
     Args:
         path: of a .csv, .tsv, .jsonl, .xlsx or .parquet file.
+
+    Returns:
+        The items, in the order of the rows.
 
     Raises:
         UserError: it cannot be read, a column or a value is missing, or an id is there twice.

@@ -117,7 +117,7 @@ def bpr(
     width: int = 64,
     epochs: int = 60,
     rate: float = 0.05,
-    decay: float = 0.01,
+    decay: float = 0.02,
     seed: int = 0,
 ) -> np.ndarray:
     """Returns the scores of a matrix factorization trained by BPR (Rendle et al. 2009, LearnBPR).

@@ -138,7 +138,15 @@ def marked(places: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
 
 
 def build_user_tower(width: int, power: float = 0.5) -> keras.Model:
-    """Builds what makes a vector of a user, of the items of his history: [(n, h, w), (n, h)] to (n, w)."""
+    """Builds what makes a vector of a user, of the items of his history.
+
+    Args:
+        width: w, of the vectors.
+        power: see `HistorySum`.
+
+    Returns:
+        [vectors of the items float32 (n, h, w), there float32 (n, h)] to float32 (n, w).
+    """
     vectors = keras.Input((None, width), name="history")
     there = keras.Input((None,), name="there")
     return keras.Model([vectors, there], HistorySum(power, name="user")(vectors, there), name="user_tower")

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from karpa_tf.training.schedule import WarmupThenDecay as WarmupThenDecay
     from karpa_tf.training.step import Step as Step
     from karpa_tf.training.supervised import SupervisedStep as SupervisedStep
-    from karpa_tf.training.two_towers import RerankStep as RerankStep
-    from karpa_tf.training.two_towers import TwoTowerStep as TwoTowerStep
 else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
@@ -56,6 +54,5 @@ else:  # a type checker would take any name for one of these
             ".schedule": "WarmupThenDecay",
             ".step": "Step",
             ".supervised": "SupervisedStep",
-            ".two_towers": "RerankStep TwoTowerStep",
         },
     )

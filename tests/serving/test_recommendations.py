@@ -119,5 +119,5 @@ def test_the_whole_example(tmp_path: Path) -> None:
         if "  ndcg_10 " in line or " ndcg_10 " in line
     }
     assert figures["recommender"] > 1.5 * figures["popularity"]
-    assert "is first because of" in done.stdout and "the new item" in done.stdout
+    assert "is first because of" in done.stdout and "of the 25 new items" in done.stdout
     assert Image.open(tmp_path / "why.png").size == (800, 500)

@@ -16,9 +16,9 @@ from karpa_tf.models.two_towers import (
     build_user_tower,
     join_towers,
 )
+from karpa_tf.recipes.recommender.steps import RerankStep
 from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.two_towers import (
-    RerankStep,
     drawing_shares,
     held_out_batches,
     history_batches,

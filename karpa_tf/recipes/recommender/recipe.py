@@ -29,19 +29,14 @@ from karpa_tf.training.optimizers import AdamW
 from karpa_tf.training.run import Run, check_data
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.schedule import WarmupThenDecay
-from karpa_tf.training.two_towers import (
-    RerankStep,
-    TwoTowerStep,
-    drawing_shares,
-    held_out_batches,
-    history_batches,
-)
+from karpa_tf.training.two_towers import drawing_shares, held_out_batches, history_batches
 
 from . import ABOUT, RecommenderExplainOptions, RecommenderExportOptions, RecommenderSettings
 from .explaining import explain
 from .judge import Judge, compare
 from .network import Parts, Table, keep_table, read_table
 from .served import RETRIEVED, Recommender, examples, model_card
+from .steps import RerankStep, TwoTowerStep
 
 # Users in an update of the re-ranker.
 _USERS = 64
