@@ -1,7 +1,6 @@
 """Recommendations: from simulated clicks to a served ranking. docs/recommendations.md explains it.
 
-`python examples/recommendations/run.py` prints each command as it runs it, and needs a minute of CPU: a minute or
-two on two cores that have nothing else to do.
+`python examples/recommendations/run.py` prints each command as it runs it, and needs about a minute of CPU.
 """
 
 from __future__ import annotations

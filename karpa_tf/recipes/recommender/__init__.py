@@ -17,7 +17,7 @@ class RecommenderSettings(RunSettings):
     data: str = option(
         "embedded",
         "A folder with the tables items (id, text, genre) and ratings (user, item), or MovieLens 100k's; "
-        "embedded: simulated clicks on functions of SciPy and scikit-learn.",
+        "embedded: simulated clicks on real texts.",
     )
     test_share: Share = option(0.25, "Share of the ratings for the test split, at random.")
     validation_share: Share = option(0.05, "Share of the other ratings for validation.")
