@@ -521,8 +521,10 @@ def _play(words: Sequence[str]) -> int:
     left_out = sum(length + 1 for length in played.lengths) - played.frames
     cut = f", {left_out} later ones left out (--frames {options.frames})" if left_out > 0 else ""
     print(f"{played.path}: {played.frames} pictures{cut}", file=_text(args))
-    for seed, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True), options.seed):
-        print(f"  seed {seed}: return {total:g} in {length} steps", file=_text(args))
+    each = zip(played.returns, played.lengths, played.figures, strict=True)
+    for seed, (total, length, figures) in enumerate(each, options.seed):
+        more = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        print(f"  seed {seed}: return {total:.6g} in {length} steps{more}", file=_text(args))
     return _done(
         args,
         {
@@ -530,6 +532,7 @@ def _play(words: Sequence[str]) -> int:
             "path": played.path,
             "returns": played.returns,
             "lengths": played.lengths,
+            "figures": played.figures,
         },
     )
 
@@ -644,7 +647,7 @@ def _watch(words: Sequence[str]) -> int:
     from karpa_tf.watching import watch
 
     model, folder, scalars = *_model_to_watch(args, options), None
-    reference = watch.read_reference_of(options.reference, folder)
+    reference = watch.read_reference_of(options.reference, folder, options.signature)
     if options.tensorboard:
         with _quiet_import():
             from karpa_tf.reports.tensorboard import scalars_writer
@@ -655,7 +658,9 @@ def _watch(words: Sequence[str]) -> int:
         lines = [orjson.dumps(event).decode()] if args.json else watch.format_event(event)
         print(*lines, sep="\n", flush=True)
 
-    watch.run(model, args.model, args.input, options, say, reference=reference, scalars=scalars)
+    asked = options.signature != "serving_default"
+    name = f"{args.model} {options.signature}" if asked else args.model
+    watch.run(model, name, args.input, options, say, reference=reference, scalars=scalars)
     return 0
 
 

@@ -225,12 +225,14 @@ class Played(InALine):
         frames: its pictures.
         returns: of the episodes, not discounted.
         lengths: in steps.
+        figures: that the environment gives of each, by name.
     """
 
     path: str
     frames: int
     returns: list[float]
     lengths: list[int]
+    figures: list[Mapping[str, float]]
 
 
 class Recipe(InALine, ABC, Generic[Settings]):

@@ -4,6 +4,7 @@
     python scripts/screenshots.py --logs L    shows those of L: dqn, mnist-mlp, and q-learning with --seeds
     python scripts/screenshots.py --chat S    the chat page alone, before S, the savedmodels that
                                               examples/customer-service has left
+    python scripts/screenshots.py --only FILE NAME    the last picture of a film, or an .html page, alone
 
 It needs Chromium on the PATH, and playwright, which the extra `dev` brings.
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 MOST_BYTES = 150_000
@@ -140,21 +141,46 @@ def shoot_chat(page: Page, models: Path) -> None:
             process.wait()
 
 
+def last_frame(film: Path) -> Image.Image:
+    with Image.open(film) as frames:
+        frames.seek(frames.n_frames - 1)
+        return frames.convert("RGB")
+
+
+def chromium(playwright: Playwright) -> Browser:
+    arguments = ["--no-sandbox", "--disable-gpu"]
+    return playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+
+
+def shoot_file(file: Path, name: str) -> None:
+    if file.suffix == ".gif":
+        save(last_frame(file), name)
+        return
+    with sync_playwright() as playwright:
+        browser = chromium(playwright)
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.goto(file.as_uri())
+        shoot(page, name)
+        browser.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--logs", type=Path, help="Runs that are there already.")
     parser.add_argument("--chat", type=Path, help="The chat page alone, before these models.")
-    arguments = parser.parse_args()
-    given = arguments.logs and arguments.logs.resolve()
+    parser.add_argument("--only", nargs=2, metavar=("FILE", "NAME"), help="A picture of a file, alone.")
+    args = parser.parse_args()
+    given = args.logs and args.logs.resolve()
     PICTURES.mkdir(exist_ok=True)
+    if args.only:
+        shoot_file(Path(args.only[0]).resolve(), args.only[1])
+        return
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = chromium(playwright)
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.set_default_timeout(120_000)
-        if arguments.chat:
-            shoot_chat(page, arguments.chat)
+        if args.chat:
+            shoot_chat(page, args.chat)
             return
         logs = given or Path(folder) / "logs"
         for words in () if given else RUNS:
@@ -162,9 +188,7 @@ def main() -> None:
         save(Image.open(next(logs.glob("q-learning/seeds-*.png"))), "seeds")
         gif = Path(folder) / "pole.gif"
         karpa("play", "dqn/latest", "--logs", logs, "--gif", gif, "--frames", "40")
-        with Image.open(gif) as film:
-            film.seek(film.n_frames - 1)
-            save(film.convert("RGB").resize((300, 200)), "pole")
+        save(last_frame(gif).resize((300, 200)), "pole")
         models = Path(folder) / "savedmodels"
         karpa("export", "mnist-mlp/latest", "--logs", logs, "--to", models)
         karpa("export", "dqn/latest", "--logs", logs, "--to", models, "--policy_saver", "false")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+EXAMPLES = ROOT / "examples" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", EXAMPLES, *sorted(DOCS.rglob("*.md"))]
 
 # The packages whose names are imported when they are asked for; and all that a script should use.
 LAZY = ["data", "export", "meta", "models", "reports", "serving", "training", "watching"]

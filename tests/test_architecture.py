@@ -55,7 +55,7 @@ ARROWS = {
 LIBRARIES = {
     "keras": "doctor export meta models recipes reports search training",
     "keras_hub": "models",
-    "PIL": "data meta reports",
+    "PIL": "data meta reports rl",
     "tensorflow_datasets": "data",
     "sklearn": "judging",
     "seqeval": "judging",

@@ -87,17 +87,18 @@ def send(url: str, traffic: Path, first: int, last: int) -> Counter[str]:
     """
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    found = Counter[str]()
-    for line in traffic.read_text(encoding="utf-8").splitlines()[first : last or None]:
+    found, requests = Counter[str](), traffic.read_text(encoding="utf-8").splitlines()[first : last or None]
+    for line in requests:
         request = json.loads(line)
         body = json.dumps({"instances": [request["text"]]})
         connection.request("POST", f"{parts.path}:predict", body, {"X-Client-Id": request["client"]})
         response = connection.getresponse()
         answer = json.loads(response.read())
-        found[answer["predictions"][0]["label"] if response.status == 200 else f"{response.status}"] += 1
+        row = answer["predictions"][0] if response.status == 200 else {"label": f"{response.status}"}
+        found.update(value for name, value in row.items() if name.endswith("label"))
     connection.close()
     print(
-        f"{found.total()} requests: " + ", ".join(f"{label} {count}" for label, count in found.most_common())
+        f"{len(requests)} requests: " + ", ".join(f"{label} {count}" for label, count in found.most_common())
     )
     return found
 

@@ -21,6 +21,12 @@ from karpa_tf.lines import InALine
 # The file in a run's assets, and in a SavedModel's assets.extra.
 REFERENCE = "reference.json"
 
+
+def reference_file(signature: str) -> str:
+    """Returns the name of a SavedModel's file on a signature; REFERENCE is that of `serving_default`."""
+    return REFERENCE if signature == "serving_default" else f"reference-{signature}.json"
+
+
 # Quantiles of a label's scores: 0 %, 1 %, ... 100 %; of fewer rows those of all labels together.
 _LEVELS = np.linspace(0, 1, 101)
 _FEWEST = 20

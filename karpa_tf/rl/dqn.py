@@ -34,7 +34,7 @@ from tf_agents.specs import tensor_spec  # noqa: E402
 from tf_agents.trajectories import policy_step, trajectory  # noqa: E402
 from tf_agents.utils import common  # noqa: E402
 
-from karpa_tf.rl.environment import CartPole, cartpole_returns, load_environment  # noqa: E402
+from karpa_tf.rl.environment import IN_TENSORFLOW, InTensorFlow, load_environment  # noqa: E402
 from karpa_tf.rl.episodes import first_action, make_flat, observation_scale, play  # noqa: E402
 
 # Gymnasium's seeds of the episodes that choose a policy begin here; those of training lie far below, and
@@ -199,7 +199,7 @@ class Learner:
         self.environment: tf_environment.TFEnvironment = load_environment(
             config.env,
             config.environments,
-            4 * config.seed if config.env == "CartPole-v1" else 1000 * config.seed,
+            4 * config.seed if config.env in IN_TENSORFLOW else 1000 * config.seed,
         )
         # Four streams of random numbers: first states, draws from the buffer, exploration, evaluation.
         observation, action = self.environment.observation_spec(), self.environment.action_spec()
@@ -251,7 +251,7 @@ class Learner:
         self._return = tf.Variable(tf.zeros([config.environments]), trainable=False, name="return")
         self._length = tf.Variable(tf.zeros([config.environments]), trainable=False, name="length")
         self._run = tf.function(self._iterations, autograph=False)
-        self._evaluate = tf.function(self._cartpole_returns, autograph=False, reduce_retracing=True)
+        self._evaluate = tf.function(self._play, autograph=False, reduce_retracing=True)
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -259,7 +259,7 @@ class Learner:
 
         An environment of Gymnasium's cannot be saved: after a resume it begins a new episode.
         """
-        environment = self.environment.variables if isinstance(self.environment, CartPole) else []
+        environment = self.environment.variables if isinstance(self.environment, InTensorFlow) else []
         return [
             *self.q_network.variables,
             *self.target_network.variables,
@@ -323,19 +323,22 @@ class Learner:
             count: how many.
             number: of the evaluation; each has first states of its own.
         """
-        if isinstance(self.environment, CartPole):
-            returns = self._evaluate(tf.constant([4 * self.config.seed + 3, number], tf.int64), count).numpy()
-            return returns, returns  # a reward of 1 a step
+        if isinstance(self.environment, InTensorFlow):
+            returns, lengths = self._evaluate(
+                tf.constant([4 * self.config.seed + 3, number], tf.int64), count
+            )
+            return returns.numpy(), lengths.numpy()
         first = SELECTION_SEEDS + number * 10_000
-        return play(lambda: make_flat(self.config.env), self._greedy, range(first, first + count))
+        return play(lambda: make_flat(self.config.env), self._greedy, range(first, first + count))[:2]
 
     def graph(self) -> Any:
         """Returns the q-network as a TensorFlow graph, to be looked at."""
         function = tf.function(lambda observation: self.q_network(observation)[0], autograph=False)
         return function.get_concrete_function(tf.TensorSpec([None, len(self.scale)], tf.float32)).graph
 
-    def _cartpole_returns(self, seed: tf.Tensor, count: int) -> tf.Tensor:
-        return cartpole_returns(lambda x: tf.argmax(self.q_network(x)[0], axis=-1), count, seed)
+    def _play(self, seed: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        assert isinstance(self.environment, InTensorFlow)
+        return self.environment.play(lambda x: tf.argmax(self.q_network(x)[0], axis=-1), count, seed)
 
     def _greedy(self, observations: np.ndarray) -> np.ndarray:
         return self.q_network(tf.constant(observations))[0].numpy().argmax(axis=-1)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import yaml
 
+import karpa_tf.rl.routes  # noqa: F401  (registers environments)
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.lines import InALine
+from karpa_tf.rl import lanes
 
 # Observations, float32 (n, size) or numbers of states (n,), to actions, integers (n,).
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -25,20 +29,25 @@ CERTIFICATE_SEEDS = range(1_000_000_000, 1_000_000_100)
 
 # Where an episode of CartPole-v1 ends, and speeds that are usual on the way: divided by these, the numbers
 # of an observation have the same size. The space itself has twice the limits, and no bounds of the speeds.
-_SCALES = {"CartPole-v1": [2.4, 2.0, 0.2, 2.0]}
+_SCALES = {"CartPole-v1": [2.4, 2.0, 0.2, 2.0], "karpa_tf/Lanes-v0": lanes.SCALE}
+
+# Steps of an episode of an environment without a time limit; one that takes more may never end.
+_LONGEST = 10_000
 
 
 def make(name: str, **options: Any) -> gymnasium.Env:
     """Makes a Gymnasium environment.
 
     Args:
-        name: its id, e.g. `CartPole-v1`.
+        name: its id, e.g. `CartPole-v1`, and behind it what it takes, as `FrozenLake-v1 map_name=8x8`.
         options: passed on to the environment, e.g. `render_mode`.
 
     Raises:
         UserError: its module cannot be imported, there is no such environment, or it cannot be made: it
-            fails, or something that it needs is not installed.
+            fails, has no such setting, or something that it needs is not installed. A step raises one where
+            an episode of an environment without a time limit takes more than 10,000 steps.
     """
+    name, *words = name.split() or [""]
     module, _, own = name.rpartition(":")
     if module:
         try:
@@ -49,7 +58,11 @@ def make(name: str, **options: Any) -> gymnasium.Env:
                 "or put the folder that it is in into PYTHONPATH."
             ) from None
     try:
-        return gymnasium.make(name, disable_env_checker=True, **options)
+        options = {**_given(name, own, words), **options}
+        env = gymnasium.make(name, disable_env_checker=True, **options)
+        return env if env.spec and env.spec.max_episode_steps else _Ending(env, name)
+    except UserError as error:
+        raise UserError(f"--env: {error}") from None
     except Exception as error:  # whatever somebody's environment raises
         if own in gymnasium.registry:
             raise UserError(f"--env: {name} cannot be made: {reason(error)}.") from None
@@ -57,6 +70,45 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         raise UserError(
             f'--env: {where} has no environment "{own}"{did_you_mean(own, gymnasium.registry)}'
         ) from None
+
+
+def _given(name: str, own: str, words: Sequence[str]) -> dict[str, Any]:
+    """Returns what stands behind an environment's id, `NAME=VALUE NAME=VALUE`; values are as in YAML."""
+    found: dict[str, Any] = {}
+    known: Mapping[str, Any] = {}
+    if words and (entry := gymnasium.spec(own).entry_point):
+        make_it = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+        known = inspect.signature(make_it).parameters
+    for word in words:
+        key, _, value = word.partition("=")
+        if not value:
+            raise UserError(f"what follows the id of an environment is NAME=VALUE. Received: {word}.")
+        anything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values())
+        if key not in (*known, "max_episode_steps") and not anything:
+            raise UserError(f"{name} has no setting {key}{did_you_mean(key, known)}")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+class _Ending(gymnasium.Wrapper):
+    """An environment without a time limit: an episode that takes too long is an error."""
+
+    def __init__(self, env: gymnasium.Env, name: str) -> None:
+        super().__init__(env)
+        self._name, self._steps = name, 0
+
+    def reset(self, **options: Any) -> Any:
+        self._steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps > _LONGEST:
+            raise UserError(
+                f"--env: an episode of {self._name} has not ended within {_LONGEST:,} steps, and it has no "
+                f'time limit; give it one: --env "{self._name} max_episode_steps=1000".'
+            )
+        return self.env.step(action)
 
 
 def reason(error: BaseException) -> str:
@@ -98,8 +150,8 @@ def first_action(name: str) -> int:
 
 def observation_scale(name: str) -> list[float]:
     """Returns what to divide each number of an observation by: its bound, or 1 where it has none."""
-    if name in _SCALES:
-        return _SCALES[name]
+    if (own := name.split()[0]) in _SCALES:
+        return _SCALES[own]
     with contextlib.closing(make_flat(name)) as env:
         space = env.observation_space
         assert isinstance(space, gymnasium.spaces.Box)
@@ -130,19 +182,51 @@ def random_policy(name: str, seed: int = 0) -> Policy:
     return lambda observations: generator.integers(actions, size=len(observations))
 
 
-def summary(returns: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of some episodes: mean, deviation and least of the returns; how many."""
+def rule_policy(env: gymnasium.Env) -> Policy | None:
+    """Returns the policy of an environment's own `rule(observation)`, to compare with; None: it has none."""
+    rule, space = getattr(env.unwrapped, "rule", None), env.unwrapped.observation_space
+    if rule is None:
+        return None
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        if isinstance(space, gymnasium.spaces.Discrete) and observations.ndim > 1:
+            observations = observations.argmax(axis=1)  # `make_flat` made vectors of them
+        return np.array([rule(observation) for observation in observations])
+
+    return act
+
+
+class Episodes(NamedTuple):
+    """What came of episodes.
+
+    Attributes:
+        returns: float64 (episodes,): sums of rewards, undiscounted.
+        lengths: int64 (episodes,): steps.
+        figures: of each episode, what the `info` of its last step has under `figures`.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    figures: list[Mapping[str, float]]
+
+
+def summary(episodes: Episodes) -> dict[str, float]:
+    """Returns the metrics of episodes: mean, deviation and least of the returns; how many; mean figures.
+
+    A figure's mean is over the episodes that have it.
+    """
+    returns = episodes.returns
+    names = dict.fromkeys(name for figures in episodes.figures for name in figures)
     return {
         "mean_return": float(returns.mean()),
         "std_return": float(returns.std()),
         "min_return": float(returns.min()),
         "episodes": len(returns),
+        **{name: float(np.mean([f[name] for f in episodes.figures if name in f])) for name in names},
     }
 
 
-def play(
-    make_env: Callable[[], gymnasium.Env], policy: Policy, seeds: Iterable[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def play(make_env: Callable[[], gymnasium.Env], policy: Policy, seeds: Iterable[int]) -> Episodes:
     """Plays one episode a seed.
 
     Up to a hundred go in step, so that the policy is asked once for all of them.
@@ -153,10 +237,11 @@ def play(
         seeds: what each episode's `reset` gets.
 
     Returns:
-        The sums of rewards, undiscounted, float64 (episodes,), and the lengths in steps, int64 (episodes,).
+        What came of them.
     """
     seeds = list(seeds)
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    figures: list[Mapping[str, float]] = [{}] * len(seeds)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env())) for _ in seeds[:_AT_ONCE]]
         _, start = actions_of(envs[0])
@@ -169,14 +254,15 @@ def play(
                 actions = policy(np.stack(list(going.values())))
                 for index, action in zip(list(going), actions, strict=True):
                     env = envs[index - begin]
-                    observation, reward, terminated, truncated, _ = env.step(start + int(action))
+                    observation, reward, terminated, truncated, info = env.step(start + int(action))
                     returns[index] += float(reward)
                     lengths[index] += 1
                     if terminated or truncated:
+                        figures[index] = info.get("figures", {})
                         del going[index]
                     else:
                         going[index] = _number(observation)
-    return returns, lengths
+    return Episodes(returns, lengths, figures)
 
 
 def _number(observation: Any) -> np.ndarray:
@@ -203,6 +289,7 @@ class Film(InALine):
         fps: steps that the environment has in a second; 30 where it does not say.
         returns: of the episodes that have ended, not discounted.
         lengths: of these, in steps.
+        figures: of these, as `Episodes` has them.
 
     Raises:
         CannotBeDrawn: the environment gives no pictures.
@@ -229,6 +316,7 @@ class Film(InALine):
         self.shown = shown
         self.returns: list[float] = []
         self.lengths: list[int] = []
+        self.figures: list[Mapping[str, float]] = []
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields pictures, uint8 (height, width, 3) each."""
@@ -247,10 +335,11 @@ class Film(InALine):
                     if done:
                         break
                     action = start + int(self.policy(_number(observation)[None])[0])
-                    observation, reward, terminated, truncated, _ = env.step(action)
+                    observation, reward, terminated, truncated, info = env.step(action)
                     total, length, done = total + float(reward), length + 1, terminated or truncated
                 self.returns.append(total)
                 self.lengths.append(length)
+                self.figures.append(info.get("figures", {}))
 
     def _picture(self, env: gymnasium.Env) -> np.ndarray:
         with self._drawn():

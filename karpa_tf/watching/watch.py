@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from karpa_tf.errors import UserError, write_whole
-from karpa_tf.judging.reference import REFERENCE, Reference, read_reference, scores_of
+from karpa_tf.judging.reference import REFERENCE, Reference, read_reference, reference_file, scores_of
 from karpa_tf.watching.lines import File, Line, Lines, Skipped, StandardInput, rows_of, shown
 from karpa_tf.watching.models import AT_ONCE, Model, check_classifier, check_outputs
 from karpa_tf.watching.options import WatchOptions
@@ -255,18 +255,20 @@ def format_event(event: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def read_reference_of(path: str, folder: Path) -> Reference | None:
+def read_reference_of(path: str, folder: Path, signature: str) -> Reference | None:
     """Returns what held-out rows of a model were like; None: it does not say.
 
     Args:
         path: of `--reference`: a file, or a model's folder; empty: the model's own.
         folder: of the model.
+        signature: of the model, that is asked.
 
     Raises:
         UserError: `path` names none, or it cannot be read.
     """
     place = Path(path or folder)
-    for file in (place, place / "assets.extra" / REFERENCE, place / "assets" / REFERENCE):
+    extra = place / "assets.extra"
+    for file in (place, extra / reference_file(signature), extra / REFERENCE, place / "assets" / REFERENCE):
         if file.suffix == ".json" and file.is_file():
             return read_reference(file)
     if path:

@@ -16,6 +16,7 @@ from karpa_tf.recipes.multi_task.data import heads_of, open_tasks
 from karpa_tf.recipes.multi_task.recipe import MultiTaskRecipe
 from karpa_tf.training.evaluation import Outputs
 from karpa_tf.training.run_folder import RunFolder
+from karpa_tf.watching.watch import read_reference_of
 from tests.conftest import (
     BERT_TINY,
     kill_in_the_middle,
@@ -146,6 +147,12 @@ def test_a_signature_a_task_and_one_of_all(several, karpa, tmp_path) -> None:
     labels = (path / "assets" / "labels.txt").read_text().splitlines()
     assert labels[0] == "days: then" and "names/B-CITY" in labels
     assert "`days`: `label`" in (path / "assets.extra" / "model_card.md").read_text()
+    # What `karpa-tf watch --signature days` corrects shares with: held-out rows of that task alone.
+    reference = read_reference_of("", path, "days")
+    assert reference is not None and list(reference.labels) == heads["days"].names
+    held_out = recipe.open_data(task.config).splits["validation"]
+    assert reference.counts.sum() == len(held_out.places("days"))
+    assert read_reference_of("", path, "names") is read_reference_of("", path, "serving_default") is None
 
 
 def test_long_texts_are_labelled_by_their_beginning_and_tagged_whole(several) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from karpa_tf.recipes.retriever.recipe import Retriever
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.wordpiece import SPECIAL, WordPiece
 from tests.conftest import BERT_TINY, make_intents, write_csv
+from tests.presets import write_reader
 
 ANSWERS = {"music": "Say what to play.", "weather": "Look out, or ask.", "timer": "Name a time."}
 HEADER = ("entry", "text", "answer")
@@ -123,33 +125,28 @@ def test_the_rankings_are_what_they_are_called(run) -> None:
         search.signature("dense", 2).predict([{"text": " "}])
 
 
-def test_entries_are_replaced_without_training(run, tables, karpa, tmp_path) -> None:
+def test_entries_are_replaced_without_training(run, karpa, tmp_path) -> None:
     more = [("late", "WILL it snow  in Oslo?", "No."), ("same", "will it snow in oslo?", "Perhaps.")]
-    write_csv(tmp_path / "new.csv", [*more, *entries_of(4, seed=2)], HEADER)
-    for place, words in enumerate(([], ["--entries", tmp_path / "new.csv"]), 1):
-        result = karpa("export", run, "--to", tmp_path, *words, "--json")
-        assert result.status == 0, result.err
-        assert result.json["savedmodel"] == str(tmp_path / "retriever" / str(place))
-    texts = ["will it snow in Oslo?", "set a timer for Ada"]
-    for version, count, words in ((1, 30, []), (2, 6, ["--entries", tmp_path / "new.csv"])):
-        folder = tmp_path / "retriever" / str(version)
-        served = tf.saved_model.load(str(folder)).signatures["serving_default"](text=tf.constant(texts))
-        assert {name: value.shape for name, value in served.items()} == dict.fromkeys(served, (2, 3))
-        answers = karpa("predict", run, *texts, *words, "--json").json["predictions"]
-        for row, answer in enumerate(answers):
-            np.testing.assert_allclose(answer["score"], served["score"][row], atol=1e-5)
-            for name in ("entry", "answer"):
-                assert answer[name] == [value.decode() for value in served[name][row].numpy()]
-        assert len((folder / "assets" / "entries.csv").read_text().splitlines()) == count + 1
-        seen = json.loads((folder / "assets.extra" / "rowwise.json").read_text())["signatures"]
-        assert seen["serving_default"]["rowwise"], seen
-        assert "the nearest ones" in (folder / "assets.extra" / "model_card.md").read_text()
+    new = write_csv(tmp_path / "new.csv", [*more, *entries_of(4, seed=2)], HEADER)
+    result = karpa("export", run, "--to", tmp_path, "--entries", new, "--json")
+    assert result.status == 0, result.err
+    folder, texts = tmp_path / "retriever" / "1", ["will it snow in Oslo?", "set a timer for Ada"]
+    assert result.json["savedmodel"] == str(folder)
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"](text=tf.constant(texts))
+    assert {name: value.shape for name, value in served.items()} == dict.fromkeys(served, (2, 3))
+    answers = karpa("predict", run, *texts, "--entries", new, "--json").json["predictions"]
+    for row, answer in enumerate(answers):
+        np.testing.assert_allclose(answer["score"], served["score"][row], atol=1e-5)
+        for name in ("entry", "answer"):
+            assert answer[name] == [value.decode() for value in served[name][row].numpy()]
     # Of the same pieces: equal to the bit, and in the order of the table.
     assert answers[0]["entry"][:2] == ["late", "same"] and answers[0]["answer"][0] == "No."
     assert answers[0]["score"][0] == answers[0]["score"][1]
-    assert (tmp_path / "retriever" / "1" / "assets" / "entries.csv").read_text() == (
-        tables / "entries.csv"
-    ).read_text().replace("\r\n", "\n")
+    with (folder / "assets" / "entries.csv").open(encoding="utf-8", newline="") as file:
+        assert [tuple(row) for row in csv.reader(file)][:3] == [HEADER, *more]
+    seen = json.loads((folder / "assets.extra" / "rowwise.json").read_text())["signatures"]
+    assert seen["serving_default"]["rowwise"], seen
+    assert "among 6 entries" in (folder / "assets.extra" / "model_card.md").read_text()
 
 
 def test_other_entries_and_other_questions_are_evaluated(run, tables, karpa, tmp_path) -> None:
@@ -167,24 +164,26 @@ def test_other_entries_and_other_questions_are_evaluated(run, tables, karpa, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranking", ["dense", "bm25"])
-def test_a_preset_stays_as_it_is(ranking, run, tables, karpa, tmp_path) -> None:
-    """Training rows are the entries then, and BM25 alone serves no BERT."""
-    from tests.presets import write_reader
-
+@pytest.mark.parametrize(("ranking", "method"), [("dense", "none"), ("bm25", "none"), ("both", "lora")])
+def test_a_preset_as_it_is_or_with_adapters(ranking, method, run, tables, karpa, tmp_path) -> None:
+    """Training rows are the entries then; a ranking serves what it needs alone."""
     preset = write_reader(tmp_path / "preset", run / "assets" / "vocab.txt")
-    words = ["--preset", preset, "--method", "none", "--sequence_length", 32, "--ranking", ranking]
-    result = karpa("train", "retriever", "--data", tables / "questions.csv", *words, "--logs", tmp_path)
+    words = ["--preset", preset, "--method", method, "--sequence_length", 32, "--ranking", ranking]
+    words += ["--epochs", 1, "--logs", tmp_path, "--precision", "float32"]
+    result = karpa("train", "retriever", "--data", tables / "questions.csv", *words)
     assert result.status == 0, result.err
-    shutil.rmtree(preset)  # the run has what it needs
+    if method == "none":
+        shutil.rmtree(preset)  # the run has what it needs
     result = karpa("evaluate", tmp_path / "retriever" / "1", "--json")
-    assert result.json["facts"]["entries"] == 108 and "both" in result.json["baselines"]
+    assert result.json["facts"]["entries"] == 108 and len(result.json["baselines"]) == 3
     assert karpa("export", tmp_path / "retriever" / "1", "--to", tmp_path / "models", "--force").status == 0
+    entries = (tmp_path / "models" / "retriever" / "1" / "assets" / "entries.csv").read_text()
+    assert len(entries.splitlines()) == 109  # those of the run
     served = tf.saved_model.load(str(tmp_path / "models" / "retriever" / "1"))
     found = served.signatures["serving_default"](text=tf.constant(["play a song"]))
     assert found["answer"].numpy()[0, 0].decode() in ANSWERS.values() and found["entry"].shape == (1, 5)
     names = {variable.name.split(":")[0].split("_")[0] for variable in served.weights}
-    assert ("bm25" in names) == (ranking == "bm25") and ("entries" in names) == (ranking == "dense")
+    assert ("bm25" in names) == (ranking != "dense") and ("entries" in names) == (ranking != "bm25")
 
 
 @pytest.mark.slow

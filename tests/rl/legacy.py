@@ -17,10 +17,20 @@ from tf_agents.replay_buffers import tf_uniform_replay_buffer
 from tf_agents.trajectories import time_step as ts
 
 from karpa_tf import private
+from karpa_tf.errors import UserError
 from karpa_tf.models import build_q_network
 from karpa_tf.recipes.dqn import DqnSettings
-from karpa_tf.rl import dqn
-from karpa_tf.rl.environment import CartPole, GymnasiumEnvironment, cartpole_step, load_environment
+from karpa_tf.recipes.dqn.training import explained
+from karpa_tf.rl import dqn, lanes
+from karpa_tf.rl.environment import (
+    CartPole,
+    GymnasiumEnvironment,
+    LanesInTensorFlow,
+    cartpole_step,
+    lanes_start,
+    lanes_step,
+    load_environment,
+)
 
 TINY = dict(environments=4, initial_steps=64, updates=2, batch_size=16, units=8, layers=1, buffer_size=400)
 
@@ -82,6 +92,70 @@ def test_a_cut_episode_is_told_apart_from_an_ended_one() -> None:
     assert (cut, ended) == (1, 0), "discount 0 only where the cart left the track"
     assert env.step(tf.constant([1, 1])).is_first().numpy().all()
     assert (env._elapsed.numpy() == 0).all()
+
+
+# --- Lanes in TensorFlow
+
+
+def test_transitions_of_lanes_are_those_in_numpy() -> None:
+    generator = np.random.default_rng(0)
+    count = 5_000
+    draws = generator.random([count, 10])
+    states = lanes_start(tf.constant(draws)).numpy()
+    np.testing.assert_allclose(states, [lanes.start(row) for row in draws], rtol=0, atol=1e-12)
+    # Cars on the edge, turned, beside others, and far from them.
+    states[:, :3] = generator.uniform([-5.2, -1.1, 5], [5.2, 1.1, 20], [count, 3])
+    states[:, 4:7] = generator.uniform(-16, 131, [count, 3])
+    actions, draws = generator.integers(5, size=count), generator.random([count, 2, 3])
+    following, rewards, ended = (
+        x.numpy() for x in lanes_step(tf.constant(states), tf.constant(actions), tf.constant(draws))
+    )
+    expected = [lanes.drive(*row) for row in zip(states, actions.tolist(), draws, strict=True)]
+    np.testing.assert_allclose(following, [row[0] for row in expected], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(rewards, [row[1] for row in expected], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(ended, [row[2] for row in expected])
+    assert 500 < ended.sum() < 4_500, "both kinds must be there"
+    seen = LanesInTensorFlow.observe(tf.constant(states)).numpy()
+    np.testing.assert_allclose(seen, [lanes.observe(state) for state in states], rtol=1e-6, atol=1e-6)
+
+
+def test_an_evaluation_of_lanes_plays_what_its_steps_say() -> None:
+    env = LanesInTensorFlow(2, seed=1)
+
+    def left(observation):
+        return tf.ones(tf.shape(observation)[:1], tf.int64)
+
+    returns, lengths = (x.numpy() for x in env.play(left, 6, tf.constant([3, 4], tf.int64)))
+    for number, state in enumerate(LanesInTensorFlow.start(6, tf.constant([3, 4], tf.int64)).numpy()):
+        total, steps, over = 0.0, 0, False
+        while not over:  # it leaves the road before another car is drawn anew
+            state, reward, over = lanes.drive(state, 1, np.zeros([2, 3]))
+            total, steps = total + reward, steps + 1
+        assert (steps, pytest.approx(total, abs=1e-5)) == (lengths[number], returns[number])
+    assert (lengths < 40).all() and len(set(lengths.tolist())) > 1
+    cut = env.play(left, 6, tf.constant([3, 4], tf.int64), max_steps=3)[1].numpy()
+    assert (cut == 3).all()
+
+
+def test_a_learner_drives_in_tensorflow_and_goes_on_to_the_bit() -> None:
+    def make():
+        return dqn.Learner(DqnSettings(env="karpa_tf/Lanes-v0", **TINY))
+
+    def final(learner) -> list[np.ndarray]:
+        learner.run(80)
+        return [v.numpy() for v in learner.variables]
+
+    learner, other = make(), make()
+    assert isinstance(learner.environment, LanesInTensorFlow) and learner.actions == 5
+    assert learner.scale == lanes.SCALE
+    figures = learner.run(300)
+    assert figures["episodes"] > 0 and figures["length"] < 100
+    for variable, value in zip(other.variables, learner.variables, strict=True):
+        variable.assign(value)
+    for mine, theirs in zip(final(learner), final(other), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    returns, lengths = learner.evaluate(5, 3)
+    assert (returns < lengths).all() and (lengths > 1).all()
 
 
 @pytest.mark.parametrize(("name", "size", "actions"), [("Acrobot-v1", 6, 3), ("MountainCar-v0", 2, 3)])
@@ -227,13 +301,14 @@ def test_windows_over_a_cut_do_not_count() -> None:
 
 def test_a_greedy_evaluation_is_that_of_gymnasium() -> None:
     """The policy "push towards where the pole leans" plays in both, from the same first states."""
-    from karpa_tf.rl.environment import cartpole_returns, cartpole_start
+    from karpa_tf.rl.environment import cartpole_start
 
     def lean(observation):
         return tf.cast(observation[:, 2] > 0, tf.int64)
 
     seed = tf.constant([3, 4], tf.int64)
-    mine = cartpole_returns(lean, 10, seed).numpy()
+    mine, lengths = (x.numpy() for x in CartPole().play(lean, 10, seed))
+    np.testing.assert_array_equal(mine, lengths)
     states = cartpole_start(10, seed).numpy()
     env = gymnasium.make("CartPole-v1")
     for state, expected in zip(states, mine, strict=True):
@@ -266,6 +341,27 @@ def test_an_observation_that_is_not_a_number_is_an_error() -> None:
     environment.reset()
     with pytest.raises(ValueError, match=r"an observation that is not a number, \[0.5, nan\]"):
         environment.step(np.array([0], np.int32))
+
+
+class Endless(Unwell):
+    """Nothing ends it."""
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_that_never_ends_says_so_through_tensorflow(monkeypatch) -> None:
+    gymnasium.register("Endless-v0", Endless)
+    monkeypatch.setattr("karpa_tf.rl.episodes._LONGEST", 20)
+    learner = dqn.Learner(DqnSettings(**TINY, env="Endless-v0"))
+    with pytest.raises(tf.errors.OpError) as caught:
+        learner.run(200)
+    error = explained(caught.value, "Endless-v0", 0)
+    assert isinstance(error, UserError)
+    said = (
+        "--env: an episode of Endless-v0 has not ended within 20 steps, and it has no time limit; give it one"
+    )
+    assert str(error).startswith(said) and "\n" not in str(error)
 
 
 # --- Private parts (`karpa_tf.private`)

@@ -27,7 +27,7 @@ def test_playing_in_step_is_playing_one_by_one() -> None:
         return (observations[:, 2] > 0).astype(int)
 
     seeds = range(130)  # more than go in step
-    returns, lengths = episodes.play(lambda: episodes.make_flat("CartPole-v1"), lean, seeds)
+    returns, lengths, _ = episodes.play(lambda: episodes.make_flat("CartPole-v1"), lean, seeds)
     np.testing.assert_array_equal(returns, lengths)
     env = gymnasium.make("CartPole-v1")
     for seed in (0, 1, 99, 100, 129):

@@ -7,7 +7,7 @@ import numpy as np
 from karpa_tf.data.sequences import encode_texts, rows_of, sequence_batches
 from karpa_tf.data.tables import Columns, Rows, label_ids
 from karpa_tf.recipes.families.encoders import Task
-from karpa_tf.recipes.families.examples import Texts
+from karpa_tf.recipes.families.examples import Texts, note_of_cut
 
 from . import BertClassifierSettings
 from .cloze import Patterns
@@ -52,13 +52,7 @@ def batch_texts(task: ClassifierTask, rows: Rows, training: bool, numbered: bool
         order = np.pad(np.arange(len(rows)), (0, -len(rows) % size), constant_values=-1)
         return Texts(batches=batches, order=order, labels=labels)
     sequences = encode_texts(task.wordpiece, rows.texts, rows.texts_b, config.sequence_length)
-    note = ""
-    if sequences.cut:
-        are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
-        note = (
-            f"{sequences.cut:,} of {len(rows):,} texts {are} longer than {config.sequence_length} pieces and "
-            f"{were} cut; --sequence_length reads more."
-        )
+    note = note_of_cut(sequences, config.sequence_length)
     labels = label_ids(rows.labels, names, config.data)
     weights = np.ones(len(rows), np.float32)
     if training and config.class_weights == "balanced":

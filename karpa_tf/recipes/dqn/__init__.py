@@ -26,7 +26,11 @@ class DqnSettings(RunSettings):
     """Deep Q-learning in an environment with discrete actions."""
 
     seed: EnvironmentSeed = option(0, "Seed of the weights, masks, dropout and order of the examples.")
-    env: str = option("CartPole-v1", "Gymnasium's id of an environment with discrete actions.")
+    env: str = option(
+        "CartPole-v1",
+        "Gymnasium's id of an environment with discrete actions, and its settings behind it: "
+        "'karpa_tf/City-v0 size=5'.",
+    )
     environment_steps: Count = option(50_000, "Steps of the environments to learn from, at most.")
     target_return: float = option(
         500.0, "Stop once a policy reaches this return in each of 1,000 fresh episodes."

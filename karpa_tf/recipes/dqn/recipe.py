@@ -206,7 +206,7 @@ The greedy policy of a DQN trained in {config["env"]}.
 Over {metrics["episodes"]} episodes of Gymnasium's {config["env"]} (seeds {metrics["facts"]["seeds"]}), not
 discounted:
 
-{metrics_table(metrics, ["mean_return", "std_return", "min_return"], "policy")}
+{metrics_table(metrics, self.shown(metrics), "policy")}
 
 Training took {metrics["environment_steps"]:,} environment steps, choosing the policy
 {metrics["selection_environment_steps"]:,}.

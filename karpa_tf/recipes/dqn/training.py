@@ -68,6 +68,8 @@ def explained(error: tf.errors.OpError, env: str, steps: int) -> Exception:
     if "Traceback (most recent call last)" in error.message:  # the environment runs in Python
         # What it raised stands in the line before.
         said = error.message.split("Traceback (most recent call last)")[0].rstrip().splitlines()[-1]
+        if "UserError: " in said:
+            return UserError(said.partition("UserError: ")[2])
         return UserError(f"--env: {env} failed after {steps} environment steps: {said[:200].rstrip('. ')}.")
     return error
 

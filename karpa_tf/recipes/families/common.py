@@ -15,6 +15,7 @@ from karpa_tf.data.batches import Batches
 from karpa_tf.errors import UserError
 from karpa_tf.export.savedmodel import describe, export_savedmodel
 from karpa_tf.export.signature import COST, Signature
+from karpa_tf.judging.reference import reference_file
 from karpa_tf.recipe import Exported, ExportOptions
 from karpa_tf.recipes.families import certainty, references
 from karpa_tf.recipes.families.ensembles import labels_of
@@ -257,6 +258,7 @@ def export(
     signature: Signature,
     others: Mapping[str, Signature] | None = None,
     held_out: tuple[Mapping[str, np.ndarray], Sequence[str]] | None = None,
+    held_out_beside: Mapping[str, tuple[Mapping[str, np.ndarray], Sequence[str]]] | None = None,
     **written: Any,
 ) -> Exported:
     """Writes the next version of a run's SavedModel.
@@ -267,6 +269,7 @@ def export(
         signature: what it serves.
         others: further signatures by name.
         held_out: of a classifier: validation rows as arrays by input, and their labels; see `references`.
+        held_out_beside: the same of further signatures.
         written: what else `export_savedmodel` takes: examples, assets, the model card.
     """
     written["model_card"] += training_cost(folder.environment)
@@ -276,9 +279,13 @@ def export(
     written["model_card"] += origin_section(folder.read_config())
     written["model_card"] += redaction_section(folder.read_config())
     written["model_card"] += costs_section((folder.read_metrics() or {}).get("costs"))
-    if held_out and (reference := references.keep(folder, signature, *held_out)):
-        written["extra"] = {references.REFERENCE: references.as_text(reference)}
     signatures = {"serving_default": signature, **(others or {})}
+    found = {"serving_default": references.keep(folder, signature, *held_out)} if held_out else {}
+    for name, rows in (held_out_beside or {}).items():
+        found[name] = references.reference_of(signatures[name], *rows)
+    written["extra"] = {
+        reference_file(n): references.as_text(found_) for n, found_ in found.items() if found_
+    }
     path = export_savedmodel(signatures, options.to, folder.recipe, force=options.force, **written)
     folder.note(**json.loads((path / "assets.extra" / COST).read_text(encoding="utf-8")))
     return Exported(format="savedmodel", path=str(path), signatures=describe(signatures))

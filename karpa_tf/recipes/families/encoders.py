@@ -428,6 +428,12 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
 
     # --- Export
 
+    def labelled_beside(
+        self, task: Task[S], part: P
+    ) -> dict[str, tuple[Mapping[str, np.ndarray], Sequence[str]]]:
+        """Returns rows with their labels for signatures beside `serving_default`, as arrays by input."""
+        return {}
+
     def export(self, folder: RunFolder, options: Any) -> Exported:
         """Writes the next version of a run's SavedModel."""
         task, model = self.open_asked(folder, options)
@@ -442,6 +448,7 @@ class EncoderRecipe(Recipe[S], Generic[S, P, E]):
             signature := self.served(task, model),
             self.served_beside(task, model),
             (stack(rows, signature.inputs), self.labels(data.splits["validation"])),
+            self.labelled_beside(task, data.splits["validation"]),
             examples=[*rows[:4], dict.fromkeys(signature.inputs, _ODD)],
             assets={"vocab.txt": "\n".join(task.wordpiece.pieces) + "\n", **self.assets(task)},
             model_card=self.model_card(folder, task, metrics, int8_section(costs)),

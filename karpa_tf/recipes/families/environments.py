@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from abc import abstractmethod
@@ -17,7 +18,7 @@ from karpa_tf.export.savedmodel import write_savedmodel
 from karpa_tf.judging.by_row import of_values
 from karpa_tf.recipe import EvaluateOptions, Evaluation, Played, PlayOptions, Recipe
 from karpa_tf.reports.pictures import check_film, write_film
-from karpa_tf.rl.episodes import Film, Policy, play, summary
+from karpa_tf.rl.episodes import Film, Policy, play, rule_policy, summary
 from karpa_tf.settings import RunSettings
 from karpa_tf.training import runtime
 from karpa_tf.training.run_folder import RunFolder
@@ -65,20 +66,26 @@ class EnvironmentRecipe(Recipe[S]):
         runtime.use_threads(self.threads)
         config: Any = folder.open_config(self.about.settings)
         policies = {"model": self.policy(folder), **self.baselines(config)}
-        returns = {
-            name: play(lambda: self.make_env(config), policy, self.seeds)[0]
-            for name, policy in policies.items()
+        with contextlib.closing(self.make_env(config)) as env:
+            if rule := rule_policy(env):
+                policies["rule"] = rule
+        played = {
+            name: play(lambda: self.make_env(config), policy, self.seeds) for name, policy in policies.items()
         }
-        results = {name: summary(values) for name, values in returns.items()}
+        results = {name: summary(episodes) for name, episodes in played.items()}
         return Evaluation(
             data=config.env,
             metrics=results.pop("model"),
             baselines=results,
             facts={"seeds": f"{self.seeds[0]} to {self.seeds[-1]}"},
             by_row=lambda: {
-                "mean_return": of_values([f"seed {seed}" for seed in self.seeds], returns["model"])
+                "mean_return": of_values([f"seed {seed}" for seed in self.seeds], played["model"].returns)
             },
         )
+
+    def shown(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Returns the names of a run's figures that its card shows: those that the random policy has too."""
+        return [name for name in metrics["baselines"]["random"] if name != "episodes"]
 
     def play(self, folder: RunFolder, options: PlayOptions) -> Played:
         """Plays greedy episodes and films them."""
@@ -94,4 +101,10 @@ class EnvironmentRecipe(Recipe[S]):
             range(options.frames),
         )
         frames = write_film(path, film, options.fps or film.fps)
-        return Played(path=str(path), frames=frames, returns=film.returns, lengths=film.lengths)
+        return Played(
+            path=str(path),
+            frames=frames,
+            returns=film.returns,
+            lengths=film.lengths,
+            figures=film.figures,
+        )

@@ -11,9 +11,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from karpa_tf.data.sequences import Sequences
 from karpa_tf.recipes.families.encoders import Examples
 from karpa_tf.recipes.families.tag_words import decode_tags
 from karpa_tf.training.evaluation import Outputs
+
+
+def note_of_cut(sequences: Sequences, length: int) -> str:
+    """Returns a line on the texts that are longer than a row of `length` pieces; "" where none is."""
+    if not sequences.cut:
+        return ""
+    are, were = ("is", "was") if sequences.cut == 1 else ("are", "were")
+    return (
+        f"{sequences.cut:,} of {len(sequences):,} texts {are} longer than {length} pieces and {were} cut; "
+        "--sequence_length reads more."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

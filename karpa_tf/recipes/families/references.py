@@ -19,10 +19,18 @@ _ROWS, _AT_ONCE = 2000, 64
 def keep(
     folder: RunFolder, signature: Signature, rows: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> Reference | None:
-    """Returns what a signature says of rows that it has not learned from, and keeps it in the run's assets.
+    """Returns what `reference_of` does, and keeps it in the assets of a run; `folder` is the run's."""
+    if reference := reference_of(signature, rows, labels):
+        write_whole(folder.assets / REFERENCE, as_text(reference))
+    return reference
+
+
+def reference_of(
+    signature: Signature, rows: Mapping[str, np.ndarray], labels: Sequence[str]
+) -> Reference | None:
+    """Returns what a signature says of rows that it has not learned from.
 
     Args:
-        folder: of the run.
         signature: a classifier's.
         rows: arrays (n, ...) by input.
         labels: of the rows, n of them.
@@ -30,7 +38,9 @@ def keep(
     Returns:
         None: there are no rows with labels, or it is no classifier of them.
     """
-    if not labels or isinstance(signature.names, Mapping) or not set(labels) <= set(signature.names):
+    names = signature.names
+    names = names.get("probabilities", ()) if isinstance(names, Mapping) else names
+    if not labels or not set(labels) <= set(names):
         return None
     every = -(-len(labels) // _ROWS)
     rows, labels = {name: array[::every] for name, array in rows.items()}, labels[::every]
@@ -41,16 +51,14 @@ def keep(
     if not {"label", "probabilities"} <= set(parts[0]):
         return None
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    places = {name: place for place, name in enumerate(signature.names)}
-    reference = make_reference(
-        list(signature.names),
+    places = {name: place for place, name in enumerate(names)}
+    return make_reference(
+        list(names),
         [places[label] for label in labels],
         [places[label.decode()] for label in outputs["label"]],
         scores_of(outputs),
         "unknown_score" if "unknown_score" in outputs else "uncertainty",
     )
-    write_whole(folder.assets / REFERENCE, as_text(reference))
-    return reference
 
 
 def as_text(reference: Reference) -> str:

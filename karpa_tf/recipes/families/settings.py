@@ -490,7 +490,11 @@ class TabularSettings(RunSettings):
     """Control with a table of values: states and actions are numbers."""
 
     seed: EnvironmentSeed = option(0, "Seed of the weights, masks, dropout and order of the examples.")
-    env: str = option("Taxi-v3", "Gymnasium's id of an environment whose states and actions are numbers.")
+    env: str = option(
+        "Taxi-v3",
+        "Gymnasium's id of an environment whose states and actions are numbers, and its settings behind it: "
+        "'karpa_tf/City-v0 size=12'.",
+    )
     slippery: bool = option(
         True, "FrozenLake's ice: whether a step may go astray; other environments: ignored."
     )

@@ -124,7 +124,7 @@ The greedy policy of a table of values, learned in {config["env"]}.
 
 Over {metrics["episodes"]} episodes (seeds {metrics["facts"]["seeds"]}), not discounted:
 
-{metrics_table(metrics, ["mean_return", "std_return", "min_return"], "policy")}
+{metrics_table(metrics, self.shown(metrics), "policy")}
 
 {settings_list(config)}
 """
@@ -183,6 +183,8 @@ class EpisodesStep(Step):
                     gamma=config.gamma,
                     on_policy=self.on_policy,
                 )
+            except UserError:
+                raise
             except Exception as error:  # whatever an environment raises
                 raise UserError(
                     f"--env: {config.env} failed in episode {episode}: {type(error).__name__}: "

@@ -68,6 +68,16 @@ def baselines(head: Head, known: Part, rows: Part) -> dict[str, dict[str, float]
     return {"gazetteer": gazetteer_baseline(*sides[0], *sides[1])}
 
 
+def labelled(heads: Mapping[str, Head], part: JointRows) -> dict[str, Any]:
+    """Returns the texts that each task of texts labels, as its signature takes them, and their labels."""
+    texts = {name: part.of(name) for name, head in heads.items() if head.kind == "texts"}
+    return {
+        name: ({"text": np.array(rows.texts, object)}, rows.labels)
+        for name, rows in texts.items()
+        if isinstance(rows, Rows)
+    }
+
+
 def tables(name: str, head: Head, view: Texts | Words, outputs: Sequence[Any]) -> list[list[str]]:
     """Returns the lines of a task's tables."""
     if isinstance(view, Words):
@@ -87,6 +97,17 @@ def figure_by_row(
         return figure, of_labels(rows.texts, view.labels, view.probabilities(outputs), head.names)
     words = [sentence.words for sentence in rows]  # type: ignore[union-attr]
     return figure, of_tags(words, view.tags, view.predict(outputs, head.names)[0])  # type: ignore[union-attr]
+
+
+def figures_by_row(
+    heads: Mapping[str, Head], examples: JointExamples, outputs: Sequence[Any], rows: JointRows
+) -> dict[str, ByRow]:
+    """Returns the main figure of each task, row by row."""
+    views = examples.heads.items()
+    return dict(
+        figure_by_row(name, heads[name], view, examples.of(outputs, name), rows.of(name))
+        for name, view in views
+    )
 
 
 def write(

@@ -34,11 +34,11 @@ from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.supervised import Adversary
 
 from . import ABOUT, MultiTaskEvaluateOptions, MultiTaskSettings
+from . import heads as of_head
 from .answer import Answer
 from .batches import JointExamples, MultiTask, batch_rows, reads_cases
 from .card import model_card
 from .data import Tasks, heads_of, open_others, open_tasks
-from .heads import FIGURES, all_right, baselines, beside, figure_by_row, head_metrics, named, tables, write
 from .joining import JointRows
 
 # Peak of the learning rate of the weights of losses, which are few and have far to go.
@@ -116,12 +116,13 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         scores, losses, right = [], [], {}
         for name, view in examples.heads.items():
             own = examples.of(given, name)
-            figures = head_metrics(heads[name], view, own)
-            scores.append(figures[FIGURES[heads[name].kind][0]])
+            figures = of_head.head_metrics(heads[name], view, own)
+            scores.append(figures[of_head.FIGURES[heads[name].kind][0]])
             losses.append(figures["loss"])
             right[name] = view.right(own, heads[name].names)
-            found |= named(name, figures)
-        return {"score": float(np.mean(scores)), **all_right(right, examples), **found, "loss": sum(losses)}
+            found |= of_head.named(name, figures)
+        found = of_head.all_right(right, examples) | found
+        return {"score": float(np.mean(scores)), **found, "loss": sum(losses)}
 
     def vectors(self, task: MultiTask, model: keras.Model, part: JointRows) -> tuple[np.ndarray, Labels]:
         """Returns the vectors of the first texts with a label; of words, where no task labels texts."""
@@ -153,19 +154,17 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
         compared: dict[str, dict[str, float]] = {}
         facts: dict[str, Any] = {"texts": len(rows)}
         printed: list[Sequence[str]] = []
-        rowwise = []
         if options.beside:
-            compared["single-task runs"], seen = beside(options.beside, folder, heads, rows, examples)
+            compared["single-task runs"], seen = of_head.beside(options.beside, folder, heads, rows, examples)
             facts |= {f"{name} texts that the single-task run learned from": n for name, n in seen.items()}
         for name, view in examples.heads.items():
             own, part = examples.of(outputs, name), rows.of(name)
-            for other, figures in baselines(heads[name], known.of(name), part).items():
-                compared.setdefault(other, {}).update(named(name, figures))
+            for other, figures in of_head.baselines(heads[name], known.of(name), part).items():
+                compared.setdefault(other, {}).update(of_head.named(name, figures))
             if step is not None:
-                write(folder.path / "validation" / name, step, heads[name], view, own, part)
+                of_head.write(folder.path / "validation" / name, step, heads[name], view, own, part)
             facts[f"{name} rows"] = len(part)
-            printed += tables(name, heads[name], view, own)
-            rowwise.append(partial(figure_by_row, name, heads[name], view, own, part))
+            printed += of_head.tables(name, heads[name], view, own)
         if examples.joint:
             facts["rows of all tasks"] = len(next(iter(examples.joint.values())))
         return Evaluation(
@@ -174,7 +173,7 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
             baselines=compared,
             facts=facts,
             tables=printed,
-            by_row=lambda: dict(make() for make in rowwise),
+            by_row=lambda: of_head.figures_by_row(heads, examples, outputs, rows),
         )
 
     # --- Predict and explain
@@ -231,10 +230,13 @@ class MultiTaskRecipe(EncoderRecipe[MultiTaskSettings, JointRows, JointExamples]
     def export(self, folder: RunFolder, options: BertExportOptions) -> Exported:
         """Writes the next version; refuses a run of which a task has not been learned."""
         for name, head in heads_of(common.read_labels(folder, self.labels_file)).items():
-            figure, guessing = FIGURES[head.kind]
+            figure, guessing = of_head.FIGURES[head.kind]
             if f"{name}_{figure}" in folder.final_metrics():
                 common.learned_or_refuse(folder, f"{name}_{figure}", guessing, options.force)
         return super().export(folder, options)
+
+    def labelled_beside(self, task: MultiTask, part: JointRows) -> dict[str, Any]:
+        return of_head.labelled(heads_of(task.names), part)
 
     def rows(self, part: JointRows) -> list[dict[str, str]]:
         return [{"text": text} for text in part.texts]

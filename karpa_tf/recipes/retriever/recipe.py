@@ -26,7 +26,7 @@ from karpa_tf.judging.by_row import of_values
 from karpa_tf.judging.retrieval import first_right_ranks, retrieval_metrics
 from karpa_tf.recipe import Evaluation
 from karpa_tf.recipes.families.encoders import EncoderRecipe, Task
-from karpa_tf.recipes.families.examples import Texts
+from karpa_tf.recipes.families.examples import Texts, note_of_cut
 from karpa_tf.recipes.families.vectors import Encoder, build_vectors
 from karpa_tf.reports.model_card import metrics_table, settings_list
 from karpa_tf.reports.tensorboard import Labels
@@ -116,7 +116,8 @@ class Retriever(EncoderRecipe[RetrieverSettings, Questions, Looked]):
             balanced=_EPOCH,
         )
         order = np.zeros(0, int) if training else rows_of(sequences, _AT_ONCE)
-        return Looked(batches=batches, order=order, labels=labels, entries=len(part.entries))
+        note = note_of_cut(sequences, config.sequence_length)
+        return Looked(batches=batches, order=order, note=note, labels=labels, entries=len(part.entries))
 
     # --- Model
 
