@@ -70,6 +70,34 @@ def make_tagged(sentences: int, seed: int = 0) -> list[list[tuple[str, str]]]:
     return result
 
 
+def make_ratings(users: int, seed: int = 0) -> Any:
+    """Users who take items of one of three genres, and now and then another one."""
+    import numpy as np
+
+    from karpa_tf.data.ratings import Items, Ratings
+
+    kinds = {
+        "fruit": "apple pear plum fig cherry grape",
+        "tool": "hammer saw drill wrench file chisel",
+        "animal": "otter heron badger lynx mole finch",
+    }
+    rows = [
+        (f"{word}-{kind}", f"a {kind} {word}", genre)
+        for genre, words in kinds.items()
+        for word in words.split()
+        for kind in ("small", "large", "red", "old")
+    ]
+    rng = np.random.default_rng(seed)
+    genres = np.array([genre for _, _, genre in rows])
+    pairs = []
+    for user in range(users):
+        own = genres == list(kinds)[user % 3]
+        mine, others = rng.permutation(np.flatnonzero(own))[:9], rng.permutation(np.flatnonzero(~own))[:1]
+        pairs += [(user, place) for place in (*mine, *others)]
+    found = np.array(pairs, np.int32)
+    return Ratings(Items(*map(list, zip(*rows, strict=True))), found[:, 0].copy(), found[:, 1].copy(), users)
+
+
 def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:

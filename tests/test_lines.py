@@ -32,7 +32,7 @@ from karpa_tf.recipe import (
 from karpa_tf.training.loop import History
 from karpa_tf.training.run_folder import RunFolder
 from karpa_tf.training.step import Figures
-from tests.conftest import make_images, make_intents, make_tagged, make_text
+from tests.conftest import make_images, make_intents, make_ratings, make_tagged, make_text
 from tests.documents import PACKAGES
 
 MANY = 2000
@@ -65,6 +65,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     heads = keras.Model(deep.inputs, {name: deep.outputs[0] for name in ("a", "b")})
     heads.compile(training.AdamW(0.1), training.SparseCrossEntropy())
     tasks = meta.ClassTasks(np.zeros([MANY, 4], np.float32), [str(i // 2) for i in range(MANY)], 2)
+    ratings = make_ratings(MANY // 10)
     algorithms = [kind(deep) for kind in (meta.MAML, meta.ANIL, meta.IMAML, meta.Reptile)]
     lesson = training.TaughtRows(np.zeros(MANY), np.zeros([MANY, 3], np.float32), np.ones(MANY))
     run_folder = RunFolder(folder / "mlm-gru" / "1")
@@ -100,6 +101,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         meta.MetaStep(algorithms[0], training.AdamW(0.1)),
         training.EwcStep(model, strength=1.0),
         data.Reservoir(9, 0),
+        ratings,
+        ratings.items,
         data.BalancedReservoir(9, 0),
         training.GanStep(
             models.build_dcgan_generator((8, 8, 1), latent=2, filters=2),

@@ -124,7 +124,7 @@ def installed(tmp_path, monkeypatch) -> Iterator[Path]:
 
 def test_a_recipe_of_an_installed_package(installed, digits, karpa) -> None:
     names = [row["recipe"] for row in karpa("list", "--json").json["recipes"]]
-    assert names[-1] == "their-digits" and len(names) == 14
+    assert names[-1] == "their-digits" and len(names) == 15
     data = digits.parent.parent.parent / "digits.npz"
     words = ["--config", "essay", "--data", data, *TINY_DIGITS, "--epochs", 2]
     assert karpa("train", "their-digits", *words).status == 0

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from karpa_tf.data.intents import embedded_intents as embedded_intents
     from karpa_tf.data.labelled import TableData as TableData
     from karpa_tf.data.labelled import load_table as load_table
+    from karpa_tf.data.ratings import Items as Items
+    from karpa_tf.data.ratings import Ratings as Ratings
+    from karpa_tf.data.ratings import open_ratings as open_ratings
+    from karpa_tf.data.ratings import read_items as read_items
     from karpa_tf.data.reservoir import BalancedReservoir as BalancedReservoir
     from karpa_tf.data.reservoir import Reservoir as Reservoir
     from karpa_tf.data.sequences import Sequences as Sequences
@@ -61,6 +65,7 @@ else:  # a type checker would take any name for one of these
             ".images": "ImageData Images decode_image open_images open_test_images read_image",
             ".intents": "embedded_intents",
             ".labelled": "TableData load_table",
+            ".ratings": "Items Ratings open_ratings read_items",
             ".reservoir": "BalancedReservoir Reservoir",
             ".sequences": "Sequences dense_features encode_texts encode_words pack_texts pack_words "
             "sequence_batches",

@@ -138,6 +138,8 @@ def stack(
     for name, spec in inputs.items():
         values = [row[name] for row in rows]
         if spec.dtype == tf.string:
+            if spec.shape.rank == 2:
+                values = _padded(name, values, numbers or range(1, len(rows) + 1))
             arrays[name] = np.array([_bytes(value) for value in values], object)
         else:
             arrays[name] = _numbers(name, values, spec, numbers or range(1, len(rows) + 1))
@@ -175,6 +177,15 @@ def _as_spec(values: list[Any], spec: tf.TensorSpec) -> tuple[np.ndarray | None,
     if spec.dtype.is_integer and not np.array_equal(array, given):
         return None, str(values[0])[:80]
     return array, ""
+
+
+def _padded(name: str, values: list[Any], numbers: Sequence[int]) -> list[list[str]]:
+    """Returns lists of texts in one length: "" is padding."""
+    for number, value in zip(numbers, values, strict=True):
+        if not isinstance(value, list) or not all(isinstance(text, (str, bytes)) for text in value):
+            raise UserError(f"Row {number}: {name} must be a list of texts. Received: {str(value)[:80]}.")
+    longest = max(map(len, values), default=0)
+    return [[*value, *[""] * (longest - len(value))] for value in values]
 
 
 def _bytes(value: Any) -> Any:

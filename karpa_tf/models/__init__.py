@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from karpa_tf.models.presets import load_preset as load_preset
     from karpa_tf.models.q_network import build_q_network as build_q_network
     from karpa_tf.models.sinusoid_mlp import build_sinusoid_mlp as build_sinusoid_mlp
+    from karpa_tf.models.two_towers import build_item_tower as build_item_tower
+    from karpa_tf.models.two_towers import build_reranker as build_reranker
+    from karpa_tf.models.two_towers import build_user_tower as build_user_tower
 else:  # a type checker would take any name for one of these
     __all__, __getattr__ = public(
         __name__,
@@ -48,5 +51,6 @@ else:  # a type checker would take any name for one of these
             ".presets": "Preset load_preset",
             ".q_network": "build_q_network",
             ".sinusoid_mlp": "build_sinusoid_mlp",
+            ".two_towers": "build_item_tower build_reranker build_user_tower",
         },
     )
