@@ -67,9 +67,9 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         if own in gymnasium.registry:
             raise UserError(f"--env: {name} cannot be made: {reason(error)}.") from None
         where = f"The module {module}" if module else "Gymnasium"
-        raise UserError(
-            f'--env: {where} has no environment "{own}"{did_you_mean(own, gymnasium.registry)}'
-        ) from None
+        # First those that lack nothing but what stands before the name.
+        known = [known for known in gymnasium.registry if known.endswith(f"/{own}")] or gymnasium.registry
+        raise UserError(f'--env: {where} has no environment "{own}"{did_you_mean(own, known)}') from None
 
 
 def _given(name: str, own: str, words: Sequence[str]) -> dict[str, Any]:
