@@ -149,6 +149,7 @@ def test_entries_are_replaced_without_training(run, karpa, tmp_path) -> None:
     assert "among 6 entries" in (folder / "assets.extra" / "model_card.md").read_text()
 
 
+@pytest.mark.slow
 def test_other_entries_and_other_questions_are_evaluated(run, tables, karpa, tmp_path) -> None:
     write_csv(tmp_path / "new.csv", entries_of(9, seed=4), HEADER)
     options = RetrieverEvaluateOptions(entries=str(tmp_path / "new.csv"))
