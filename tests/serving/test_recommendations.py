@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -113,11 +114,8 @@ def test_the_whole_example(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE / "run.py", *words]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    figures = {
-        line.split()[0]: float(line.split()[2])
-        for line in done.stdout.splitlines()
-        if "  ndcg_10 " in line or " ndcg_10 " in line
-    }
+    found = re.findall(r"^(\w+) +ndcg_10 (\S+)", done.stdout, re.MULTILINE)
+    figures = {name: float(value) for name, value in found}
     assert figures["recommender"] > 1.5 * figures["popularity"]
     assert "is first because of" in done.stdout and "of the 25 new items" in done.stdout
     assert Image.open(tmp_path / "why.png").size == (800, 500)
