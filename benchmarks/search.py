@@ -5,9 +5,9 @@ images; a fifth of them is held out for validation, and nothing else decides. Ea
 one after the other.
 
 * halving: 30 trials, compared after 1, 3 and 9 epochs.
-* full: the same 30 trials, each for 9 epochs. `cheaper` is the processor time of the command over halving's,
-  the winner's two fresh seeds included in both; `cheaper_epochs` its epochs over halving's; `best_points` is what
-  halving's best has more, in points.
+* full: the same 30 trials, each for 9 epochs. `cheaper` is the processor time of the command over that of
+  halving, the winner's two fresh seeds included in both; `cheaper_epochs` its epochs over halving's;
+  `best_points` is what halving's best has more, in points.
 * hyperband: KerasTuner with the same network, ranges and epochs, trained by Keras' `fit`. `hyperband_points`
   is what our best has more than its best.
 * killed: the same searches, killed with SIGKILL after half of their trials, and gone on with. `kill_seconds`
