@@ -240,7 +240,10 @@ def _pick(row: Mapping[str, Any], inputs: Mapping[str, Input], where: str) -> di
         place = expected.column if expected.column in row else name
         if place not in row:
             shown = json.dumps(row, ensure_ascii=False)[:80]
-            raise UserError(f"{where}: A row is one JSON object with {', '.join(inputs)}. Received: {shown}.")
+            raise UserError(
+                f"{where}: A row is one JSON object with {', '.join(inputs)}; {name} is missing. "
+                f"Received: {shown}."
+            )
         found[name] = row[place]
     return found
 

@@ -119,6 +119,8 @@ def prepare(folder: Path, data: Path | None, topic: str, polarity: str) -> None:
         topic: of the sentences that become more.
         polarity: of these.
     """
+    if data and not data.is_file():
+        sys.exit(f"--data: there is no file {data}.")
     rows = read_table(data) if data else sentences(_SENTENCES)
     if not rows or not {"text", "topic", "polarity"} <= set(rows[0]):
         sys.exit(f"--data takes a table with the columns text, topic, polarity. Received: {data}.")

@@ -83,6 +83,8 @@ def _given(name: str, own: str, words: Sequence[str]) -> dict[str, Any]:
         key, _, value = word.partition("=")
         if not value:
             raise UserError(f"what follows the id of an environment is NAME=VALUE. Received: {word}.")
+        if key in found:
+            raise UserError(f"{key} is given more than once. Received: {' '.join(words)}.")
         anything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values())
         if key not in (*known, "max_episode_steps") and not anything:
             raise UserError(f"{name} has no setting {key}{did_you_mean(key, known)}")

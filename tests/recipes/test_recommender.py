@@ -159,7 +159,12 @@ def test_scores_vectors_and_what_is_retrieved_fit_each_other(parts) -> None:
         ({"history": ["fig-old"], "candidates": ["", ""]}, "Row 1: there are no candidates"),
         ({"history": ["fig-old"], "candidates": []}, "Row 1: there are no candidates"),
         ({"history": "fig-old", "candidates": ["fig-red"]}, "Row 1: history must be a list of texts"),
-        ({"history": ["fig-old"]}, "A row is one JSON object with history, candidates"),
+        (
+            {"history": ["fig-old"]},
+            "A row is one JSON object with history, candidates; candidates is missing.",
+        ),
+        ({"history": [0], "candidates": ["fig-old"]}, "Row 1: history must be a list of texts, the ids"),
+        ({"history": [["fig-old"]], "candidates": ["a"]}, "Row 1: history must be a list of texts"),
     ],
 )
 def test_wrong_rows_are_said_in_a_sentence(row, says, made, karpa) -> None:

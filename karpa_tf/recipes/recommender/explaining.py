@@ -52,11 +52,18 @@ def explain(
     items = recommender.table.items
     texts = dict(zip(items.ids, items.texts, strict=True))
     if options.item and options.item not in texts:
-        raise UserError(f'There is no item "{options.item}"{did_you_mean(options.item, texts)}')
+        raise UserError(
+            f'There is no item "{options.item}" among the {len(texts):,} of the run'
+            f"{did_you_mean(options.item, texts)}"
+        )
     lines, explanations = [], []
-    for row, answer in zip(asked, signature.predict(asked), strict=True):
+    for number, (row, answer) in enumerate(zip(asked, signature.predict(asked), strict=True), 1):
         item = options.item or answer["ranked"][0]
         history = [name for name in dict.fromkeys(row["history"]) if name in texts]
+        if not history:
+            raise UserError(
+                f"Row {number} has no history, so nothing in it speaks for an item; predict ranks for it."
+            )
         score, parts = contributions(recommender, history, item)
         order = np.argsort(-np.array(parts), kind="stable")[: options.top]
         lines.append(f"{item}  {texts[item]}  score {score:.3f}")

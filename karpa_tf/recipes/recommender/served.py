@@ -167,8 +167,13 @@ class Recommender(InALine):
 
     def check(self, number: int, row: Mapping[str, Any]) -> None:
         """Raises a UserError for a row without candidates, or without a known item in its history."""
-        if not all(isinstance(row[name], list) for name in ("history", "candidates") if name in row):
-            return  # what the inputs must be is said elsewhere
+        for name in ("history", "candidates"):
+            values = row.get(name, [])
+            if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+                raise UserError(
+                    f'Row {number}: {name} must be a list of texts, the ids of items, as ["50", "172"]. '
+                    f"Received: {str(values)[:80]}."
+                )
         known = set(self.table.items.ids)
         history = [name for name in row["history"] if name]
         if history and not known & set(history):
