@@ -238,6 +238,8 @@ def _search(words: Sequence[str]) -> int:
             )
         folder = Path(args.resume)
         state = search.read_state(folder)
+        if state["recipe"] not in (recipe.name, str(recipe.path)):
+            raise UserError(f"--resume: {folder} is a search of {state['recipe']}, not of {recipe.name}.")
         found = search.Search(folder, recipe, kind(**state["settings"]), SearchOptions(**state["options"]))
         found.read(state)
     else:

@@ -171,12 +171,10 @@ def _explanations(
         return
     inputs: list[str] = []
     kinds = [given.kind for given in recipe.about.inputs(folder.read_config()).values()]
-    if kinds == ["text"]:
+    if kinds in (["text"], ["image"]):
         for by_row in judged.values():
             inputs += [by_row.rows[place] for place in by_row.worst(count)]
-        if not inputs:
-            return
-    elif kinds != ["image"]:
+    if not inputs:
         return
     found = recipe.explain(folder, inputs[:count], options())
     yield html.code("\n".join(found.lines))

@@ -24,6 +24,11 @@ def read_scalars(folder: Path, tag: str) -> dict[int, float]:
     return dict(sorted(values.items()))
 
 
+def tags_of(folder: Path) -> set[str]:
+    """Returns the tags in the event files of a folder."""
+    return {value.tag for _, value in _values(folder)}
+
+
 def read_images(folder: Path) -> dict[str, bytes]:
     """Returns the last picture of each tag, as PNG, from the event files of a folder."""
     found: dict[str, tuple[int, bytes]] = {}

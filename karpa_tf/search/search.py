@@ -33,6 +33,7 @@ from karpa_tf.training.seeds import SeedRuns
 
 STATE = "search.json"
 _LOCK = ".search.lock"
+_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 
 
 class Search(InALine):
@@ -68,6 +69,11 @@ class Search(InALine):
                 raise UserError(f"search trains plain runs: leave --{name} out.")
         if getattr(settings, "strategy", "") == "multi-worker":
             raise UserError("search trains on one machine. Received: strategy multi-worker.")
+        self._check_values()
+        if options.parallel > (
+            cores := len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+        ):
+            raise UserError(f"--parallel: there are {cores} cores here. Received: {options.parallel}.")
         self.count = min(options.trials, int(min(points_of(self.space), 2**31)))
         length = getattr(settings, settings.length)
         self.lengths = lengths(length, self.count, options.factor, options.rungs)
@@ -80,6 +86,19 @@ class Search(InALine):
         self.winner: dict[str, Any] = {}
         self._workers: list[_Worker] = []
         self._stopped = False
+
+    def _check_values(self) -> None:
+        """Raises a UserError for a value that the settings refuse, by itself and beside the first ones."""
+        first = {dimension.name: dimension.at(0.0) for dimension in self.space}
+        for dimension in self.space:
+            for value in dimension.values or (dimension.low, dimension.high):
+                try:
+                    dataclasses.replace(self.settings, **{dimension.name: value})
+                except UserError as error:
+                    try:
+                        dataclasses.replace(self.settings, **{**first, dimension.name: value})
+                    except UserError:
+                        raise UserError(f"--space: {error}") from None
 
     # --- On disk
 
@@ -229,6 +248,11 @@ class Search(InALine):
             raise KeyboardInterrupt
         if "value" in answer:
             job = dataclasses.replace(job, value=answer["value"])
+        elif "known" in answer:  # it would be the same with every trial
+            known = ", ".join(answer["known"]) or "none"
+            raise UserError(
+                f"--monitor: no trial has a figure {self.monitor} on validation. There is: {known}."
+            )
         else:
             self.reasons[job.trial] = answer["reason"]
         if not worker.alive:
@@ -493,7 +517,7 @@ class _Worker:
 
 def _cores(number: int, parallel: int) -> set[int]:
     """Returns the cores of one of several workers; none: all."""
-    if parallel == 1 or not hasattr(os, "sched_getaffinity"):
+    if parallel == 1 or not _HAS_AFFINITY:
         return set()
     cores = sorted(os.sched_getaffinity(0))
     return set(cores[number % parallel :: parallel]) or {cores[number % len(cores)]}

@@ -117,6 +117,8 @@ def _from_words(text: str) -> dict[str, str]:
 
 
 def _from_yaml(path: Path) -> dict[str, str | Sequence[Any]]:
+    if not path.is_file():
+        raise UserError(f"--space: there is no file {path}.")
     try:
         found = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -125,6 +127,12 @@ def _from_yaml(path: Path) -> dict[str, str | Sequence[Any]]:
         ) from None
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"--space: {path} must hold one `field: values` a line.")
+    for name, form in found.items():
+        if isinstance(form, (Mapping, type(None))):
+            raise UserError(
+                f"--space: {path}: {name} takes values or a range, as [64, 128] or log:1e-4:1e-2. "
+                f"Received: {form}."
+            )
     return {str(name): form if isinstance(form, list) else str(form) for name, form in found.items()}
 
 

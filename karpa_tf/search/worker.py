@@ -16,7 +16,7 @@ from typing import Any
 
 from karpa_tf.errors import UserError
 from karpa_tf.recipe import About, find_recipe
-from karpa_tf.reports.curves import read_scalars
+from karpa_tf.reports.curves import read_scalars, tags_of
 from karpa_tf.training.run_folder import RunFolder, locked
 
 
@@ -48,7 +48,8 @@ def train_trial(recipe: str, run: str, pause: int, monitor: str, lower: bool) ->
         lower: whether small ones are the better ones.
 
     Returns:
-        `{"value", "step"}`, or `{"reason"}` where it has failed, `{"stopped"}` after Ctrl-C.
+        `{"value", "step"}`, or `{"reason"}` where it has failed, `{"stopped"}` after Ctrl-C, and where there
+        is no such figure those that are `{"known"}`.
     """
     import keras
 
@@ -70,7 +71,8 @@ def train_trial(recipe: str, run: str, pause: int, monitor: str, lower: bool) ->
         return {"reason": reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"}
     curve = read_curve(folder, monitor)
     if not curve:
-        return {"reason": f"No {monitor} was written; name another figure with --monitor."}
+        tags = tags_of(folder.path / "validation") | tags_of(folder.path / "train")
+        return {"known": sorted(tag for tag in tags if tag.startswith("epoch/"))}
     step = (min if lower else max)(curve, key=lambda step: curve[step])
     # The HParams tab shows the last value of a tag: this one is the best.
     write_final(folder.path, {f"best_{monitor.rsplit('/', 1)[-1]}": curve[step]}, max(curve))

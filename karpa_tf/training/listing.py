@@ -11,10 +11,11 @@ from typing import Any
 from karpa_tf.errors import UserError, did_you_mean
 from karpa_tf.recipe import find_recipe, recipe_name
 from karpa_tf.reports.tables import columns, lower_is_better
+from karpa_tf.settings import BOOLEANS
 from karpa_tf.training.run_folder import RunFolder, locked, numbered, open_run, recipes_in
 
 # What may stand between a name and a value in `--where`.
-_OPERATORS = ("<=", ">=", "!=", "=", "<", ">")
+_OPERATORS = ("<=", ">=", "!=", "==", "=", "<", ">")
 
 
 def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
@@ -117,15 +118,19 @@ def select(rows: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     Raises:
         UserError: a word is no condition, or no run has such a name.
     """
-    for word in where.split():
+    for word in re.sub(rf"\s*({'|'.join(_OPERATORS)})\s*", r"\1", where).split():
         match = re.fullmatch(rf"([^<>=!]+)({'|'.join(_OPERATORS)})(.*)", word)
         if not match:
             raise UserError(
                 f'--where takes NAME=VALUE, also with != < <= > >=, as "seed=0". Received: {word}.'
             )
         name, operator, value = match.groups()
+        operator = "=" if operator == "==" else operator
         _check_name("--where", name, rows)
-        rows = [row for row in rows if _holds(_value_of(row, name), operator, value)]
+        found = [_value_of(row, name) for row in rows]
+        if any(_is_number(x) for x in found) and _number(value) is None and value not in BOOLEANS:
+            raise UserError(f"--where: {name} is a number. Received: {value}.")
+        rows = [row for row, own in zip(rows, found, strict=True) if _holds(own, operator, value)]
     return list(rows)
 
 
@@ -165,8 +170,22 @@ def _check_name(option: str, name: str, rows: Sequence[Mapping[str, Any]]) -> No
 def _value_of(row: Mapping[str, Any], name: str) -> Any:
     for place in (row["metrics"], row["config"], row):
         if name in place and not isinstance(place[name], dict):
-            return place[name]
+            value = place[name]
+            # As `units: "64"`: a text for the sake of `64,64`.
+            number = _number(value) if isinstance(value, str) else None
+            return value if number is None else number
     return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _holds(found: Any, operator: str, value: str) -> bool:
@@ -174,10 +193,8 @@ def _holds(found: Any, operator: str, value: str) -> bool:
         return (value in found) == (operator == "=")
     if found is None:
         return operator == "!="
-    if isinstance(found, (int, float)) and not isinstance(found, bool):
-        try:
-            wanted = float(value)
-        except ValueError:
+    if _is_number(found):
+        if (wanted := _number(value)) is None:
             return operator == "!="
         tests = {"<": found < wanted, "<=": found <= wanted, ">": found > wanted, ">=": found >= wanted}
         return tests.get(operator, (found == wanted) == (operator == "="))

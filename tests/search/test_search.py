@@ -97,7 +97,7 @@ WRONG = [
     ("dropout=0.1,0.1", "--space: dropout has a value twice. Received: 0.1,0.1."),
     ("epochs=5:10", "--space: epochs is the length of a training"),
     ("seed=1,2", "--space: seed is no matter of choice"),
-    ("missing.yaml", "--space: missing.yaml cannot be read as YAML"),
+    ("missing.yaml", "--space: there is no file missing.yaml."),
 ]
 
 
@@ -114,6 +114,13 @@ def test_what_is_wrong_leaves_no_folder(karpa, tmp_path) -> None:
         "search", "mnist-mlp", "--space", "flip=none,random", "--folds", 3, "--logs", tmp_path / "logs"
     )
     assert done.status == 2 and "search trains plain runs: leave --folds out." in done.err
+    assert not (tmp_path / "logs").exists()
+    done = karpa("search", "mnist-mlp", "--space", "units=16,abc", "--logs", tmp_path / "logs")
+    assert done.status == 2 and "--space: units" in done.err and "Received: abc" in done.err
+    done = karpa(
+        "search", "mnist-mlp", "--space", "dropout=0,0.1", "--parallel", 999, "--logs", tmp_path / "logs"
+    )
+    assert done.status == 2 and "cores here. Received: 999." in done.err
     assert not (tmp_path / "logs").exists()
     done = karpa("search", "mnist-mlp", "--resume", tmp_path)
     assert done.status == 2 and "is no search: it holds no search.json" in done.err
@@ -239,6 +246,20 @@ def test_a_search_ends_with_a_winner_of_fresh_seeds(searched) -> None:
     # The first trial has the settings as they were given.
     first = next(row for row in result["trials"] if row["trial"] == 1)
     assert first["settings"] == {"learning_rate": first["settings"]["learning_rate"], "gamma": 0.95}
+
+
+def test_a_search_of_another_recipe_is_named(searched, karpa) -> None:
+    logs, _ = searched
+    done = karpa("search", "sarsa", "--resume", logs / "searches" / "q-learning-1")
+    assert done.status == 2 and "is a search of q-learning, not of sarsa." in done.err
+
+
+def test_a_figure_that_there_is_not_ends_the_search(karpa, digits, tmp_path) -> None:
+    data = digits.parents[2] / "digits.npz"
+    words = ["--data", data, *TINY_DIGITS, "--epochs", 1, "--logs", tmp_path]
+    done = karpa("search", "mnist-mlp", *words, "--space", "dropout=0,0.1", "--trials", 2, "--monitor", "foo")
+    assert done.status == 2
+    assert "--monitor: no trial has a figure epoch/foo on validation. There is: epoch/accuracy" in done.err
 
 
 def test_the_held_out_data_is_read_by_the_winner_alone(searched) -> None:

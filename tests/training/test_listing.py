@@ -27,7 +27,7 @@ def make_run(logs: Path, metrics: dict[str, float] | None, **settings: object) -
 
 @pytest.fixture
 def logs(tmp_path) -> Path:
-    make_run(tmp_path, {"accuracy": 0.91, "loss": 0.4}, seed=0)
+    make_run(tmp_path, {"accuracy": 0.91, "loss": 0.4}, seed=0, units="16")
     make_run(tmp_path, {"accuracy": 0.97, "loss": 0.2}, seed=1, learning_rate=0.01)
     make_run(tmp_path, None, seed=1)
     return tmp_path
@@ -48,7 +48,9 @@ def numbers(done) -> list[str]:
         ("deterministic=false", ["1", "2", "3"]),
         ("learning_rate=1e-2", ["2"]),
         ("cpu_seconds<=12.5", ["1", "2", "3"]),
-        ("accuracy=high", []),
+        ("seed == 0", ["1"]),
+        ("accuracy > 0.95", ["2"]),
+        ("units>9", ["1"]),
     ],
 )
 def test_where_chooses(logs, karpa, where, found) -> None:
@@ -75,6 +77,7 @@ def test_sort_puts_the_best_first(logs, karpa, name, found) -> None:
             ["--where", "seed"],
             '--where takes NAME=VALUE, also with != < <= > >=, as "seed=0". Received: seed.',
         ),
+        (["--where", "accuracy>abc"], "--where: accuracy is a number. Received: abc."),
         (["--where", "sed=0"], '--where: no run has "sed"; did you mean "seed"?'),
         (["--sort", "acuracy"], '--sort: no run has "acuracy"; did you mean "accuracy"?'),
         (["rm"], "karpa-tf runs rm: name the runs that are to be deleted."),

@@ -10,6 +10,7 @@ import json
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -20,6 +21,7 @@ from karpa_tf.data.augmentation import Augmentation, image_batches
 from karpa_tf.data.images import ImageData, Images, label_places, open_images, open_test_images, read_image
 from karpa_tf.data.sources import Split
 from karpa_tf.data.tables import grouped, label_ids, shared_rows
+from karpa_tf.errors import UserError
 from karpa_tf.export.signature import Signature
 from karpa_tf.judging.attacks import Attack, parse_attack
 from karpa_tf.judging.by_row import of_labels
@@ -389,17 +391,23 @@ class ImageRecipe(Recipe[S]):
     def explain(self, folder: RunFolder, inputs: Sequence[str], options: ExplainOptions) -> Explanation:
         """Says what in images speaks for the label that a run gives them: integrated gradients.
 
-        The images are files; if none is named, the first ones of the test split.
+        The images are files, or the names of held-out ones; if none is named, the first ones of the test
+        split.
         """
         runtime.use_threads()
         trained = self.open_model(folder)
-        if inputs:
+        if inputs and any(Path(path).exists() for path in inputs):
             size = trained.config.image_size
             pixels, shown = np.stack([read_image(path, size, self.channels) for path in inputs]), inputs
         else:
             data = self.open_data(trained.config)
-            first = data.splits[data.held_out].take(range(8))
-            pixels, shown = first.pixels, first.names
+            held = data.splits[data.held_out]
+            places = {name: place for place, name in enumerate(held.names)}
+            for name in inputs:
+                if name not in places:
+                    raise UserError(f'There is no file "{name}", and no held-out image of that name.')
+            chosen = held.take([places[name] for name in inputs] if inputs else range(8))
+            pixels, shown = chosen.pixels, chosen.names
         return explain_images(folder, trained, pixels, shown)
 
     def export(self, folder: RunFolder, options: ImageExportOptions) -> Exported:
