@@ -173,7 +173,8 @@ def _explanations(
     kinds = [given.kind for given in recipe.about.inputs(folder.read_config()).values()]
     if kinds in (["text"], ["image"]):
         for by_row in judged.values():
-            inputs += [by_row.rows[place] for place in by_row.worst(count)]
+            places = by_row.worst(count)  # where all is right, the first ones
+            inputs += [by_row.rows[place] for place in (places if len(places) else range(count))]
     if not inputs:
         return
     found = recipe.explain(folder, inputs[:count], options())

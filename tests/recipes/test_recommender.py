@@ -190,7 +190,10 @@ def test_predict_prints_the_ranking_and_explain_why(made, karpa) -> None:
     (alone,) = karpa("predict", made, json.dumps(without), "--json").json["predictions"]
     assert said["score"] - added["hammer-red"] == pytest.approx(alone["scores"][0], rel=1e-3, abs=1e-4)
     assert "hammer-red  a red hammer" in karpa("explain", made, row, "--item", "hammer-old").out
-    assert 'no item "hamer-old"; did you mean' in karpa("explain", made, row, "--item", "hamer-old").err
+    assert (
+        'no item "hamer-old" among the 72 of the run; did you mean'
+        in karpa("explain", made, row, "--item", "hamer-old").err
+    )
 
 
 def test_an_item_that_training_has_not_seen_is_ranked(exported) -> None:

@@ -329,7 +329,7 @@ def test_a_trial_that_diverges_is_a_row(karpa, digits, tmp_path) -> None:
         "--parallel",
         2,
     ]
-    done = karpa("search", "mnist-mlp", *words, *options)
+    done = karpa("search", "mnist-mlp", *words, *options, "--json")
     assert done.status == 0, done.err
     good, bad = done.json["trials"]
     assert good["value"] > 0.1 and bad["value"] is None
