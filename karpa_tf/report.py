@@ -174,13 +174,14 @@ def _explanations(
     if kinds in (["text"], ["image"]):
         for by_row in judged.values():
             places = by_row.worst(count)  # where all is right, the first ones
-            inputs += [by_row.rows[place] for place in (places if len(places) else range(count))]
+            inputs += [by_row.rows[place] for place in (places if len(places) else range(len(by_row.rows)))]
     if not inputs:
         return
     found = recipe.explain(folder, inputs[:count], options())
     yield html.code("\n".join(found.lines))
-    for file in sorted((folder.path / "explain").glob("*.png"))[:count]:
-        yield html.picture(file, file.stem)
+    for row in found.explanations:
+        if "file" in row:
+            yield html.picture(Path(row["file"]), row["input"])
 
 
 def _pictures(recipe: Recipe[Any], folder: RunFolder) -> Iterator[str]:
