@@ -143,7 +143,7 @@ def train(
     resume: bool = False,
     begin: int = 0,
     finished: Sequence[str] = (),
-    noted: Callable[[], Mapping[str, Any]] = dict,
+    saved: Callable[[], object] = lambda: None,
 ) -> History:
     """Makes the steps of a stage.
 
@@ -155,12 +155,12 @@ def train(
         resume: go on from the newest checkpoint, if it is one of this stage.
         begin: steps of the stages before.
         finished: names of the stages before.
-        noted: returns what else a checkpoint notes of the run, for `Checkpoints.newest_state`.
+        saved: is called after each checkpoint.
 
     Returns:
         The figures of each epoch; see `fit`, also for what is raised.
     """
-    return _Training(stage, list(callbacks), checkpoints, begin, finished, noted).run(resume)
+    return _Training(stage, list(callbacks), checkpoints, begin, finished, saved).run(resume)
 
 
 class _Training:
@@ -173,7 +173,7 @@ class _Training:
         checkpoints: Checkpoints | None,
         begin: int,
         finished: Sequence[str],
-        noted: Callable[[], Mapping[str, Any]],
+        saved: Callable[[], object],
     ) -> None:
         self.stage = stage
         self.step = stage.step
@@ -181,7 +181,7 @@ class _Training:
         self.checkpoints = checkpoints
         self.begin = begin
         self.finished = list(finished)
-        self.noted = noted
+        self.saved = saved
         self.strategy = self.step.strategy
         self.chief = is_chief(self.strategy)
         self.several = has_other_workers(self.strategy)
@@ -218,7 +218,6 @@ class _Training:
         self._read()
         if self.checkpoints and self.chief:
             state = {
-                **self.noted(),
                 **self._setup,
                 "finished": self.finished,
                 "begin": self.begin,
@@ -227,6 +226,7 @@ class _Training:
                 "callbacks": [part.get_state() for part in self._stateful],
             }
             self.checkpoints.save(self.begin + self.clock, self.step.variables, state)
+            self.saved()
 
     def _resume(self) -> None:
         saved = None

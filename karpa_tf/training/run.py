@@ -77,7 +77,9 @@ class Run(InALine, Generic[S]):
             folder.checkpoints, keep=settings.keep_checkpoints, seconds=settings.checkpoint_seconds
         )
         self._state = self._checkpoints.newest_state() if resume else None
-        self._cpu_before = float((self._state or {}).get("cpu_seconds", 0.0)) - time.process_time()
+        # Beside the checkpoints, which are the same bits for the same steps.
+        before = folder.environment.get("cpu_seconds", 0.0) if self._state else 0.0
+        self._cpu_before = float(before) - time.process_time()
 
     @property
     def cpu_seconds(self) -> float:
@@ -250,7 +252,7 @@ class Run(InALine, Generic[S]):
             resume=self.resume,
             begin=begin,
             finished=self._stages,
-            noted=lambda: {"cpu_seconds": self.cpu_seconds},
+            saved=lambda: self.folder.note(cpu_seconds=round(self.cpu_seconds, 1)),
         )
         self.steps = history.steps
         self.history, self._best = history, best

@@ -169,6 +169,7 @@ def test_the_savedmodel_takes_text_and_says_the_same(classified, karpa, tmp_path
     assert size < 1.1 * sum(w.nbytes for w in model.get_weights()) + 20_000
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_its_loss_is_in_the_card(classified, karpa, tmp_path) -> None:
     for quantize in ("none", "int8"):
         assert karpa("export", classified, "--to", tmp_path, "--quantize", quantize).status == 0
@@ -220,6 +221,7 @@ def test_pairs_are_read_together(karpa, tmp_path) -> None:
     assert predictions[0]["label"] in ("same", "other")
 
 
+@pytest.mark.slow
 def test_adversary_token_dropout_layer_decay_and_pretraining_go_together(
     intents_file, karpa, tmp_path
 ) -> None:
@@ -392,6 +394,7 @@ def test_adapters_of_another_preset_are_refused(adapted, karpa, tmp_path) -> Non
 
 
 def test_figures_by_group_have_intervals_and_the_smallest_is_named(classified, karpa, tmp_path) -> None:
+    run = Path(shutil.copytree(classified, tmp_path / "bert-classifier" / "1"))  # events are written into it
     rows = make_intents(60, seed=9)
     table = tmp_path / "grouped.csv"
     cities = ["Kyiv", "Rome", "Rome"]
@@ -400,15 +403,15 @@ def test_figures_by_group_have_intervals_and_the_smallest_is_named(classified, k
         [(text, label, cities[i % 3]) for i, (text, label) in enumerate(rows)],
         ("text", "label", "city"),
     )
-    done = karpa("evaluate", classified, "--data", table, "--groups", "city")
+    done = karpa("evaluate", run, "--data", table, "--groups", "city")
     assert done.status == 0 and "smallest group: Kyiv, 20 rows" in done.out
     assert "equalized-odds gap: " in done.out
-    found = karpa("evaluate", classified, "--data", table, "--groups", "city", "--json").json
+    found = karpa("evaluate", run, "--data", table, "--groups", "city", "--json").json
     groups = found["groups"]["rows"]
     assert [(row["group"], row["rows"]) for row in groups] == [("Rome", 40), ("Kyiv", 20)]
     mean = sum(row["figure"] * row["rows"] for row in groups) / 60
     assert mean == pytest.approx(found["metrics"]["accuracy"])
     assert all(row["low"] <= row["figure"] <= row["high"] for row in groups)
-    assert read_text(classified / "validation", "groups/city").startswith("| city | rows |")
-    done = karpa("evaluate", classified, "--data", table, "--groups", "town")
+    assert read_text(run / "validation", "groups/city").startswith("| city | rows |")
+    done = karpa("evaluate", run, "--data", table, "--groups", "town")
     assert done.status == 2 and 'no column "town"' in done.err and "--groups" in done.err

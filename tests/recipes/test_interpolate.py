@@ -43,6 +43,7 @@ def test_runs_remember_what_they_come_of(logs) -> None:
     assert one & two and not one & three and not two & three
 
 
+@pytest.mark.slow
 def test_the_curve_between_two_runs_ends_in_them(logs, karpa) -> None:
     result = karpa(
         "interpolate", "mnist-mlp/1", "mnist-mlp/2", "--lambda", "0:1:0.5", "--logs", logs, "--json"

@@ -301,11 +301,13 @@ def test_an_export_of_images_answers_as_the_run_does(images, folders, karpa, tmp
     same_after_export(images, row, karpa, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_of_texts_answers_as_the_run_does(texts, karpa, tmp_path) -> None:
     row = {"support": ["cat eats", "dogs eats"], "labels": ["a", "b"], "query": ["cats eats"]}
     same_after_export(texts, row, karpa, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_of_sinusoids_answers_as_the_run_does(sinusoids, karpa, tmp_path) -> None:
     row = {"support": [[0.0], [1.0]], "targets": [[0.0], [1.0]], "query": [[0.5]]}
     same_after_export(sinusoids, row, karpa, tmp_path)

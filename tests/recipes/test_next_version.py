@@ -188,6 +188,7 @@ def test_blocks_of_a_teacher_need_one(recipe, karpa) -> None:
     assert result.status == 2 and "preset teacher goes with recipes that have a teacher" in result.err
 
 
+@pytest.mark.slow
 def test_a_preset_learns_masked_words_of_its_texts_first(classified, intents_file, tmp_path, karpa) -> None:
     """The encoder goes on from the preset, and the head on from what masked words have made of it."""
     preset = write_reader(tmp_path / "preset", classified / "assets" / "vocab.txt")

@@ -84,6 +84,7 @@ def test_renamed_class_folders_and_changed_pixels_are_other_data(digits, karpa, 
         assert result.status == 2 and said in result.err, result.err
 
 
+@pytest.mark.slow
 def test_init_latest_is_the_run_that_was_the_latest(text_file, karpa, tmp_path) -> None:
     words = ["train", "mlm-gru", *TINY, "--data", text_file, "--epochs", 1, "--logs", tmp_path]
     assert karpa(*words).status == 0

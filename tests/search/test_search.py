@@ -278,7 +278,8 @@ def test_a_trial_is_the_run_that_train_makes(searched, karpa, tmp_path) -> None:
     np.testing.assert_array_equal(*tables)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_search_that_is_killed_goes_on_to_the_same_winner(searched, how, tmp_path) -> None:
     logs, whole = searched
     folder = tmp_path / "searches" / "q-learning-1"
@@ -314,6 +315,7 @@ def test_a_search_that_is_killed_goes_on_to_the_same_winner(searched, how, tmp_p
     assert result["trained"] == whole["trained"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_a_row(karpa, digits, tmp_path) -> None:
     data = digits.parents[2] / "digits.npz"
     words = ["--data", data, *TINY_DIGITS, "--epochs", 2, "--logs", tmp_path]

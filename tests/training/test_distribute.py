@@ -235,6 +235,7 @@ def noise(path: Path) -> Path:
 NORMALIZED = ["mnist-mlp", "--batch_normalization", "true", *TINY_DIGITS, "--patience", 1, "--shift", 0]
 
 
+@pytest.mark.slow
 def test_two_devices_normalize_stop_early_and_resume(tmp_path) -> None:
     words = ["train", *NORMALIZED, "--data", noise(tmp_path / "noise.npz"), "--strategy", "mirrored"]
     with Job(tmp_path / "whole") as whole, Job(tmp_path / "cut") as cut:
