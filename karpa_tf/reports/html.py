@@ -17,6 +17,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 td.t { min-width: 14rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: #8881; padding: .6rem; font-size: .85rem; }
 img, svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+h1, p, dd, figcaption { overflow-wrap: anywhere; }
 figcaption, .note { font-size: .85rem; opacity: .75; } dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; }
 """
 
