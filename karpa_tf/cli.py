@@ -265,7 +265,7 @@ def _search(words: Sequence[str]) -> int:
             "trials": found.table(),
             "trained": found.trained,
             "in_full": found.count * found.lengths[-1],
-            "importance": found.importance(),
+            "importance": found.importance,
             "winner": winner,
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -47,6 +48,7 @@ class Search(InALine):
 
     Attributes:
         path: its folder.
+        code: the folder of the recipe, if it is the user's own; else nothing.
         lengths: at which trials are compared.
         trials: their settings, as far as they differ.
         jobs: what was trained, in the order in which it was begun; None: nothing could be begun then.
@@ -61,6 +63,7 @@ class Search(InALine):
         about = recipe.about
         self.path = folder
         self.recipe = recipe
+        self.code = str(recipe.path) if recipe.own else ""
         self.settings = settings
         self.options = options
         self.space = parse_space(options.space, about, recipe.name)
@@ -105,7 +108,7 @@ class Search(InALine):
     def write(self) -> None:
         """Writes search.json: all that a search which goes on needs."""
         state = {
-            "recipe": str(self.recipe.path) if self.recipe.own else self.recipe.name,
+            "recipe": self.code or self.recipe.name,
             "settings": dataclasses.asdict(self.settings),
             "options": dataclasses.asdict(self.options),
             "trials": self.trials,
@@ -133,7 +136,7 @@ class Search(InALine):
     @property
     def resume_command(self) -> str:
         """What goes on with the search."""
-        name = str(self.recipe.path) if self.recipe.own else self.recipe.name
+        name = self.code or self.recipe.name
         return shlex.join(["karpa-tf", "search", name, "--resume", str(self.path)])
 
     # --- Searching
@@ -221,16 +224,15 @@ class Search(InALine):
             worker.answer = {"reason": str(error)}
             return worker
         if not (folder.path / "config.yaml").exists():
-            code = str(self.recipe.path) if self.recipe.own else ""
             if not folder.path.is_dir():
                 words = ["search", self.recipe.name, "--resume", str(self.path)]
-                folder = create_run(self.path, self.recipe.name, words, code)
+                folder = create_run(self.path, self.recipe.name, words, self.code)
             folder.assets.mkdir(exist_ok=True)
-            folder.write_environment(settings.seed, code=code)
+            folder.write_environment(settings.seed, code=self.code)
             folder.write_config(settings)
         worker.begin(
             {
-                "recipe": str(self.recipe.path) if self.recipe.own else self.recipe.name,
+                "recipe": self.code or self.recipe.name,
                 "run": str(folder.path),
                 "pause": self.lengths[job.rung],
                 "monitor": self.monitor,
@@ -335,14 +337,13 @@ class Search(InALine):
         """
         command = ["search", self.recipe.name, "--resume", str(self.path.resolve())]
         seeds = ",".join(str(self.settings.seed + 1 + k) for k in range(self.options.winner_seeds))
-        code = str(self.recipe.path) if self.recipe.own else ""
         settings = self.settings_of(self.best.trial)
         first = None
-        for row in list_runs(logs, code or self.recipe.name):
+        for row in list_runs(logs, self.code or self.recipe.name):
             said = Path(row["run"]) / "command.txt"
             if "group" in row and said.is_file() and shlex.split(said.read_text())[1:] == command:
                 first = first or RunFolder(Path(row["run"]))
-        return SeedRuns(settings, logs, self.recipe.name, code, seeds, command, first).train()
+        return SeedRuns(settings, logs, self.recipe.name, self.code, seeds, command, first).train()
 
     def judge(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the winner reached in the search and again, on validation; and its final figures.
@@ -371,6 +372,7 @@ class Search(InALine):
         self.write()
         return self.winner
 
+    @functools.cached_property
     def importance(self) -> dict[str, float]:
         """Returns the share of each setting in the differences at the first length; {}: too few trials."""
         from karpa_tf.judging.importance import importances
@@ -426,7 +428,7 @@ class Search(InALine):
             f"{self.trained:,} {self.settings.length} trained, {whole / self.trained:.1f} times fewer than "
             f"{self.count} trials in full"
         )
-        if shares := self.importance():
+        if shares := self.importance:
             ranked = sorted(shares, key=lambda setting: -shares[setting])
             yield f"what makes a difference: {', '.join(f'{s} {shares[s]:.0%}' for s in ranked)}"
         luck = f"{winner['luck']:.2g}" if winner["luck"] > 0 else "nothing"

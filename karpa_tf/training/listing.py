@@ -59,9 +59,10 @@ def list_runs(logs: str | Path, recipe: str = "") -> list[dict[str, Any]]:
                     row["group"] = f"{name}/{folder.group}"
                 if folder.tags:
                     row["tags"] = folder.tags
+                environment = folder.environment
                 for cost in ("cpu_seconds", "cpu_s_1000_rows"):
-                    if cost in folder.environment:
-                        row[cost] = folder.environment[cost]
+                    if cost in environment:
+                        row[cost] = environment[cost]
             except UserError as error:
                 row |= {"status": "damaged", "reason": str(error)}
             rows.append(row)
